@@ -1,0 +1,124 @@
+package blob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+// copyBufferSize is that of the buffers between a source and a store: large
+// enough that system calls do not count beside hashing.
+const copyBufferSize = 256 << 10
+
+//nolint:gochecknoglobals // a pool is shared by design
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBufferSize); return &b }}
+
+// Receive reads the blob d from r to its end, verifies hash and size on the
+// way, and puts it into c. The blob is visible only if Receive returns nil.
+// Bytes that are not d's are an error that wraps ErrCorrupt; the errors of r and
+// c come back wrapped. The caller keeps r.
+func Receive(ctx context.Context, c Creator, d digest.Digest, r io.Reader) error {
+	w, err := c.Create(ctx, d)
+	if err != nil {
+		return fmt.Errorf("create blob %s: %w", d, err)
+	}
+	defer w.Close() //nolint:errcheck // after Commit there is nothing to lose, before it nothing to keep
+	buf := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	if _, err := io.CopyBuffer(writerOnly{w}, digest.NewVerifier(r, d), *buf); err != nil {
+		return fmt.Errorf("receive blob %s: %w", d, err)
+	}
+	if err := w.Commit(); err != nil {
+		return fmt.Errorf("commit blob %s: %w", d, err)
+	}
+	return nil
+}
+
+// writerOnly hides a Writer's ReadFrom, if it has one, from io.CopyBuffer.
+type writerOnly struct{ io.Writer }
+
+// ReceiveBytes is Receive for bytes that are in memory already.
+func ReceiveBytes(ctx context.Context, c Creator, d digest.Digest, data []byte) error {
+	if int64(len(data)) != d.Size() {
+		return fmt.Errorf("receive blob %s: %w: %d bytes", d, ErrCorrupt, len(data))
+	}
+	if got := digest.Of(d.Function(), data); got != d {
+		return fmt.Errorf("receive blob %s: %w: the bytes have digest %s", d, ErrCorrupt, got)
+	}
+	return put(ctx, c, d, data)
+}
+
+// PutBytes computes the digest of data and puts it into c.
+func PutBytes(ctx context.Context, c Creator, fn digest.Function, data []byte) (digest.Digest, error) {
+	d := digest.Of(fn, data)
+	return d, put(ctx, c, d, data)
+}
+
+// PutMessage marshals m deterministically and puts it into c.
+func PutMessage(ctx context.Context, c Creator, fn digest.Function, m proto.Message) (digest.Digest, error) {
+	d, data, err := digest.OfMessage(fn, m)
+	if err != nil {
+		return digest.Digest{}, err
+	}
+	return d, put(ctx, c, d, data)
+}
+
+func put(ctx context.Context, c Creator, d digest.Digest, data []byte) error {
+	w, err := c.Create(ctx, d)
+	if err != nil {
+		return fmt.Errorf("create blob %s: %w", d, err)
+	}
+	defer w.Close() //nolint:errcheck // as in Receive
+	if _, err := w.Write(data); err != nil {
+		return fmt.Errorf("write blob %s: %w", d, err)
+	}
+	if err := w.Commit(); err != nil {
+		return fmt.Errorf("commit blob %s: %w", d, err)
+	}
+	return nil
+}
+
+// ReadAll returns the bytes of d, which the caller owns. A blob of over
+// maxBytes is an error that wraps ErrTooLarge, before anything is allocated for
+// it; one that is shorter or longer in the store than d says wraps ErrCorrupt.
+func ReadAll(ctx context.Context, o Opener, d digest.Digest, maxBytes int64) ([]byte, error) {
+	if d.Size() > maxBytes {
+		return nil, fmt.Errorf("read blob %s: %w: at most %d bytes are read at once", d, ErrTooLarge, maxBytes)
+	}
+	r, err := o.Open(ctx, d, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open blob %s: %w", d, err)
+	}
+	defer r.Close() //nolint:errcheck // opened for reading
+	data := make([]byte, d.Size())
+	if _, err := io.ReadFull(r, data); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("%w: the store's copy ends early", ErrCorrupt)
+		}
+		return nil, fmt.Errorf("read blob %s: %w", d, err)
+	}
+	return data, nil
+}
+
+// ReadMessage reads the blob d, of at most maxBytes, into m. Bytes that are not
+// such a message wrap ErrMalformed.
+func ReadMessage(ctx context.Context, o Opener, d digest.Digest, maxBytes int64, m proto.Message) error {
+	data, err := ReadAll(ctx, o, d, maxBytes)
+	if err != nil {
+		return err
+	}
+	if err := proto.Unmarshal(data, m); err != nil {
+		return fmt.Errorf("blob %s is not a %s message: %w: %w", d, m.ProtoReflect().Descriptor().Name(), ErrMalformed, err)
+	}
+	return nil
+}
+
+// ErrMalformed: a blob is whole and right by its digest, and yet not the message
+// that it was to be.
+var ErrMalformed = errors.New("malformed message")

@@ -1,0 +1,92 @@
+// Package queue is the contract between API servers and workers: Jobs, each of
+// which is leased to one worker at a time, and Updates, which go to the API
+// server that asked. The brokers are in the folders beside this file (mem, ...);
+// each passes the suite of queuetest.
+//
+// Delivery is at least once. A job whose lease lapses or is handed back is
+// delivered again with a higher attempt number, at the latest when its worker
+// has been silent for the lease time. After the configured number of attempts
+// the broker gives up and tells the API server by a COMPLETED Update whose
+// status message begins with ReasonAttempts and names the workers. Messages must
+// not be changed once they are given to a queue or taken from one.
+//
+// All methods are safe for concurrent use.
+package queue
+
+import (
+	"context"
+	"errors"
+
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+// The classes of errors.
+var (
+	// ErrClosed: the queue has been closed on this side.
+	ErrClosed = errors.New("queue is closed")
+	// ErrFull: the queue holds as many jobs as it may.
+	ErrFull = errors.New("queue is full")
+	// ErrUnavailable: the broker can't answer now; the same call may succeed later.
+	ErrUnavailable = errors.New("queue is unavailable")
+	// ErrLeaseLost: the lease has lapsed, and the job may be with another worker.
+	ErrLeaseLost = errors.New("lease lost")
+)
+
+// Publisher is the API server's side of the jobs.
+type Publisher interface {
+	// Publish makes job available to one worker of its pool. Once it returns
+	// nil the job is delivered until somebody acknowledges it, it is cancelled,
+	// or its attempts are used up. Errors wrap ErrFull, ErrUnavailable or ErrClosed.
+	Publish(ctx context.Context, job *queuepb.Job) error
+	// Cancel withdraws the job of an operation: a waiting one is dropped, a
+	// leased one's worker is told. It is no error if there is none.
+	Cancel(ctx context.Context, operation string) error
+}
+
+// Consumer is the worker's side of the jobs.
+type Consumer interface {
+	// Lease waits for a job of one of the pools and takes it. It fails with the
+	// context's error, or one that wraps ErrUnavailable or ErrClosed.
+	Lease(ctx context.Context, pools []string) (Lease, error)
+}
+
+// A Lease is the right of one worker to run one job, until it is ended by Ack
+// or Release, or until the worker has neither ended nor extended it for the
+// queue's lease time.
+type Lease interface {
+	// Job is the job. It must not be changed.
+	Job() *queuepb.Job
+	// Attempt counts the deliveries of this job, from 1.
+	Attempt() uint32
+	// Extend starts the lease time anew. Where the lease is gone, the error
+	// wraps ErrLeaseLost, and the worker stops at once.
+	Extend(ctx context.Context) error
+	// Cancelled is closed when the job has been withdrawn by Cancel.
+	Cancelled() <-chan struct{}
+	// Ack ends the lease and the job. It is called after the last Update was
+	// sent. Where the lease is gone, the error wraps ErrLeaseLost.
+	Ack(ctx context.Context) error
+	// Release hands the job back, to be delivered again at once.
+	Release(ctx context.Context) error
+}
+
+// Sender is the worker's side of the updates.
+type Sender interface {
+	// SendUpdate sends u to the API server replyTo, in order with respect to
+	// other updates of the same sender about the same operation. Where that
+	// server is gone, the update is dropped without an error: the result is
+	// in the ActionCache.
+	SendUpdate(ctx context.Context, replyTo string, u *queuepb.Update) error
+}
+
+// Receiver is the API server's side of the updates.
+type Receiver interface {
+	// ReceiveUpdates calls handle with each update for the API server id, one
+	// at a time, until ctx is done, and then returns nil. Handle must not
+	// block. There is one receiver an id at a time.
+	ReceiveUpdates(ctx context.Context, id string, handle func(*queuepb.Update)) error
+}
+
+// ReasonAttempts begins the status message of the final update that a broker
+// sends of its own accord when a job's attempts are used up.
+const ReasonAttempts = "attempts used up"
