@@ -1,0 +1,92 @@
+package metrics
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// metadataHeader carries RequestMetadata (remote_execution.proto).
+	metadataHeader = "build.bazel.remote.execution.v2.requestmetadata-bin"
+	// maxMetadata bounds the header that is parsed for a log line: the message
+	// has seven short strings.
+	maxMetadata = 8 << 10
+	// maxField bounds one string of a client's in a log line, in bytes.
+	maxField = 256
+)
+
+// RequestMetadata returns what the client of an incoming call tells of itself:
+// its tool, invocation and target. It is nil where the client sent none, or
+// one that is malformed: it informs, and no call fails for it. The caller owns
+// it; its strings are of any length up to gRPC's limit on headers.
+func RequestMetadata(ctx context.Context) *repb.RequestMetadata {
+	vs := metadata.ValueFromIncomingContext(ctx, metadataHeader)
+	if len(vs) == 0 || len(vs[0]) > maxMetadata {
+		return nil
+	}
+	m := new(repb.RequestMetadata)
+	if err := proto.Unmarshal([]byte(vs[0]), m); err != nil {
+		return nil
+	}
+	return m
+}
+
+// call is what a log line tells of the end of one call.
+type call struct {
+	code codes.Code
+	took time.Duration
+	err  error
+}
+
+// logCall writes the line of one call, where somebody wants it.
+func (r *RPC) logCall(ctx context.Context, m *method, c call) {
+	if !r.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 16)
+	attrs = append(attrs,
+		slog.String("service", m.service), slog.String("method", m.name),
+		slog.String("code", c.code.String()), slog.Duration("duration", c.took))
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		attrs = append(attrs, slog.String("peer", p.Addr.String()))
+	}
+	if md := RequestMetadata(ctx); md != nil {
+		for _, f := range [...]struct{ key, value string }{
+			{"tool", strings.TrimSpace(md.GetToolDetails().GetToolName() + " " + md.GetToolDetails().GetToolVersion())},
+			{"invocation", md.GetToolInvocationId()},
+			{"correlated_invocations", md.GetCorrelatedInvocationsId()},
+			{"action", md.GetActionId()},
+			{"target", md.GetTargetId()},
+			{"mnemonic", md.GetActionMnemonic()},
+		} {
+			if f.value != "" {
+				attrs = append(attrs, slog.String(f.key, f.value[:min(len(f.value), maxField)]))
+			}
+		}
+	}
+	if c.err != nil {
+		attrs = append(attrs, slog.String("error", c.err.Error()))
+	}
+	r.log.LogAttrs(ctx, slog.LevelDebug, "rpc", attrs...)
+}
+
+// panicked records a panic and makes the error that the client gets, which
+// shows nothing of the inside.
+func (r *RPC) panicked(ctx context.Context, m *method, v any) error {
+	r.panics.Inc()
+	r.log.LogAttrs(ctx, slog.LevelError, "handler panicked",
+		slog.String("service", m.service), slog.String("method", m.name),
+		slog.String("panic", fmt.Sprint(v)), slog.String("stack", string(debug.Stack())))
+	return status.Error(codes.Internal, "internal error: the handler panicked; the server's log has the stack")
+}
