@@ -1,0 +1,200 @@
+package e2e_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// startTimeout is far beyond what a start takes, even on a busy machine.
+const startTimeout = 60 * time.Second
+
+// binaries builds the two programs once for all tests, with the race detector
+// where the tests have it, and returns the directory that they are in.
+//
+//nolint:gochecknoglobals // built once for all tests
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "mettle-e2e-bin")
+	if err != nil {
+		return "", err
+	}
+	args := []string{"build", "-o", dir + "/"}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	cmd := exec.Command("go", append(args, "./mettle", "./elan")...) //nolint:noctx // bounded by the test's own timeout
+	cmd.Dir = filepath.Join("..", "..")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", cmd, err, out)
+	}
+	return dir, nil
+})
+
+func binary(t *testing.T, name string) string {
+	t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, name)
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, err := binaries(); err == nil {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// A server is a real `mettle dual` process.
+type server struct {
+	t    *testing.T
+	args []string
+	// Port and HTTPPort stay the same when the server is started again.
+	Port, HTTPPort int
+
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when cmd has ended
+	err    error         // how cmd ended, once exited is closed
+	log    *logBuffer
+}
+
+// Addr is the server's gRPC address, host:port.
+func (s *server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)) }
+
+// startDual starts `mettle dual` on free ports with the given store directory
+// and waits until it serves. It ends with the test.
+func startDual(t *testing.T, dir string, flags ...string) *server {
+	t.Helper()
+	s := &server{t: t, Port: freePort(t), HTTPPort: freePort(t), log: &logBuffer{}}
+	s.args = append([]string{
+		"dual", "--dir=" + dir,
+		"--port=" + strconv.Itoa(s.Port), "--http_port=" + strconv.Itoa(s.HTTPPort),
+	}, flags...)
+	s.Start()
+	t.Cleanup(func() {
+		s.Kill()
+		if t.Failed() {
+			t.Logf("server log:\n%s", s.log)
+		}
+	})
+	return s
+}
+
+// Start starts the process and returns when it serves.
+func (s *server) Start() {
+	s.t.Helper()
+	s.cmd = exec.Command(binary(s.t, "mettle"), s.args...) //nolint:noctx // ended by Kill or Terminate
+	stdout, err := s.cmd.StdoutPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.cmd.Stderr = s.log
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	ready := make(chan struct{})
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		lines := bufio.NewScanner(stdout)
+		var once sync.Once
+		for lines.Scan() {
+			fmt.Fprintln(s.log, lines.Text())
+			if strings.Contains(lines.Text(), "--remote_executor=") {
+				once.Do(func() { close(ready) })
+			}
+		}
+	}()
+	s.exited = make(chan struct{})
+	go func() {
+		<-read
+		s.err = s.cmd.Wait()
+		close(s.exited)
+	}()
+	select {
+	case <-ready:
+	case <-s.exited:
+		s.t.Fatalf("mettle %s ended: %v\n%s", strings.Join(s.args, " "), s.err, s.log)
+	case <-time.After(startTimeout):
+		s.t.Fatalf("mettle %s did not say that it serves within %v\n%s", strings.Join(s.args, " "), startTimeout, s.log)
+	}
+}
+
+// Kill kills the process as kill -9 does, and waits until it is gone.
+func (s *server) Kill() {
+	_ = s.cmd.Process.Kill()
+	<-s.exited
+}
+
+// Terminate sends SIGTERM and returns how the process ended.
+func (s *server) Terminate(ctx context.Context) error {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-s.exited:
+		return s.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // only its number is wanted
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// A logBuffer is a log that several goroutines write and read.
+type logBuffer struct {
+	mu  sync.Mutex // guards buf
+	buf strings.Builder
+}
+
+// Write implements io.Writer.
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// String is all that was written so far.
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// waitFor returns what pattern's first group matches, as soon as it matches.
+func (b *logBuffer) waitFor(ctx context.Context, pattern *regexp.Regexp) (string, error) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if m := pattern.FindStringSubmatch(b.String()); m != nil {
+			return m[len(m)-1], nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("wait for %s: %w", pattern, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+var _ io.Writer = (*logBuffer)(nil)
