@@ -1,0 +1,51 @@
+package blob
+
+import (
+	"fmt"
+	"hash"
+
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+// Verify returns a Writer that passes to w what it is given, and makes it
+// visible only if it is the blob d: a Write past d's size and a Commit of other
+// bytes fail with an error that wraps ErrCorrupt. It is Receive for bytes that
+// come in pieces, over more than one call. Closing it closes w.
+func Verify(w Writer, d digest.Digest) Writer {
+	return &verifying{w: w, want: d, h: d.Function().New()}
+}
+
+type verifying struct {
+	w    Writer
+	want digest.Digest
+	h    hash.Hash
+	n    int64 // bytes written
+}
+
+func (v *verifying) Write(p []byte) (int, error) {
+	if int64(len(p)) > v.want.Size()-v.n {
+		return 0, fmt.Errorf("receive blob %s: %w: more than its %d bytes", v.want, ErrCorrupt, v.want.Size())
+	}
+	n, err := v.w.Write(p)
+	v.h.Write(p[:n])
+	v.n += int64(n)
+	if err != nil {
+		return n, fmt.Errorf("receive blob %s: %w", v.want, err)
+	}
+	return n, nil
+}
+
+func (v *verifying) Commit() error {
+	if v.n != v.want.Size() {
+		return fmt.Errorf("receive blob %s: %w: only %d bytes", v.want, ErrCorrupt, v.n)
+	}
+	if got := digest.FromHash(v.want.Function(), v.h, v.n); got != v.want {
+		return fmt.Errorf("receive blob %s: %w: the bytes have digest %s", v.want, ErrCorrupt, got)
+	}
+	if err := v.w.Commit(); err != nil {
+		return fmt.Errorf("commit blob %s: %w", v.want, err)
+	}
+	return nil
+}
+
+func (v *verifying) Close() error { return v.w.Close() } //nolint:wrapcheck // it is w's own
