@@ -21,10 +21,12 @@ type Spec struct {
 	// Dir is the working directory.
 	Dir string
 	// Stdout and Stderr are the files that the output goes to. The runner
-	// creates them; stdin is empty.
+	// creates them, or takes empty ones that it created before; stdin is
+	// empty.
 	Stdout, Stderr string
 	// MaxOutputBytes bounds Stdout and Stderr, each. A command that writes
-	// more is killed, and Run's error wraps ErrOutputTooLarge.
+	// more is killed, and Run's error wraps ErrOutputTooLarge beside a valid
+	// Result. 0 is no bound.
 	MaxOutputBytes int64
 }
 
@@ -36,7 +38,9 @@ type Result struct {
 	ExitCode int
 	// Start and End bound the command itself.
 	Start, End time.Time
-	Usage      Usage
+	// StdoutBytes and StderrBytes are the sizes of the files.
+	StdoutBytes, StderrBytes int64
+	Usage                    Usage
 }
 
 // Usage is what the command and those of its descendants that it waited for

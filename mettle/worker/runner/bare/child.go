@@ -1,0 +1,251 @@
+//go:build linux
+
+package bare
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mettle-build/mettle/mettle/worker/runner"
+)
+
+// child is the command that runs, the first of its processes.
+type child struct {
+	pid    int
+	pidfd  int // -1 where the kernel has none
+	ended  bool
+	status syscall.WaitStatus
+	usage  syscall.Rusage
+	end    time.Time
+}
+
+// reapEvery is how often zombies are reaped while a command runs that leaves
+// some: so few that nobody comes near the limit of processes for them.
+const reapEvery = time.Second
+
+// pollEvery is how often a child is looked at where the kernel has no pidfd
+// (before Linux 5.4).
+const pollEvery = 5 * time.Millisecond
+
+// run runs one command to its end, and everything else that it started. The
+// error means that the helper must end: the worker is gone, or trouble.
+func (h *helper) run(q request) (reply, error) {
+	rep := reply{seq: q.seq, outcome: outcomeDone}
+	if err := h.openOutputs(&q.spec); err != nil {
+		rep.outcome, rep.message = outcomeFailed, err.Error()
+		return rep, nil
+	}
+	rep.result.Start = time.Now()
+	if code, err := h.start(&q.spec); err != nil {
+		if code == 0 {
+			rep.outcome, rep.message = outcomeFailed, err.Error()
+			return rep, nil
+		}
+		rep.result.ExitCode, rep.result.End = code, time.Now()
+		h.explain(&q.spec, err)
+	} else {
+		if err := h.wait(&rep); err != nil {
+			return reply{}, err
+		}
+		c := &h.child
+		rep.result.ExitCode, rep.result.End, rep.result.Usage = exitCode(c.status), c.end, usageOf(&c.usage)
+	}
+	rep.result.StdoutBytes = h.stdout.finish()
+	rep.result.StderrBytes = h.stderr.finish()
+	return rep, nil
+}
+
+// explain tells the user, in the command's stderr, why it did not start.
+func (h *helper) explain(spec *runner.Spec, err error) {
+	_, _ = unix.Write(h.stderr.fd, fmt.Appendf(nil, "mettle: %.200s: %v\n", spec.Args[0], err))
+}
+
+// start starts the command. An error with a code is the command's fault, and
+// the code is what a shell would return; without one it is ours.
+func (h *helper) start(spec *runner.Spec) (code int, err error) {
+	attr := &syscall.ProcAttr{
+		Dir:   spec.Dir,
+		Env:   spec.Env,
+		Files: []uintptr{uintptr(h.devNull), uintptr(h.stdout.fd), uintptr(h.stderr.fd)},
+		Sys: &syscall.SysProcAttr{
+			Setsid:     true,
+			Credential: h.cred,
+			Pdeathsig:  syscall.SIGKILL,
+			PidFD:      new(int),
+		},
+	}
+	candidates, code, err := programs(spec)
+	if err != nil {
+		return code, err
+	}
+	for _, path := range candidates {
+		for busy := 0; ; busy++ {
+			*attr.Sys.PidFD = -1
+			pid, err := syscall.ForkExec(path, spec.Args, attr)
+			if err == nil {
+				h.child = child{pid: pid, pidfd: *attr.Sys.PidFD}
+				return 0, nil
+			}
+			if errors.Is(err, unix.ETXTBSY) && busy < 5 {
+				// Somebody else on this machine writes to the program.
+				time.Sleep(time.Millisecond << busy)
+				continue
+			}
+			code, err = classify(spec, path, err)
+			if code != codeNotExecutable || !errors.Is(err, unix.EACCES) {
+				return code, err
+			}
+			break // as execvp does, look further in the PATH
+		}
+	}
+	return codeNotExecutable, fmt.Errorf("cannot execute: %w", unix.EACCES)
+}
+
+// wait waits for the child, and then for all that it left behind, after killing
+// it.
+func (h *helper) wait(rep *reply) error {
+	c := &h.child
+	defer func() {
+		if c.pidfd >= 0 {
+			unix.Close(c.pidfd) //nolint:errcheck // it only told of an end
+		}
+	}()
+	fds := []unix.PollFd{{Fd: int32(h.conn), Events: unix.POLLIN}, {Fd: int32(c.pidfd), Events: unix.POLLIN}}
+	timeout := int(reapEvery / time.Millisecond)
+	if c.pidfd < 0 {
+		fds, timeout = fds[:1], int(pollEvery/time.Millisecond)
+	}
+	left := true
+	for !c.ended {
+		fds[0].Revents = 0
+		if _, err := unix.Poll(fds, timeout); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("poll: %w", err)
+		}
+		if fds[0].Revents != 0 {
+			q, err := h.receive()
+			if err != nil {
+				h.killAll()
+				return err
+			}
+			if q.kind == frameKill && q.seq == rep.seq {
+				rep.killed = true
+				left = h.killAll()
+				break
+			}
+		} else {
+			left = h.reap()
+		}
+	}
+	if left && c.ended {
+		left = h.killAll()
+	}
+	if left {
+		rep.outcome = outcomeLeftovers
+	}
+	if !c.ended {
+		c.end = time.Now() // it hangs in the kernel
+	}
+	return nil
+}
+
+// reap takes the children that have ended, and reports whether there are others.
+func (h *helper) reap() (left bool) {
+	for {
+		var status syscall.WaitStatus
+		var usage syscall.Rusage
+		pid, err := syscall.Wait4(-1, &status, unix.WNOHANG|unix.WALL, &usage)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil: // ECHILD
+			return false
+		case pid == 0:
+			return true
+		case pid == h.child.pid && !h.child.ended:
+			h.child.ended, h.child.end = true, time.Now()
+			h.child.status, h.child.usage = status, usage
+		}
+	}
+}
+
+func exitCode(status syscall.WaitStatus) int {
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
+}
+
+func usageOf(u *syscall.Rusage) runner.Usage {
+	return runner.Usage{
+		UserTime:          time.Duration(u.Utime.Nano()),
+		SystemTime:        time.Duration(u.Stime.Nano()),
+		MaxRSSBytes:       u.Maxrss << 10,
+		MinorFaults:       u.Minflt,
+		MajorFaults:       u.Majflt,
+		BlockInputs:       u.Inblock,
+		BlockOutputs:      u.Oublock,
+		VoluntarySwitches: u.Nvcsw,
+		ForcedSwitches:    u.Nivcsw,
+	}
+}
+
+// output is the file that stdout or stderr goes to.
+type output struct {
+	fd    int
+	path  string
+	clean bool // open, empty and in its place: the next command may have it
+}
+
+func (h *helper) openOutputs(spec *runner.Spec) error {
+	if err := h.stdout.open(spec.Stdout); err != nil {
+		return err
+	}
+	return h.stderr.open(spec.Stderr)
+}
+
+// open makes o an empty file at path that has this one name, and keeps the one
+// from the last command if that wrote nothing, as most do.
+func (o *output) open(path string) error {
+	if o.clean && o.path == path {
+		return nil
+	}
+	o.close()
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Open(path, flags, 0o600)
+	if errors.Is(err, unix.EEXIST) {
+		// It may be a blob by now: it must not be truncated.
+		if err := unix.Unlink(path); err != nil {
+			return &os.PathError{Op: "remove", Path: path, Err: err}
+		}
+		fd, err = unix.Open(path, flags, 0o600)
+	}
+	if err != nil {
+		return &os.PathError{Op: "create", Path: path, Err: err}
+	}
+	o.fd, o.path = fd, path
+	return nil
+}
+
+// finish returns the size, and closes the file unless it can be used again.
+func (o *output) finish() int64 {
+	var st unix.Stat_t
+	if err := unix.Fstat(o.fd, &st); err != nil {
+		st = unix.Stat_t{}
+	}
+	o.clean = st.Size == 0 && st.Nlink == 1 && st.Mode == unix.S_IFREG|0o600
+	if !o.clean {
+		o.close()
+	}
+	return st.Size
+}
+
+func (o *output) close() {
+	if o.path != "" {
+		unix.Close(o.fd) //nolint:errcheck // nothing of ours was written
+	}
+	*o = output{}
+}

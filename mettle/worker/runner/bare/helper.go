@@ -1,0 +1,180 @@
+//go:build linux
+
+package bare
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What this program is called when it is not itself.
+const (
+	selfExe    = "/proc/self/exe"
+	helperName = "mettle-bare-helper"
+	probeName  = "mettle-bare-probe"
+)
+
+// IsHelper reports whether this process was started by this package. If so, all
+// that it does is HelperMain.
+func IsHelper() bool {
+	return len(os.Args) == 4 && os.Args[0] == helperName || isProbe()
+}
+
+func isProbe() bool {
+	return len(os.Args) == 3 && os.Args[0] == selfExe && os.Args[1] == probeName
+}
+
+// HelperMain is the main of a process for which IsHelper is true. It returns
+// its exit code.
+func HelperMain() int {
+	if isProbe() {
+		return probeMain(os.Args[2])
+	}
+	// Pdeathsig tells a child of the death of the thread that made it, and a
+	// thread dies with the goroutine that is locked to it (golang/go#27505).
+	runtime.LockOSThread()
+	// Those who stop a service by a signal to all its processes mean the worker,
+	// which drains. Caught signals are the default ones again in a command;
+	// ignored ones would stay ignored.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	h := &helper{conn: 3, hello: reply{}}
+	if err := h.setUp(os.Args[1:]); err != nil {
+		h.hello = reply{outcome: outcomeFailed, message: err.Error()}
+	}
+	if err := h.serve(); err != nil && !errors.Is(err, io.EOF) {
+		fmt.Fprintf(os.Stderr, "%s %d: %v\n", helperName, os.Getpid(), err)
+		return 1
+	}
+	return 0
+}
+
+// helper is the helper's side. It is one goroutine and never waits for anything
+// but its socket and its children.
+type helper struct {
+	conn        int // the socket
+	hello       reply
+	killTimeout time.Duration
+	uid         int // as which commands run; -1: that of the helper
+	devNull     int
+	cred        *syscall.Credential
+	stdout      output
+	stderr      output
+	in, out     []byte
+	child       child
+}
+
+func (h *helper) setUp(args []string) error {
+	gid, err := 0, error(nil)
+	if h.uid, err = strconv.Atoi(args[0]); err != nil {
+		return fmt.Errorf("user: %w", err)
+	}
+	if gid, err = strconv.Atoi(args[1]); err != nil {
+		return fmt.Errorf("group: %w", err)
+	}
+	if h.uid >= 0 {
+		h.cred = &syscall.Credential{Uid: uint32(h.uid), Gid: uint32(gid)}
+	}
+	if h.killTimeout, err = time.ParseDuration(args[2]); err != nil {
+		return fmt.Errorf("kill timeout: %w", err)
+	}
+	// The socket, and what the worker was given by whoever started it.
+	if err := unix.CloseRange(uint(h.conn), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		unix.CloseOnExec(h.conn) // a kernel before 5.11
+	}
+	if h.devNull, err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open %s: %w", os.DevNull, err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become a child subreaper: %w", err)
+	}
+	unix.Umask(0o022)
+	// A core file would be written into the action's directory, or handed to a
+	// collector of the host, for each test that crashes.
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core files: %w", err)
+	}
+	return nil
+}
+
+// serve runs commands until the worker closes its end, and then returns io.EOF.
+// Whatever runs then is killed.
+func (h *helper) serve() error {
+	if err := h.send(h.hello); err != nil || h.hello.outcome != outcomeDone {
+		return err
+	}
+	for {
+		q, err := h.receive()
+		if err != nil {
+			return err
+		}
+		if q.kind != frameRun {
+			continue // a kill of a command that has just ended
+		}
+		rep, err := h.run(q)
+		if err != nil {
+			return err
+		}
+		if err := h.send(rep); err != nil {
+			return err
+		}
+	}
+}
+
+func (h *helper) send(p reply) error {
+	p.message = p.message[:min(len(p.message), maxMessage)]
+	h.out = p.append(h.out[:0])
+	for b := h.out; len(b) > 0; {
+		n, err := unix.SendmsgN(h.conn, b, nil, nil, unix.MSG_NOSIGNAL)
+		if errors.Is(err, unix.EPIPE) {
+			return io.EOF
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("reply: %w", err)
+		}
+		b = b[max(n, 0):]
+	}
+	return nil
+}
+
+// receive reads one frame, and io.EOF when the worker is gone.
+func (h *helper) receive() (request, error) {
+	if h.in == nil {
+		h.in = make([]byte, 0, 64<<10)
+	}
+	for {
+		if len(h.in) >= frameHeader {
+			n := int(binary.LittleEndian.Uint32(h.in))
+			if n > maxFrame {
+				return request{}, fmt.Errorf("%w: of %d bytes", errFrame, n)
+			}
+			if end := frameHeader + n; len(h.in) >= end {
+				q, err := parseRequest(h.in[frameHeader:end])
+				h.in = h.in[:copy(h.in, h.in[end:])]
+				return q, err
+			} else if end > cap(h.in) {
+				h.in = append(make([]byte, 0, end), h.in...)
+			}
+		}
+		n, err := unix.Read(h.conn, h.in[len(h.in):cap(h.in)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil && !errors.Is(err, unix.ECONNRESET):
+			return request{}, fmt.Errorf("read a request: %w", err)
+		case n <= 0:
+			return request{}, io.EOF
+		default:
+			h.in = h.in[:len(h.in)+n]
+		}
+	}
+}
