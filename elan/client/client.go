@@ -1,0 +1,154 @@
+// Package client is a blob.Store and an ActionCache over gRPC, to any server of
+// the REAPI: a store among others, that passes the same suite as they do.
+//
+// It verifies nothing that it reads, as no store does, but for the length. It
+// does not try again what failed: errors are of blob's classes, by which a
+// caller knows whether to. The load generator, mettle one, and a server whose
+// storage is another server use it.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/genproto/googleapis/bytestream"
+	"google.golang.org/grpc"
+
+	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+const (
+	// defaultChunkBytes is what every server takes as a message.
+	defaultChunkBytes = 1 << 20
+	// defaultMaxDigests keeps a FindMissingBlobs of the longest hashes below
+	// the usual message limit of 4 MiB.
+	defaultMaxDigests = 20_000
+)
+
+// Options are those of New.
+type Options struct {
+	// Conn is the connection, which the caller closes; see Dial.
+	Conn grpc.ClientConnInterface
+	// Instance is the instance name of the CAS calls. The results of actions
+	// are in the instances that their keys name.
+	Instance string
+	// ChunkBytes is how much of a blob goes into one message; 0 means 1 MiB.
+	ChunkBytes int
+	// MaxDigests is how many blobs are looked up by one call; 0 means 20,000.
+	MaxDigests int
+}
+
+// Client is a connection's other end as a store. It is safe for concurrent use
+// and needs no closing.
+type Client struct {
+	o       Options
+	cas     repb.ContentAddressableStorageClient
+	actions repb.ActionCacheClient
+	streams bytestream.ByteStreamClient
+}
+
+var (
+	_ blob.Store    = (*Client)(nil)
+	_ action.Getter = (*Client)(nil)
+	_ action.Putter = (*Client)(nil)
+)
+
+// New checks the options and returns a Client. It makes no call.
+func New(o Options) (*Client, error) {
+	if o.Conn == nil {
+		return nil, errors.New("client: Options need a Conn")
+	}
+	if o.ChunkBytes < 0 || o.MaxDigests < 0 {
+		return nil, errors.New("client: ChunkBytes and MaxDigests may not be negative")
+	}
+	if o.ChunkBytes == 0 {
+		o.ChunkBytes = defaultChunkBytes
+	}
+	if o.MaxDigests == 0 {
+		o.MaxDigests = defaultMaxDigests
+	}
+	return &Client{
+		o:       o,
+		cas:     repb.NewContentAddressableStorageClient(o.Conn),
+		actions: repb.NewActionCacheClient(o.Conn),
+		streams: bytestream.NewByteStreamClient(o.Conn),
+	}, nil
+}
+
+// FindMissing implements blob.Finder, by one call for each MaxDigests blobs and
+// each digest function.
+func (c *Client) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
+	asked := make(map[digest.Digest]bool, len(ds)) // whether it is missing
+	byFunction := map[digest.Function][]*repb.Digest{}
+	for _, d := range ds {
+		if _, ok := asked[d]; ok || d.IsEmpty() {
+			continue
+		}
+		asked[d] = false
+		byFunction[d.Function()] = append(byFunction[d.Function()], d.Proto())
+	}
+	for fn, protos := range byFunction {
+		for len(protos) > 0 {
+			n := min(len(protos), c.o.MaxDigests)
+			if err := c.findMissing(ctx, fn, protos[:n], asked); err != nil {
+				return nil, err
+			}
+			protos = protos[n:]
+		}
+	}
+	var missing []digest.Digest
+	for _, d := range ds {
+		if asked[d] {
+			missing = append(missing, d)
+			asked[d] = false // once is enough
+		}
+	}
+	return missing, nil
+}
+
+// findMissing sets those of missing to true that the server says it has not.
+func (c *Client) findMissing(ctx context.Context, fn digest.Function, protos []*repb.Digest, missing map[digest.Digest]bool) error {
+	resp, err := c.cas.FindMissingBlobs(ctx, &repb.FindMissingBlobsRequest{
+		InstanceName: c.o.Instance, BlobDigests: protos, DigestFunction: fn.Proto(),
+	})
+	if err != nil {
+		return fmt.Errorf("find missing blobs: %w", fromStatus(err))
+	}
+	for _, m := range resp.MissingBlobDigests {
+		d, err := digest.FromProto(fn, m)
+		if err != nil {
+			return fmt.Errorf("find missing blobs: the server's answer: %w", err)
+		}
+		missing[d] = true
+	}
+	return nil
+}
+
+// Get implements action.Getter.
+func (c *Client) Get(ctx context.Context, k blob.EntryKey) (*repb.ActionResult, error) {
+	r, err := c.actions.GetActionResult(ctx, &repb.GetActionResultRequest{
+		InstanceName: k.Instance, ActionDigest: k.Action.Proto(), DigestFunction: k.Action.Function().Proto(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("result of action %s: %w", k.Action, fromStatus(err))
+	}
+	return r, nil
+}
+
+// Put implements action.Putter.
+func (c *Client) Put(ctx context.Context, k blob.EntryKey, r *repb.ActionResult) error {
+	if r.GetExitCode() != 0 {
+		return fmt.Errorf("result of action %s: %w: exit code %d, want 0", k.Action, action.ErrNotCacheable, r.GetExitCode())
+	}
+	_, err := c.actions.UpdateActionResult(ctx, &repb.UpdateActionResultRequest{
+		InstanceName: k.Instance, ActionDigest: k.Action.Proto(), ActionResult: r, DigestFunction: k.Action.Function().Proto(),
+	})
+	if err != nil {
+		return fmt.Errorf("result of action %s: %w", k.Action, fromStatus(err))
+	}
+	return nil
+}

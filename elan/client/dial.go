@@ -1,0 +1,56 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/mettle-build/mettle/elan/blob"
+)
+
+const (
+	// maxMessageBytes is what this side takes: a server may send whole batches.
+	maxMessageBytes = 16 << 20
+	// ioBufferBytes make for fewer system calls than gRPC's 32 KiB.
+	ioBufferBytes = 128 << 10
+	// keepaliveEvery is as often as servers must let clients ping, and rather
+	// more often than routers forget connections.
+	keepaliveEvery   = 30 * time.Second
+	keepaliveTimeout = 20 * time.Second
+)
+
+// Dial connects to target, as in localhost:7777 or dns:///elan:7777, without TLS
+// unless one of opts brings credentials, and returns when the connection is
+// ready. Where the server can't be reached, or ctx ends before it was, the error
+// wraps blob.ErrUnavailable. A connection that breaks later is made anew by
+// itself. The caller closes it.
+func Dial(ctx context.Context, target string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	opts = append([]grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveTimeout}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
+		grpc.WithReadBufferSize(ioBufferBytes),
+		grpc.WithWriteBufferSize(ioBufferBytes),
+	}, opts...)
+	conn, err := grpc.NewClient(target, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", target, err)
+	}
+	conn.Connect()
+	for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
+		if state == connectivity.TransientFailure {
+			_ = conn.Close()
+			return nil, fmt.Errorf("dial %s: %w: nobody answers there", target, blob.ErrUnavailable)
+		}
+		if !conn.WaitForStateChange(ctx, state) {
+			_ = conn.Close()
+			return nil, fmt.Errorf("dial %s: %w: %w", target, blob.ErrUnavailable, ctx.Err())
+		}
+	}
+	return conn, nil
+}

@@ -1,0 +1,88 @@
+package rpc
+
+import (
+	"context"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/status"
+)
+
+// maxInlineBytes bounds each of what is inlined into a result. A larger one is
+// better streamed.
+const maxInlineBytes = 1 << 20
+
+type actionCacheServer struct {
+	repb.UnimplementedActionCacheServer
+	o Options
+}
+
+// GetActionResult answers with a result whose blobs are all there, and with
+// those contents inline that were asked for and fit.
+func (s *actionCacheServer) GetActionResult(ctx context.Context, req *repb.GetActionResultRequest) (*repb.ActionResult, error) {
+	d, err := readDigest(req.DigestFunction, req.ActionDigest)
+	if err != nil {
+		return nil, status.From(err)
+	}
+	r, err := s.o.Actions.Get(ctx, blob.EntryKey{Instance: req.InstanceName, Action: d})
+	if err != nil {
+		return nil, status.FromRead(err)
+	}
+	if req.InlineStdout || req.InlineStderr || len(req.InlineOutputFiles) > 0 {
+		s.inline(ctx, d.Function(), req, r)
+	}
+	return r, nil
+}
+
+// inline follows the hints of req as far as the message has room. A blob that
+// can't be read is left for the client to fetch.
+func (s *actionCacheServer) inline(ctx context.Context, fn digest.Function, req *repb.GetActionResultRequest, r *repb.ActionResult) {
+	room := int64(s.o.MaxMessageBytes - batchMargin - proto.Size(r))
+	contents := func(m *repb.Digest) []byte {
+		d, err := digest.FromProto(fn, m)
+		if err != nil || d.Size() > min(room, maxInlineBytes) {
+			return nil
+		}
+		data, err := blob.ReadAll(ctx, s.o.Store, d, maxInlineBytes)
+		if err != nil {
+			s.o.Logger.DebugContext(ctx, "could not inline a blob", "digest", d, "error", err)
+			return nil
+		}
+		room -= d.Size()
+		return data
+	}
+	if req.InlineStdout && r.StdoutDigest != nil {
+		r.StdoutRaw = contents(r.StdoutDigest)
+	}
+	if req.InlineStderr && r.StderrDigest != nil {
+		r.StderrRaw = contents(r.StderrDigest)
+	}
+	if len(req.InlineOutputFiles) == 0 {
+		return
+	}
+	wanted := make(map[string]struct{}, len(req.InlineOutputFiles))
+	for _, path := range req.InlineOutputFiles {
+		wanted[path] = struct{}{}
+	}
+	for _, f := range r.OutputFiles {
+		if _, ok := wanted[f.Path]; ok {
+			f.Contents = contents(f.Digest)
+		}
+	}
+}
+
+// UpdateActionResult takes a result whose blobs are all there, of a command that
+// succeeded.
+func (s *actionCacheServer) UpdateActionResult(ctx context.Context, req *repb.UpdateActionResultRequest) (*repb.ActionResult, error) {
+	d, err := readDigest(req.DigestFunction, req.ActionDigest)
+	if err != nil {
+		return nil, status.From(err)
+	}
+	if err := s.o.Actions.Put(ctx, blob.EntryKey{Instance: req.InstanceName, Action: d}, req.ActionResult); err != nil {
+		return nil, status.From(err)
+	}
+	return req.ActionResult, nil
+}

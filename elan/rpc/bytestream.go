@@ -1,0 +1,112 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/genproto/googleapis/bytestream"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	gstatus "google.golang.org/grpc/status"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/resource"
+	"github.com/mettle-build/mettle/elan/status"
+)
+
+// readChunk is how much of a blob goes into one message: what a client's message
+// limit surely holds, and what makes the cost of a message small.
+const readChunk = 1 << 20
+
+type byteStreamServer struct {
+	bytestream.UnimplementedByteStreamServer
+	o       Options
+	uploads *uploads
+}
+
+// Read streams a blob from an offset, up to a limit.
+func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.ByteStream_ReadServer) error {
+	name, err := resource.ParseRead(req.ResourceName)
+	if err != nil {
+		return status.From(err)
+	}
+	d, offset := name.Digest, req.ReadOffset
+	switch {
+	case name.Compressor != repb.Compressor_IDENTITY:
+		return unsupportedCompressor(name.Compressor)
+	case offset < 0 || offset > d.Size():
+		return gstatus.Errorf(codes.OutOfRange, "read_offset is %d, want 0 to %d, the size of the blob", offset, d.Size())
+	case req.ReadLimit < 0:
+		return gstatus.Errorf(codes.InvalidArgument, "read_limit is %d, want 0 for no limit, or more", req.ReadLimit)
+	}
+	due := d.Size() - offset
+	if req.ReadLimit > 0 {
+		due = min(due, req.ReadLimit)
+	}
+	r, err := s.o.Store.Open(stream.Context(), d, offset)
+	if err != nil {
+		return status.FromRead(fmt.Errorf("open blob %s: %w", d, err))
+	}
+	defer r.Close() //nolint:errcheck // opened for reading
+	return send(stream, r, d, due)
+}
+
+// send streams the next due bytes of r.
+func send(stream bytestream.ByteStream_ReadServer, r io.Reader, d digest.Digest, due int64) error {
+	if due == 0 {
+		return nil
+	}
+	// A message is on its way, as a copy, when Send returns, so that one buffer
+	// serves all of them.
+	pool := mem.DefaultBufferPool()
+	buf := pool.Get(int(min(due, readChunk)))
+	defer pool.Put(buf)
+	msg := &bytestream.ReadResponse{}
+	for due > 0 {
+		n, err := io.ReadFull(r, (*buf)[:min(due, readChunk)])
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("%w: the store's copy ends %d bytes early", blob.ErrCorrupt, due-int64(n))
+		}
+		if err != nil {
+			return status.FromRead(fmt.Errorf("read blob %s: %w", d, err))
+		}
+		msg.Data = (*buf)[:n]
+		if err := stream.Send(msg); err != nil {
+			return err //nolint:wrapcheck // a status already
+		}
+		due -= int64(n)
+	}
+	return nil
+}
+
+// QueryWriteStatus says how much of an upload is here. Of one that nobody knows
+// that is nothing: clients begin anew then, whereas NOT_FOUND makes them fail.
+func (s *byteStreamServer) QueryWriteStatus(ctx context.Context, req *bytestream.QueryWriteStatusRequest) (*bytestream.QueryWriteStatusResponse, error) {
+	name, err := resource.ParseWrite(req.ResourceName)
+	if err != nil {
+		return nil, status.From(err)
+	}
+	if name.Compressor != repb.Compressor_IDENTITY {
+		return nil, unsupportedCompressor(name.Compressor)
+	}
+	there, err := s.has(ctx, name.Digest)
+	if err != nil {
+		return nil, status.FromRead(err)
+	}
+	if there {
+		return &bytestream.QueryWriteStatusResponse{CommittedSize: name.Digest.Size(), Complete: true}, nil
+	}
+	return &bytestream.QueryWriteStatusResponse{CommittedSize: s.uploads.received(req.ResourceName)}, nil
+}
+
+func (s *byteStreamServer) has(ctx context.Context, d digest.Digest) (bool, error) {
+	missing, err := s.o.Store.FindMissing(ctx, []digest.Digest{d})
+	if err != nil {
+		return false, fmt.Errorf("look up blob %s: %w", d, err)
+	}
+	return len(missing) == 0, nil
+}

@@ -1,0 +1,112 @@
+// Package rpc is elan's gRPC edge: Capabilities, ContentAddressableStorage,
+// ByteStream and ActionCache over a blob.Store and an ActionCache, one file a
+// service or call.
+//
+// It checks what clients send, keeps replies within what messages hold, and
+// turns errors into statuses (elan/status). It neither listens nor
+// authenticates, and it stores nothing but the state of broken-off uploads. The
+// mains call Register, those of elan and of mettle dual.
+//
+// Instance names are accepted as they come: blobs are shared by all instances,
+// and results of actions belong to one.
+package rpc
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/genproto/googleapis/bytestream"
+	"google.golang.org/grpc"
+
+	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob"
+)
+
+// The defaults of Options.
+const (
+	// defaultMaxMessageBytes is gRPC's own default, in all languages.
+	defaultMaxMessageBytes = 4 << 20
+	// batchMargin is left of a message for what is around the blobs of a batch:
+	// some hundred bytes each, for as many as clients put into one.
+	batchMargin = 512 << 10
+	// defaultParallel is how many blobs of one batch are worked on at once: what
+	// hides a remote store's latency, and no more than a local one bears.
+	defaultParallel = 8
+	// defaultMaxPartialUploads and defaultPartialUploadTimeout bound what broken
+	// connections leave behind. Clients come back within seconds or not at all.
+	defaultMaxPartialUploads    = 64
+	defaultPartialUploadTimeout = 5 * time.Minute
+)
+
+// Actions is an ActionCache: an *action.Cache, or one that is elsewhere.
+type Actions interface {
+	action.Getter
+	action.Putter
+}
+
+// Options are those of Register.
+type Options struct {
+	// Store and Actions are what is served. Both are needed.
+	Store   blob.Store
+	Actions Actions
+	// Execution is announced by Capabilities, for a server that executes too;
+	// nil for one that does not. It must not be changed any more.
+	Execution *repb.ExecutionCapabilities
+	// MaxMessageBytes is the largest message that clients take, and that the
+	// gRPC server does; 0 means 4 MiB.
+	MaxMessageBytes int
+	// MaxBatchBytes bounds the sum of the blobs in a batch, either way; 0 means
+	// half a MiB less than MaxMessageBytes. It must be less than that.
+	MaxBatchBytes int64
+	// MaxBlobBytes bounds a blob that is uploaded; 0 means that only the store does.
+	MaxBlobBytes int64
+	// MaxPartialUploads is how many broken-off uploads are kept for being
+	// resumed; 0 means 64. MaxPartialAge is for how long; 0 means 5 minutes.
+	MaxPartialUploads int
+	MaxPartialAge     time.Duration
+	// Logger gets what clients can't be told; nil discards it.
+	Logger *slog.Logger
+}
+
+// withDefaults checks o and fills it in.
+func (o Options) withDefaults() (Options, error) {
+	if o.Store == nil || o.Actions == nil {
+		return o, errors.New("rpc: Options need a Store and Actions")
+	}
+	if o.MaxMessageBytes == 0 {
+		o.MaxMessageBytes = defaultMaxMessageBytes
+	}
+	if o.MaxBatchBytes == 0 {
+		o.MaxBatchBytes = int64(o.MaxMessageBytes - batchMargin)
+	}
+	if o.MaxBatchBytes <= 0 || o.MaxBatchBytes >= int64(o.MaxMessageBytes) {
+		return o, errors.New("rpc: MaxBatchBytes must be above 0 and below MaxMessageBytes")
+	}
+	if o.MaxPartialUploads == 0 {
+		o.MaxPartialUploads = defaultMaxPartialUploads
+	}
+	if o.MaxPartialAge == 0 {
+		o.MaxPartialAge = defaultPartialUploadTimeout
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o, nil
+}
+
+// Register checks the options, and registers the services with s before it
+// serves. They are safe for concurrent use and start no goroutines that outlive
+// a call.
+func Register(s *grpc.Server, o Options) error {
+	o, err := o.withDefaults()
+	if err != nil {
+		return err
+	}
+	repb.RegisterCapabilitiesServer(s, &capabilitiesServer{o: o})
+	repb.RegisterContentAddressableStorageServer(s, &casServer{o: o})
+	repb.RegisterActionCacheServer(s, &actionCacheServer{o: o})
+	bytestream.RegisterByteStreamServer(s, &byteStreamServer{o: o, uploads: newUploads(o)})
+	return nil
+}

@@ -1,0 +1,101 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+)
+
+// MaxMessageBytes bounds a message in either direction: room for the batches
+// that Capabilities advertise, and for an inlined ActionResult. Clients' own
+// limit is 4 MiB unless they raise it, so nothing larger is ever sent.
+const MaxMessageBytes = 16 << 20
+
+const (
+	// minPing is how often a client may ping. Clients ping every 20 to 30 s;
+	// gRPC's default of 5 min answers them with GOAWAY too_many_pings.
+	minPing = 10 * time.Second
+	// serverPing and pingTimeout find clients that are gone without a word.
+	serverPing  = 60 * time.Second
+	pingTimeout = 20 * time.Second
+
+	// streamWindow and connWindow are the flow control windows. Fixed ones
+	// cost less than gRPC's estimate, which sends a ping with most reads; these
+	// let a stream of 1 MiB messages run without waiting for its window.
+	streamWindow = 4 << 20
+	connWindow   = 16 << 20
+	// bufferBytes are gathered before a system call.
+	bufferBytes = 128 << 10
+)
+
+// NewServer returns a gRPC server set up as clients of the REAPI need it, with
+// the services of health and reflection. The options come on top. Stop the
+// Health before the server, so that balancers look elsewhere first.
+func NewServer(opts ...grpc.ServerOption) (*grpc.Server, *health.Server) {
+	s := grpc.NewServer(append([]grpc.ServerOption{
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: serverPing, Timeout: pingTimeout}),
+		grpc.MaxRecvMsgSize(MaxMessageBytes),
+		grpc.MaxSendMsgSize(MaxMessageBytes),
+		// Bazel opens up to 10,000 streams at once on one connection.
+		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.InitialWindowSize(streamWindow),
+		grpc.InitialConnWindowSize(connWindow),
+		grpc.ReadBufferSize(bufferBytes),
+		grpc.WriteBufferSize(bufferBytes),
+		grpc.SharedWriteBuffer(true),
+	}, opts...)...)
+	h := health.NewServer()
+	healthpb.RegisterHealthServer(s, h)
+	reflection.Register(s)
+	return s, h
+}
+
+// Serve serves s on l until ctx is done. Then it tells health checkers, waits
+// for drain, lets the calls that are still there end within grace, cuts off the
+// rest and returns. It closes l. The error is that of a listener that failed.
+func Serve(ctx context.Context, s *grpc.Server, o ServeOptions) error {
+	failed := make(chan error, 1) // one value, so the goroutine never waits
+	go func() { failed <- s.Serve(o.Listener) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve on %s: %w", o.Listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	if o.Health != nil {
+		o.Health.Shutdown()
+	}
+	if o.Drain != nil {
+		o.Drain()
+	}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.GracefulStop()
+	}()
+	late := time.AfterFunc(o.Grace, s.Stop)
+	defer late.Stop()
+	<-stopped
+	<-failed
+	return nil
+}
+
+// ServeOptions are what Serve needs beside the server.
+type ServeOptions struct {
+	Listener net.Listener
+	// Health, if there is one, answers NOT_SERVING from the end of ctx on.
+	Health *health.Server
+	// Drain, if there is one, returns when no work is left that a client waits
+	// for, or when it may be cut off.
+	Drain func()
+	// Grace is how long calls may last after Drain.
+	Grace time.Duration
+}

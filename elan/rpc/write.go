@@ -1,0 +1,160 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/genproto/googleapis/bytestream"
+	"google.golang.org/grpc/codes"
+	gstatus "google.golang.org/grpc/status"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/resource"
+	"github.com/mettle-build/mettle/elan/status"
+)
+
+type writeStream = bytestream.ByteStream_WriteServer
+
+// Write takes a blob in messages of any size. It ends at once, without reading
+// on, where the blob is there already. Where the stream breaks, what came is
+// kept for a while, and another stream of the same resource name goes on at the
+// offset that QueryWriteStatus tells, or begins anew at 0.
+func (s *byteStreamServer) Write(stream writeStream) error {
+	req, err := stream.Recv()
+	if errors.Is(err, io.EOF) {
+		return gstatus.Error(codes.InvalidArgument, "the stream ended before a first message with a resource_name")
+	}
+	if err != nil {
+		return err //nolint:wrapcheck // a status already
+	}
+	name, err := resource.ParseWrite(req.ResourceName)
+	if err != nil {
+		return status.From(err)
+	}
+	if name.Compressor != repb.Compressor_IDENTITY {
+		return unsupportedCompressor(name.Compressor)
+	}
+	d := name.Digest
+	if err := checkSize(s.o, d); err != nil {
+		return status.From(err)
+	}
+	there, err := s.has(stream.Context(), d)
+	if err != nil {
+		return status.FromRead(err)
+	}
+	if there {
+		return stream.SendAndClose(&bytestream.WriteResponse{CommittedSize: d.Size()})
+	}
+	if req.FinishWrite && req.WriteOffset == 0 {
+		// Most blobs are small, and come in one message.
+		if err := blob.ReceiveBytes(stream.Context(), s.o.Store, d, req.Data); err != nil {
+			return status.From(err)
+		}
+		return stream.SendAndClose(&bytestream.WriteResponse{CommittedSize: d.Size()})
+	}
+	u, err := s.begin(stream.Context(), req, d)
+	if err != nil {
+		return err
+	}
+	size, err := s.receive(stream, u, req)
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(&bytestream.WriteResponse{CommittedSize: size})
+}
+
+// begin finds the upload that req goes on with, or begins one. The caller has
+// it for itself, and ends that by s.uploads.suspend or s.uploads.end.
+func (s *byteStreamServer) begin(ctx context.Context, req *bytestream.WriteRequest, d digest.Digest) (*upload, error) {
+	if req.WriteOffset == 0 {
+		// The upload outlives this call if the stream breaks, and so must what
+		// its writer does; ending it cancels that.
+		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		w, err := s.o.Store.Create(own, d)
+		if err != nil {
+			cancel()
+			return nil, status.From(fmt.Errorf("create blob %s: %w", d, err))
+		}
+		u := &upload{name: req.ResourceName, digest: d, w: blob.Verify(w, d), cancel: cancel}
+		s.uploads.add(u)
+		return u, nil
+	}
+	u, err := s.uploads.resume(ctx, req.ResourceName)
+	if err != nil {
+		return nil, err
+	}
+	if u == nil {
+		return nil, wrongOffset(req.WriteOffset, 0)
+	}
+	if n := u.received.Load(); req.WriteOffset != n {
+		s.uploads.suspend(u)
+		return nil, wrongOffset(req.WriteOffset, n)
+	}
+	return u, nil
+}
+
+// wrongOffset is the error about a write_offset other than what is due.
+func wrongOffset(got, want int64) error {
+	return gstatus.Errorf(codes.InvalidArgument, "write_offset is %d, want %d, the number of bytes received so far", got, want)
+}
+
+// receive takes the messages of the stream from req on, and returns the size
+// that is committed. It ends the upload u, or suspends it where the stream broke.
+func (s *byteStreamServer) receive(stream writeStream, u *upload, req *bytestream.WriteRequest) (int64, error) {
+	for {
+		finish, err := u.take(req)
+		if err != nil {
+			s.uploads.end(u)
+			return 0, err
+		}
+		if finish {
+			return s.commit(u)
+		}
+		req, err = stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF) && u.received.Load() == u.digest.Size():
+			// All is here; that the last message did not say so takes nothing from it.
+			return s.commit(u)
+		case errors.Is(err, io.EOF):
+			// A client may stop halfway, and learns how far it came.
+			n := u.received.Load()
+			s.uploads.suspend(u)
+			return n, nil
+		case err != nil:
+			s.uploads.suspend(u)
+			return 0, err //nolint:wrapcheck // a status already
+		}
+	}
+}
+
+func (s *byteStreamServer) commit(u *upload) (int64, error) {
+	err := u.w.Commit()
+	s.uploads.end(u)
+	if err != nil {
+		return 0, status.From(err)
+	}
+	return u.digest.Size(), nil
+}
+
+// take writes the bytes of one message, and reports whether it is the last.
+func (u *upload) take(req *bytestream.WriteRequest) (finish bool, err error) {
+	if req.ResourceName != "" && req.ResourceName != u.name {
+		return false, gstatus.Errorf(codes.InvalidArgument, "resource_name is %q, want that of the first message, %q, or none", req.ResourceName, u.name)
+	}
+	// Offsets count what was received, which is what the client knows.
+	n := u.received.Load()
+	if req.WriteOffset != n {
+		return false, wrongOffset(req.WriteOffset, n)
+	}
+	if len(req.Data) > 0 {
+		if _, err := u.w.Write(req.Data); err != nil {
+			return false, status.From(err)
+		}
+		u.received.Store(n + int64(len(req.Data)))
+	}
+	return req.FinishWrite, nil
+}
