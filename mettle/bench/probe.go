@@ -1,0 +1,156 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// scrapeTimeout and maxScrape bound one look at a server's metrics.
+	scrapeTimeout = 5 * time.Second
+	maxScrape     = 16 * mib
+	// ticksPerSecond is the unit of CPU times in /proc: 100 in the interface to
+	// programs of every Linux port, whatever the kernel's own clock.
+	ticksPerSecond = 100
+)
+
+// probe looks at the server's processes from outside.
+type probe struct {
+	urls []string // of Prometheus metrics
+	pids []int    // on this machine, Linux only
+}
+
+// sample is the state of the server's processes, summed.
+type sample struct {
+	cpu, children time.Duration
+	rssBytes      float64
+	goroutines    float64
+}
+
+// sample is zero where there is nothing to look at.
+func (p probe) sample(ctx context.Context) (sample, error) {
+	var s sample
+	for _, pid := range p.pids {
+		if err := s.addProcess(pid); err != nil {
+			return s, fmt.Errorf("process %d: %w", pid, err)
+		}
+	}
+	for _, url := range p.urls {
+		if err := s.addMetrics(ctx, url, len(p.pids) > 0); err != nil {
+			return s, fmt.Errorf("metrics at %s: %w", url, err)
+		}
+	}
+	return s, nil
+}
+
+// usage is what ops ops used since before; nil where there is nothing to look at.
+func (p probe) usage(ctx context.Context, before sample, ops uint64) *ServerUsage {
+	if len(p.pids)+len(p.urls) == 0 {
+		return nil
+	}
+	after, err := p.sample(ctx)
+	if err != nil {
+		return &ServerUsage{Error: err.Error()}
+	}
+	n := float64(max(ops, 1))
+	return &ServerUsage{
+		CPUMS: ms(after.cpu-before.cpu) / n, ChildrenCPUMS: ms(after.children-before.children) / n,
+		RSSBytes: after.rssBytes, GoroutinesBefore: before.goroutines, GoroutinesAfter: after.goroutines,
+	}
+}
+
+// addMetrics adds what the Go and process collectors of a Prometheus client
+// show. Where processes are looked at too, it adds only the goroutines, which
+// those do not tell.
+func (s *sample) addMetrics(ctx context.Context, url string, goroutinesOnly bool) error {
+	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return err
+	}
+	// A transport of its own, closed after the one call, leaves no goroutine.
+	t := &http.Transport{DisableKeepAlives: true}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }() // it was only read
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("status %s", resp.Status)
+	}
+	values, err := parseMetrics(io.LimitReader(resp.Body, maxScrape))
+	if err != nil {
+		return err
+	}
+	s.goroutines += values["go_goroutines"]
+	if goroutinesOnly {
+		return nil
+	}
+	cpu, ok := values["process_cpu_seconds_total"]
+	if !ok {
+		return errors.New("no process_cpu_seconds_total there")
+	}
+	s.cpu += time.Duration(cpu * float64(time.Second))
+	s.rssBytes += values["process_resident_memory_bytes"]
+	return nil
+}
+
+// parseMetrics reads the samples without labels of Prometheus' text format.
+// Other lines are passed over.
+func parseMetrics(r io.Reader) (map[string]float64, error) {
+	values := map[string]float64{}
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20) // label values can be long
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 2 || strings.HasPrefix(fields[0], "#") {
+			continue
+		}
+		if v, err := strconv.ParseFloat(fields[1], 64); err == nil {
+			values[fields[0]] = v
+		}
+	}
+	return values, lines.Err()
+}
+
+// addProcess adds what /proc tells of a process.
+func (s *sample) addProcess(pid int) error {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return err
+	}
+	return s.addStat(string(stat))
+}
+
+// addStat adds a line of /proc/pid/stat (proc_pid_stat(5)).
+func (s *sample) addStat(stat string) error {
+	// The second field is a name in brackets, and may hold anything.
+	_, rest, ok := strings.Cut(stat[max(strings.LastIndexByte(stat, ')'), 0):], ") ")
+	fields := strings.Fields(rest)
+	const state, utime, stime, cutime, cstime, rss = 3, 14, 15, 16, 17, 24
+	if !ok || len(fields) <= rss-state {
+		return errors.New("stat line has too few fields")
+	}
+	var n [rss + 1]int64
+	for _, i := range []int{utime, stime, cutime, cstime, rss} {
+		v, err := strconv.ParseInt(fields[i-state], 10, 64)
+		if err != nil {
+			return fmt.Errorf("stat field %d: %w", i, err)
+		}
+		n[i] = v
+	}
+	const tick = time.Second / ticksPerSecond
+	s.cpu += time.Duration(n[utime]+n[stime]) * tick
+	s.children += time.Duration(n[cutime]+n[cstime]) * tick
+	s.rssBytes += float64(n[rss]) * float64(os.Getpagesize())
+	return nil
+}

@@ -1,0 +1,164 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// rounds is how many slices a measurement is cut into, with a floor before,
+// between and after: three follow a drift within the measurement, and leave
+// slices long enough to settle.
+const rounds = 3
+
+// errSkip is wrapped by what prepare returns where the server does not offer
+// what is to be measured. That is no failure.
+var errSkip = errors.New("skipped")
+
+// A scenario is one line of the report.
+type scenario struct {
+	subject, name string
+	clients       int
+	unit          string  // of the value
+	perOp         float64 // units in one op
+	floor         floorKind
+	floorPerOp    float64 // units of the floor that one op is compared with
+	maxOps        uint64  // bounds what a measurement writes; 0: only its time does
+	// prepare puts what the op needs into the server. It is nil for the
+	// subject floor, whose op is the floor's own.
+	prepare func(context.Context, *client) (op, error)
+}
+
+// runner runs scenarios one after the other.
+type runner struct {
+	o      Options
+	client *client
+	floors *floors
+	probe  probe
+}
+
+func (r *runner) run(ctx context.Context, plan []scenario) *Report {
+	rep := newReport(r.o)
+	for i, s := range plan {
+		if ctx.Err() != nil {
+			break
+		}
+		// Progress that cannot be written is no reason to stop.
+		_, _ = fmt.Fprintf(r.o.Progress, "[%d/%d] %s %s, clients: %d\n", i+1, len(plan), s.subject, s.name, s.clients)
+		rep.Results = append(rep.Results, r.measure(ctx, s))
+	}
+	rep.Interrupted = ctx.Err() != nil
+	return rep
+}
+
+// measure runs one scenario.
+func (r *runner) measure(ctx context.Context, s scenario) Result {
+	res := Result{Subject: s.subject, Case: s.name, Clients: s.clients, Unit: s.unit}
+	if s.prepare == nil {
+		t := r.floor(ctx, s, r.o.Duration)
+		res.fill(s, t)
+		return res
+	}
+	var seq atomic.Uint64
+	f, warm, err := r.warmUp(ctx, s, &seq)
+	switch {
+	case errors.Is(err, errSkip):
+		res.Skipped = err.Error()
+		return res
+	case err != nil:
+		if ctx.Err() == nil {
+			res.Errors, res.FirstError = 1, err.Error()
+		}
+		return res
+	}
+	before, err := r.probe.sample(ctx)
+	if err != nil {
+		res.Server = &ServerUsage{Error: err.Error()}
+	}
+	total, floor := &tally{}, &tally{}
+	var floorRates []float64
+	for range rounds {
+		floorRates = append(floorRates, r.sampleFloor(ctx, s, floor))
+		total.merge(load{clients: s.clients, duration: r.o.Duration / rounds, maxOps: share(s.maxOps, rounds)}.run(ctx, &seq, f))
+		if ctx.Err() != nil || total.errors >= maxErrors {
+			break
+		}
+	}
+	if res.Server == nil {
+		res.Server = r.probe.usage(ctx, before, total.lat.n)
+	}
+	floorRates = append(floorRates, r.sampleFloor(ctx, s, floor))
+	total.errors += warm.errors
+	if total.firstErr == nil {
+		total.firstErr = warm.firstErr
+	}
+	res.fill(s, total)
+	res.fillFloor(s, floor, floorRates)
+	return res
+}
+
+// warmUp prepares the op of s and runs it for a while, so that connections,
+// caches and the heap of the server are as they will be.
+func (r *runner) warmUp(ctx context.Context, s scenario, seq *atomic.Uint64) (op, *tally, error) {
+	setup, cancel := context.WithTimeout(ctx, 2*callTimeout)
+	defer cancel()
+	f, err := s.prepare(setup, r.client)
+	if err != nil {
+		return nil, nil, fmt.Errorf("prepare: %w", err)
+	}
+	l := load{clients: s.clients, duration: min(r.o.Duration/4, time.Second), maxOps: share(s.maxOps, 16)}
+	return f, l.run(ctx, seq, f), nil
+}
+
+// sampleFloor measures the floor of s once, adds it to total, and returns its rate.
+func (r *runner) sampleFloor(ctx context.Context, s scenario, total *tally) float64 {
+	t := r.floor(ctx, s, min(max(r.o.Duration/12, 100*time.Millisecond), time.Second))
+	total.merge(t)
+	return t.rate() * s.floor.perOp()
+}
+
+func (r *runner) floor(ctx context.Context, s scenario, d time.Duration) *tally {
+	var seq atomic.Uint64
+	return load{clients: s.clients, duration: d}.run(ctx, &seq, r.floors.op(s.floor))
+}
+
+// share divides a limit, keeping 0, no limit, and at least one.
+func share(limit, parts uint64) uint64 {
+	if limit == 0 {
+		return 0
+	}
+	return max(limit/parts, 1)
+}
+
+// fill takes over what was measured.
+func (res *Result) fill(s scenario, t *tally) {
+	res.Ops, res.Errors = t.lat.n, t.errors
+	if t.firstErr != nil {
+		res.FirstError = t.firstErr.Error()
+	}
+	if t.lat.n == 0 {
+		return
+	}
+	res.Seconds = t.elapsed.Seconds()
+	res.Value = t.rate() * s.perOp
+	res.LatencyMS = latencyOf(&t.lat)
+	res.ClientCPUMS = ms(t.cpu) / float64(t.lat.n)
+}
+
+// fillFloor takes over the floor's samples, in the order in which they were made.
+func (res *Result) fillFloor(s scenario, t *tally, rates []float64) {
+	if t.lat.n == 0 {
+		return
+	}
+	m := median(slices.Sorted(slices.Values(rates)))
+	res.Floor = &FloorResult{
+		Name: s.floor.String(), Unit: s.floor.unit(), Value: m, Samples: rates, LatencyMS: latencyOf(&t.lat),
+	}
+	if res.LatencyMS != nil && m > 0 {
+		res.Share = res.Value / s.perOp * s.floorPerOp / m
+		res.OverFloorP50MS = res.LatencyMS.P50 - res.Floor.LatencyMS.P50
+	}
+}
