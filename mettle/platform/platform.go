@@ -20,6 +20,8 @@ import (
 	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+
+	"github.com/mettle-build/mettle/mettle/queue"
 )
 
 // ErrUnsupported is wrapped by the errors of Match.
@@ -57,15 +59,18 @@ type Pool struct {
 	Properties []Property
 }
 
-// Options are the settings of a Platforms.
+// Options are the settings of a Set.
 type Options struct {
-	// Pools are those with workers, at least one. The first that has all that
-	// an action asks for gets it, so the first is the default.
+	// Pools are those with workers. The first that has all that an action asks
+	// for gets it, so the first is the default. Default: one pool,
+	// queue.DefaultPool, of workers like this machine: see Host.
 	Pools []Pool
+	// Properties are added to every pool: what the operator declares.
+	Properties map[string]string
 }
 
-// Platforms knows the pools. It is immutable and safe for concurrent use.
-type Platforms struct {
+// Set knows the pools. It is immutable and safe for concurrent use.
+type Set struct {
 	pools []pool
 }
 
@@ -74,20 +79,24 @@ type pool struct {
 	values map[string][]string // by property
 }
 
-// New checks the options and makes a Platforms.
-func New(o Options) (*Platforms, error) {
+// New checks the options and makes a Set.
+func New(o Options) (*Set, error) {
 	if len(o.Pools) == 0 {
-		return nil, errors.New("platforms: there is no pool")
+		o.Pools = []Pool{{Name: queue.DefaultPool, Properties: Host()}}
 	}
-	p := &Platforms{}
+	p := &Set{}
 	for _, in := range o.Pools {
 		if slices.ContainsFunc(p.pools, func(q pool) bool { return q.name == in.Name }) {
-			return nil, fmt.Errorf("platforms: there are two pools %q", in.Name)
+			return nil, fmt.Errorf("platform: there are two pools %q", in.Name)
 		}
 		out := pool{name: in.Name, values: make(map[string][]string)}
-		for _, prop := range in.Properties {
+		props := slices.Clone(in.Properties)
+		for name, value := range o.Properties {
+			props = append(props, Property{name, value})
+		}
+		for _, prop := range props {
 			if prop.Name == "" {
-				return nil, fmt.Errorf("platforms: pool %q has a property without a name", in.Name)
+				return nil, fmt.Errorf("platform: pool %q has a property without a name", in.Name)
 			}
 			if !slices.Contains(out.values[prop.Name], prop.Value) {
 				out.values[prop.Name] = append(out.values[prop.Name], prop.Value)
@@ -99,7 +108,7 @@ func New(o Options) (*Platforms, error) {
 }
 
 // Names lists the names of the pools, the default one first.
-func (p *Platforms) Names() []string {
+func (p *Set) Names() []string {
 	names := make([]string, len(p.pools))
 	for i, q := range p.pools {
 		names[i] = q.name
@@ -109,7 +118,7 @@ func (p *Platforms) Names() []string {
 
 // Match finds the pool for an action that asks for the given properties, which
 // may be nil. The error wraps ErrUnsupported and names a property that cannot be had.
-func (p *Platforms) Match(want *repb.Platform) (string, error) {
+func (p *Set) Match(want *repb.Platform) (string, error) {
 	props := want.GetProperties()
 	if len(props) == 0 {
 		return p.pools[0].name, nil
@@ -156,7 +165,7 @@ func (q pool) has(pr *repb.Platform_Property) bool {
 }
 
 // refuse says which of the properties is the trouble.
-func (p *Platforms) refuse(props []*repb.Platform_Property) error {
+func (p *Set) refuse(props []*repb.Platform_Property) error {
 	for _, pr := range props {
 		if slices.ContainsFunc(p.pools, func(q pool) bool { return q.has(pr) }) {
 			continue
@@ -197,7 +206,7 @@ func asked(props []*repb.Platform_Property) []string {
 }
 
 // values lists the values that some pool has for a name, sorted.
-func (p *Platforms) values(name string) []string {
+func (p *Set) values(name string) []string {
 	var out []string
 	for _, q := range p.pools {
 		out = append(out, q.values[name]...)
@@ -207,7 +216,7 @@ func (p *Platforms) values(name string) []string {
 }
 
 // names lists the names of the properties that some pool has, sorted.
-func (p *Platforms) names() []string {
+func (p *Set) names() []string {
 	var out []string
 	for _, q := range p.pools {
 		for name := range q.values {

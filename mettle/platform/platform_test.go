@@ -38,7 +38,7 @@ func props(t *testing.T, ss ...string) []platform.Property {
 	return out
 }
 
-func TestPlatforms_Match(t *testing.T) {
+func TestSet_Match(t *testing.T) {
 	p, err := platform.New(platform.Options{Pools: []platform.Pool{
 		{Name: "default", Properties: props(t, "OSFamily=linux", "ISA=x86-64", "ISA=x86-avx2", "lang=c=1", "ws=*")},
 		{Name: "gpu", Properties: props(t, "OSFamily=linux", "ISA=x86-64", "gpu=yes")},
@@ -96,7 +96,7 @@ func TestPlatforms_Match(t *testing.T) {
 	}
 }
 
-func TestPlatforms_Match_messageIsBounded(t *testing.T) {
+func TestSet_Match_messageIsBounded(t *testing.T) {
 	var many []platform.Property
 	for i := range 1000 {
 		many = append(many, platform.Property{Name: "p", Value: strings.Repeat("x", i%100) + string(rune('a'+i%26))})
@@ -113,7 +113,7 @@ func TestPlatforms_Match_messageIsBounded(t *testing.T) {
 
 func TestNew_refuses(t *testing.T) {
 	for name, o := range map[string]platform.Options{
-		"no pool":           {},
+		"no name":           {Properties: map[string]string{"": "x"}},
 		"two of one name":   {Pools: []platform.Pool{{Name: "a"}, {Name: "a"}}},
 		"a nameless thing":  {Pools: []platform.Pool{{Name: "a", Properties: []platform.Property{{Value: "x"}}}}},
 		"nothing and again": {Pools: []platform.Pool{{}, {}}},
@@ -134,12 +134,12 @@ func TestParseProperty_refuses(t *testing.T) {
 
 // What every client may ask of a worker on this machine.
 func TestHost(t *testing.T) {
-	p, err := platform.New(platform.Options{Pools: []platform.Pool{{Name: "default", Properties: platform.Host()}}})
+	p, err := platform.New(platform.Options{Properties: map[string]string{"lang": "c", "ISA": "x86-avx2"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if runtime.GOOS == "linux" && runtime.GOARCH == "amd64" {
-		if _, err := p.Match(ask("OSFamily=Linux", "ISA=x86-64", "Arch=amd64")); err != nil {
+		if _, err := p.Match(ask("OSFamily=Linux", "ISA=x86-64", "Arch=amd64", "lang=c", "ISA=x86-avx2")); err != nil {
 			t.Error(err)
 		}
 	}
@@ -148,12 +148,12 @@ func TestHost(t *testing.T) {
 	}
 }
 
-func BenchmarkPlatforms_Match(b *testing.B) {
-	p, err := platform.New(platform.Options{Pools: []platform.Pool{{Name: "default", Properties: platform.Host()}}})
+func BenchmarkSet_Match(b *testing.B) {
+	p, err := platform.New(platform.Options{Properties: map[string]string{"lang": "c", "ISA": "x86-avx2"}})
 	if err != nil {
 		b.Fatal(err)
 	}
-	want := ask("OSFamily=" + p.Names()[0])
+	want := ask("OSFamily=x")
 	want.Properties[0].Value = platform.Host()[0].Value
 	b.ReportAllocs()
 	for b.Loop() {

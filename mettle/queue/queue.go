@@ -87,6 +87,10 @@ type Receiver interface {
 	ReceiveUpdates(ctx context.Context, id string, handle func(*queuepb.Update)) error
 }
 
+// DefaultPool is the pool of workers that declare nothing particular, for
+// servers and workers that are not told of any other.
+const DefaultPool = "default"
+
 // ReasonAttempts begins the status message of the final update that a broker
 // sends of its own accord when a job's attempts are used up.
 const ReasonAttempts = "attempts used up"
