@@ -1,0 +1,94 @@
+package rpc_test
+
+import (
+	"context"
+	"net"
+	"testing"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/bytestream"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	gstatus "google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/rpc"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// server is a server over a fake store, and the clients of its services.
+type server struct {
+	store        *fakeStore
+	conn         *grpc.ClientConn
+	capabilities repb.CapabilitiesClient
+	cas          repb.ContentAddressableStorageClient
+	actions      repb.ActionCacheClient
+	streams      bytestream.ByteStreamClient
+}
+
+// start starts a server with options that need no Store and Actions.
+func start(tb testing.TB, o rpc.Options) *server {
+	tb.Helper()
+	s := &server{store: newFakeStore()}
+	actions, err := action.New(action.Options{Store: s.store, Entries: s.store})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	o.Store, o.Actions = s.store, actions
+	g := grpc.NewServer()
+	if err := rpc.Register(g, o); err != nil {
+		tb.Fatal(err)
+	}
+	l := bufconn.Listen(1 << 20)
+	done := make(chan error)
+	go func() { done <- g.Serve(l) }()
+	s.conn, err = grpc.NewClient("passthrough:bufconn",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := s.conn.Close(); err != nil {
+			tb.Error(err)
+		}
+		g.Stop()
+		if err := <-done; err != nil {
+			tb.Error(err)
+		}
+	})
+	s.capabilities = repb.NewCapabilitiesClient(s.conn)
+	s.cas = repb.NewContentAddressableStorageClient(s.conn)
+	s.actions = repb.NewActionCacheClient(s.conn)
+	s.streams = bytestream.NewByteStreamClient(s.conn)
+	return s
+}
+
+// wantCode fails the test unless err has the code.
+func wantCode(tb testing.TB, what string, err error, want codes.Code) {
+	tb.Helper()
+	if got := gstatus.Code(err); got != want {
+		tb.Errorf("%s: %v, want code %v", what, err, want)
+	}
+}
+
+// pattern is n bytes of which no two parts are alike.
+func pattern(n int) []byte {
+	data := make([]byte, n)
+	x := uint32(1)
+	for i := range data {
+		x = x*1664525 + 1013904223
+		data[i] = byte(x >> 24)
+	}
+	return data
+}
+
+var _ blob.Store = (*fakeStore)(nil)
+
+func of(data []byte) digest.Digest { return digest.Of(digest.SHA256, data) }
