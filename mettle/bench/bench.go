@@ -58,6 +58,8 @@ type Options struct {
 	Concurrency []int         `name:"concurrency" default:"16,64" help:"Clients at once, for the subject actions; the others use the first."`
 	Duration    time.Duration `name:"duration" default:"5s" help:"Length of each measurement, without its floors."`
 
+	StreamBytes int `name:"stream_bytes" default:"67108864" help:"Size of the large blobs of the subject stream."`
+
 	ServerMetrics []string `name:"server_metrics" help:"URL of the server's Prometheus metrics, for its CPU time, memory and goroutines; several are summed."`
 	ServerPIDs    []int    `name:"server_pid" help:"Process id of a server on this machine, for its CPU time and memory; several are summed."`
 
@@ -160,6 +162,12 @@ func (o Options) withDefaults() (Options, digest.Function, error) {
 	}
 	if o.Duration < 0 {
 		return o, 0, fmt.Errorf("duration %v is negative", o.Duration)
+	}
+	if o.StreamBytes == 0 {
+		o.StreamBytes = 64 * mib
+	}
+	if o.StreamBytes < mib || o.StreamBytes > gib {
+		return o, 0, fmt.Errorf("stream_bytes %d is not between 1 MiB and 1 GiB", o.StreamBytes)
 	}
 	if len(o.Concurrency) == 0 {
 		o.Concurrency = []int{16, 64}

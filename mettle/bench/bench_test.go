@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 
+	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/bench"
 )
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // quick are options for measurements that are too short to tell anything.
 func quick(remote string, subjects ...string) bench.Options {
-	return bench.Options{Remote: remote, Subjects: subjects, Concurrency: []int{3}, Duration: 60 * time.Millisecond, JSON: true}
+	return bench.Options{Remote: remote, Subjects: subjects, Concurrency: []int{2}, Duration: 60 * time.Millisecond, StreamBytes: 2 << 20, JSON: true}
 }
 
 // run runs the bench and reads its report.
@@ -47,29 +48,38 @@ func run(t *testing.T, o bench.Options) (bench.Report, error) {
 }
 
 func TestRun_allSubjects(t *testing.T) {
-	for _, fn := range []string{"sha256", "BLAKE3"} {
-		t.Run(fn, func(t *testing.T) {
-			f := newFake()
-			f.instance, f.header = "some/instance", "Bearer x"
-			o := quick(f.start(t))
-			o.Instance, o.DigestFunction = f.instance, fn
-			o.Headers = map[string]string{"authorization": f.header}
-			o.Platform = map[string]string{"OSFamily": "Linux", "Arch": "any"}
-			rep, err := run(t, o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got []string
-			for _, r := range rep.Results {
-				if !slices.Contains(got, r.Subject) {
-					got = append(got, r.Subject)
-				}
-				checkResult(t, &r)
-			}
-			if d := cmp.Diff(bench.Subjects(), got); d != "" {
-				t.Errorf("subjects (-want +got):\n%s", d)
-			}
-		})
+	rep, err := run(t, quick(newFake().start(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range rep.Results {
+		if !slices.Contains(got, r.Subject) {
+			got = append(got, r.Subject)
+		}
+		checkResult(t, &r)
+	}
+	if d := cmp.Diff(bench.Subjects(), got); d != "" {
+		t.Errorf("subjects (-want +got):\n%s", d)
+	}
+}
+
+func TestRun_passesOnWhatTheServerNeeds(t *testing.T) {
+	f := newFake()
+	f.instance, f.header, f.fn = "some/instance", "Bearer x", digest.BLAKE3
+	o := quick(f.start(t), "latency", "findmissing", "batch")
+	o.Instance, o.DigestFunction = f.instance, "BLAKE3"
+	o.Headers = map[string]string{"authorization": f.header}
+	o.Platform = map[string]string{"OSFamily": "Linux", "Arch": "any"}
+	rep, err := run(t, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rep.Results {
+		checkResult(t, &r)
+	}
+	if d := cmp.Diff("Arch=any OSFamily=Linux", f.platform.Load()); d != "" {
+		t.Errorf("platform (-want +got):\n%s", d)
 	}
 }
 
@@ -244,6 +254,7 @@ func TestRun_explains(t *testing.T) {
 		{"digest function of the server", func(o *bench.Options) { o.DigestFunction = "sha1" }, "does not take digest function sha1"},
 		{"subject", func(o *bench.Options) { o.Subjects = []string{"floor", "walls"} }, `subject "walls" is none of floor, `},
 		{"concurrency", func(o *bench.Options) { o.Concurrency = []int{0} }, "concurrency 0"},
+		{"stream size", func(o *bench.Options) { o.StreamBytes = 1 }, "stream_bytes 1 is not"},
 		{"duration", func(o *bench.Options) { o.Duration = -1 }, "negative"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -32,6 +32,7 @@ type fakeServer struct {
 	repb.UnimplementedExecutionServer
 	bspb.UnimplementedByteStreamServer
 
+	fn       digest.Function
 	caps     *repb.ServerCapabilities
 	noBatch  bool
 	exitCode int32
@@ -41,6 +42,7 @@ type fakeServer struct {
 	header   string // the authorization that is wanted
 
 	batches, streams atomic.Int64
+	platform         atomic.Value // of the last action that ran, a string
 
 	mu      sync.Mutex // guards what follows
 	blobs   map[string][]byte
@@ -49,6 +51,7 @@ type fakeServer struct {
 
 func newFake() *fakeServer {
 	return &fakeServer{
+		fn: digest.SHA256,
 		caps: &repb.ServerCapabilities{
 			CacheCapabilities: &repb.CacheCapabilities{
 				DigestFunctions:        []repb.DigestFunction_Value{repb.DigestFunction_SHA256, repb.DigestFunction_BLAKE3},
@@ -91,11 +94,7 @@ func (f *fakeServer) start(t *testing.T) string {
 }
 
 func (f *fakeServer) put(d *repb.Digest, data []byte) error {
-	fn := digest.SHA256
-	if digest.Of(fn, data).Hash() != d.GetHash() {
-		fn = digest.BLAKE3
-	}
-	if got := digest.Of(fn, data); got.Hash() != d.GetHash() || got.Size() != d.GetSizeBytes() {
+	if got := digest.Of(f.fn, data); got.Hash() != d.GetHash() || got.Size() != d.GetSizeBytes() {
 		return status.Errorf(codes.InvalidArgument, "the bytes are not those of %v", d)
 	}
 	f.mu.Lock()
@@ -197,6 +196,14 @@ func (f *fakeServer) Execute(r *repb.ExecuteRequest, s grpc.ServerStreamingServe
 		if _, err := f.get(action.GetInputRootDigest().GetHash()); err != nil {
 			return err
 		}
+		if !proto.Equal(action.GetPlatform(), command.GetPlatform()) {
+			return status.Errorf(codes.InvalidArgument, "platforms differ: %v and %v", action.GetPlatform(), command.GetPlatform())
+		}
+		var platform []string
+		for _, p := range action.GetPlatform().GetProperties() {
+			platform = append(platform, p.GetName()+"="+p.GetValue())
+		}
+		f.platform.Store(strings.Join(platform, " "))
 		result = &repb.ActionResult{ExitCode: f.exitCode, StderrRaw: []byte("it broke")}
 		for _, o := range command.GetOutputPaths() {
 			result.OutputFiles = append(result.OutputFiles, &repb.OutputFile{Path: o})

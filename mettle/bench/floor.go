@@ -20,11 +20,13 @@ import (
 const (
 	mib = 1 << 20
 	gib = 1 << 30
-	// streamSize is the blob of the subject stream, and streamMessage how it is
-	// cut: the largest round message below gRPC's default limit of 4 MiB with
-	// room for what is around it.
-	streamSize    = 64 * mib
+	// streamMessage is how streams are cut: the largest power of two below
+	// gRPC's default limit of 4 MiB that most servers and clients use.
 	streamMessage = mib
+	// floorStream is the length of a stream of the floor: long enough that its
+	// opening does not count, short enough that a sample of many clients ends
+	// about when it should.
+	floorStream = 16 * mib
 )
 
 // floorKind is one of the things that the machine itself is measured by.
@@ -46,7 +48,7 @@ func (k floorKind) unit() string {
 // perOp is how many units one op of the floor has.
 func (k floorKind) perOp() float64 {
 	if k == floorRead || k == floorWrite {
-		return float64(streamSize) / gib
+		return float64(floorStream) / gib
 	}
 	return 1
 }
@@ -156,13 +158,13 @@ func (f *floors) unary(ctx context.Context, _ uint64) error {
 }
 
 func (f *floors) read(ctx context.Context, _ uint64) error {
-	s, err := f.client.Read(ctx, &bspb.ReadRequest{ResourceName: "floor", ReadLimit: streamSize})
+	s, err := f.client.Read(ctx, &bspb.ReadRequest{ResourceName: "floor", ReadLimit: floorStream})
 	if err != nil {
 		return err
 	}
 	n, err := drain(s)
-	if err == nil && n != streamSize {
-		err = answerError("%d bytes, want %d", n, streamSize)
+	if err == nil && n != floorStream {
+		err = answerError("%d bytes, want %d", n, floorStream)
 	}
 	return err
 }
@@ -173,7 +175,7 @@ func (f *floors) write(ctx context.Context, _ uint64) error {
 		return err
 	}
 	m := &bspb.WriteRequest{Data: make([]byte, streamMessage)}
-	for m.WriteOffset = 0; m.WriteOffset < streamSize; m.WriteOffset += streamMessage {
+	for m.WriteOffset = 0; m.WriteOffset < floorStream; m.WriteOffset += streamMessage {
 		if err := s.Send(m); err != nil {
 			break // CloseAndRecv tells why
 		}

@@ -115,7 +115,7 @@ func (r *runner) warmUp(ctx context.Context, s scenario, seq *atomic.Uint64) (op
 
 // sampleFloor measures the floor of s once, adds it to total, and returns its rate.
 func (r *runner) sampleFloor(ctx context.Context, s scenario, total *tally) float64 {
-	t := r.floor(ctx, s, min(max(r.o.Duration/12, 100*time.Millisecond), time.Second))
+	t := r.floor(ctx, s, min(max(r.o.Duration/12, 20*time.Millisecond), time.Second))
 	total.merge(t)
 	return t.rate() * s.floor.perOp()
 }

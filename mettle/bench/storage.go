@@ -161,15 +161,16 @@ func (c *client) readBatch(ctx context.Context, req *repb.BatchReadBlobsRequest)
 }
 
 func streamScenarios(o Options) []scenario {
-	const size = float64(streamSize) / gib
+	size := float64(o.StreamBytes) / gib
+	name := fmt.Sprintf("%.4g MiB", float64(o.StreamBytes)/mib)
 	return []scenario{
 		{
-			name: "read 64 MiB", clients: 1, unit: "GiB/s", perOp: size,
-			floor: floorRead, floorPerOp: size, prepare: prepareRead(streamSize),
+			name: "read " + name, clients: 1, unit: "GiB/s", perOp: size,
+			floor: floorRead, floorPerOp: size, prepare: prepareRead(o.StreamBytes),
 		},
 		{
-			name: "write 64 MiB", clients: 1, unit: "GiB/s", perOp: size,
-			floor: floorWrite, floorPerOp: size, maxOps: maxWritten / streamSize, prepare: prepareWrite(streamSize),
+			name: "write " + name, clients: 1, unit: "GiB/s", perOp: size,
+			floor: floorWrite, floorPerOp: size, maxOps: uint64(maxWritten / o.StreamBytes), prepare: prepareWrite(o.StreamBytes),
 		},
 		{
 			name: "read 1 KiB", clients: o.Concurrency[0], unit: "blobs/s", perOp: 1,
