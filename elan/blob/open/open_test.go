@@ -1,0 +1,74 @@
+package open_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/open"
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+func TestOpen(t *testing.T) {
+	for name, tc := range map[string]struct{ url, wantErr string }{
+		"file":            {url: "file://" + t.TempDir()},
+		"mem":             {url: "mem://"},
+		"relative file":   {url: "file://some/dir", wantErr: "three slashes"},
+		"mem with a path": {url: "mem:///x", wantErr: "just mem://"},
+		"unknown scheme":  {url: "gopher://x", wantErr: "file:///DIRECTORY"},
+		"plain path":      {url: "/var/cache", wantErr: "file:///DIRECTORY"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := open.Open(tc.url, open.Options{})
+			if tc.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+					t.Fatalf("Open(%q) = %v, want an error with %q", tc.url, err, tc.wantErr)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, err := blob.PutBytes(t.Context(), s, digest.SHA256, []byte("hello"))
+			if err != nil {
+				t.Error(err)
+			}
+			got, err := blob.ReadAll(t.Context(), s, d, 100)
+			if string(got) != "hello" {
+				t.Errorf("read back %q, %v", got, err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestSize(t *testing.T) {
+	for in, want := range map[string]struct {
+		bytes int64
+		out   string
+	}{
+		"0":       {0, "0"},
+		"17":      {17, "17"},
+		"17B":     {17, "17"},
+		"500MB":   {500_000_000, "500000000"},
+		"4GiB":    {4 << 30, "4GiB"},
+		"1.5KiB":  {1536, "1536"},
+		"2 TiB":   {2 << 40, "2TiB"},
+		"1048576": {1 << 20, "1MiB"},
+	} {
+		t.Run(in, func(t *testing.T) {
+			var s open.Size
+			if err := s.UnmarshalText([]byte(in)); err != nil || int64(s) != want.bytes || s.String() != want.out {
+				t.Errorf("Size(%q) = %d (%s), %v; want %d (%s)", in, s, s, err, want.bytes, want.out)
+			}
+		})
+	}
+	for _, in := range []string{"", "GB", "-1", "four", "1e40", "5 bytes"} {
+		var s open.Size
+		if err := s.UnmarshalText([]byte(in)); err == nil {
+			t.Errorf("Size(%q) = %d, want an error", in, s)
+		}
+	}
+}

@@ -1,0 +1,163 @@
+// Command elan stores blobs and action results for the Bazel Remote Execution
+// API: ContentAddressableStorage, ActionCache, ByteStream and Capabilities over
+// one store. It executes nothing; see mettle for that.
+//
+// This file turns flags into options and wires the parts; README.md in this
+// folder follows a blob through them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob/open"
+	"github.com/mettle-build/mettle/elan/rpc"
+	"github.com/mettle-build/mettle/metrics"
+)
+
+// version is set by the linker.
+var version = "dev" //nolint:gochecknoglobals // -ldflags -X needs a variable
+
+// closeGrace is how long calls may take to end after SIGTERM.
+const closeGrace = 30 * time.Second
+
+type cli struct {
+	Storage     string        `help:"Where blobs are kept: file:///DIRECTORY or mem://. Default: elan in the user's cache directory, /var/cache/elan for root." placeholder:"URL"`
+	MaxSize     open.Size     `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for; in memory, the store's own default." default:"0"`
+	MinFree     open.Size     `help:"How much of the disk is left to others." default:"2GiB"`
+	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
+
+	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can read and write." default:"127.0.0.1"`
+	Port     int    `help:"The port for clients (gRPC)." default:"7777"`
+	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7780"`
+
+	LogFormat string           `name:"log_format" help:"How to log: text or json." enum:"text,json" default:"text"`
+	LogLevel  string           `name:"log_level" help:"The least level that is logged: debug, info, warn or error." default:"info"`
+	Version   kong.VersionFlag `help:"Print the version and exit."`
+}
+
+func main() {
+	var c cli
+	kong.Parse(
+		&c,
+		kong.Name("elan"),
+		kong.Description("Storage for the Bazel Remote Execution API: CAS, ActionCache and ByteStream."),
+		kong.FlagNamer(snakeCase),
+		kong.DefaultEnvars("ELAN"),
+		kong.Vars{"version": version},
+	)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	log, err := metrics.NewLogger(os.Stderr, c.LogFormat, c.LogLevel)
+	if err == nil {
+		err = c.serve(ctx, os.Stdout, log)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "elan:", err)
+		os.Exit(1)
+	}
+}
+
+// snakeCase makes of MinFree the flag min_free. Names with initials say theirs
+// in a tag.
+func snakeCase(field string) string {
+	var b strings.Builder
+	for i, r := range field {
+		if i > 0 && r >= 'A' && r <= 'Z' {
+			b.WriteByte('_')
+		}
+		b.WriteRune(r)
+	}
+	return strings.ToLower(b.String())
+}
+
+// serve serves until ctx is done.
+func (c *cli) serve(ctx context.Context, out io.Writer, log *slog.Logger) (err error) {
+	storageURL, err := c.storageURL()
+	if err != nil {
+		return err
+	}
+	listener, err := listen(ctx, c.Host, c.Port)
+	if err != nil {
+		return err
+	}
+	defer listener.Close() //nolint:errcheck // closed already where it served
+	registry := metrics.NewRegistry()
+	storage, err := open.Open(storageURL, open.Options{
+		MaxBytes:     int64(c.MaxSize),
+		MinFreeBytes: int64(c.MinFree),
+		MinLifetime:  c.MinLifetime,
+		Logger:       log,
+		Registerer:   registry,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, storage.Close()) }()
+	actions, err := action.New(action.Options{Store: storage, Entries: storage, Logger: log})
+	if err != nil {
+		return err
+	}
+	observed, err := metrics.NewRPC(metrics.RPCOptions{Prefix: "elan", Registerer: registry, Logger: log})
+	if err != nil {
+		return err
+	}
+	server, health := rpc.NewServer(observed.ServerOptions()...)
+	if err := rpc.Register(server, rpc.Options{Store: storage, Actions: actions, Logger: log}); err != nil {
+		return err
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	if c.HTTPPort >= 0 {
+		adminListener, err := listen(ctx, c.Host, c.HTTPPort)
+		if err != nil {
+			return err
+		}
+		admin, err := metrics.New(metrics.Options{Name: "elan", Registry: registry, Logger: log})
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return admin.Serve(groupCtx, adminListener) })
+	}
+	fmt.Fprintf(out, "Elan %s stores in %s.\n  Bazel   build --remote_cache=grpc://%s    (in .bazelrc)\n", version, storageURL, listener.Addr())
+	group.Go(func() error {
+		return rpc.Serve(groupCtx, server, rpc.ServeOptions{Listener: listener, Health: health, Grace: closeGrace})
+	})
+	return group.Wait()
+}
+
+func (c *cli) storageURL() (string, error) {
+	switch {
+	case c.Storage != "":
+		return c.Storage, nil
+	case os.Geteuid() == 0:
+		return "file:///var/cache/elan", nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no cache directory, give --storage: %w", err)
+	}
+	return "file://" + filepath.Join(cache, "elan"), nil
+}
+
+func listen(ctx context.Context, host string, port int) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return nil, fmt.Errorf("%w (choose another with --port or --http_port)", err)
+	}
+	return l, nil
+}

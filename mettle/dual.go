@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob/open"
+	"github.com/mettle-build/mettle/elan/rpc"
+	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/mettle/api"
+	"github.com/mettle-build/mettle/mettle/platform"
+	"github.com/mettle-build/mettle/mettle/queue/mem"
+	"github.com/mettle-build/mettle/mettle/worker"
+)
+
+// dualCmd is a complete server in one process. Its flags are those of the parts.
+type dualCmd struct {
+	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can run commands here." default:"127.0.0.1"`
+	Port     int    `help:"The port for clients (gRPC)." default:"7778"`
+	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7779"`
+
+	Dir         string        `help:"The directory for everything that is kept. Default: mettle in the user's cache directory, /var/cache/mettle for root." type:"path"`
+	MaxSize     open.Size     `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for." default:"0"`
+	MinFree     open.Size     `help:"How much of the disk is left to others." default:"2GiB"`
+	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
+
+	Slots          int               `help:"How many actions run at once. Default: the number of CPUs."`
+	Platform       map[string]string `help:"Platform properties that this machine serves beside OSFamily and ISA, as key=value." placeholder:"KEY=VALUE"`
+	DefaultTimeout time.Duration     `help:"How long an action may run that sets no timeout." default:"1h"`
+	MaxTimeout     time.Duration     `help:"The longest timeout that an action may set." default:"24h"`
+	AbandonAfter   time.Duration     `help:"How long an action goes on that no client waits for." default:"5m"`
+	DrainTimeout   time.Duration     `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
+}
+
+// Run serves until ctx is done and everything has been brought to an end.
+func (c *dualCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	dir, err := c.directory()
+	if err != nil {
+		return err
+	}
+	// Ports first: a port in use is the commonest mistake, and costs nothing to find.
+	listener, err := listen(ctx, c.Host, c.Port)
+	if err != nil {
+		return err
+	}
+	d := &dual{cmd: c, dir: dir, listener: listener, log: log, registry: metrics.NewRegistry()}
+	if err := d.wire(ctx); err != nil {
+		return errors.Join(err, listener.Close(), d.close())
+	}
+	d.announce(out)
+	return errors.Join(d.serve(ctx), d.close())
+}
+
+// directory is where everything is kept. For root it is not below /root, which
+// the users that actions run as can't enter.
+func (c *dualCmd) directory() (string, error) {
+	switch {
+	case c.Dir != "":
+		return filepath.Abs(c.Dir)
+	case os.Geteuid() == 0:
+		return "/var/cache/mettle", nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no cache directory, give --dir: %w", err)
+	}
+	return filepath.Join(cache, "mettle"), nil
+}
+
+func listen(ctx context.Context, host string, port int) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return nil, fmt.Errorf("%w (choose another with --port or --http_port)", err)
+	}
+	return l, nil
+}
+
+// dual is the parts of a running dualCmd.
+type dual struct {
+	cmd      *dualCmd
+	dir      string
+	listener net.Listener
+	log      *slog.Logger
+	registry *prometheus.Registry
+
+	admin   net.Listener // nil without HTTP
+	storage open.Storage
+	actions *action.Cache
+	jobs    *mem.Queue
+	api     *api.Server
+	worker  *worker.Worker
+}
+
+// wire makes the parts, in the order in which they need each other.
+func (d *dual) wire(ctx context.Context) (err error) {
+	c := d.cmd
+	if c.HTTPPort >= 0 {
+		if d.admin, err = listen(ctx, c.Host, c.HTTPPort); err != nil {
+			return err
+		}
+	}
+	d.storage, err = open.Dir(filepath.Join(d.dir, "store"), open.Options{
+		MaxBytes:     int64(c.MaxSize),
+		MinFreeBytes: int64(c.MinFree),
+		MinLifetime:  c.MinLifetime,
+		Logger:       d.log,
+		Registerer:   d.registry,
+	})
+	if err != nil {
+		return err
+	}
+	if d.actions, err = action.New(action.Options{Store: d.storage, Entries: d.storage, Logger: d.log}); err != nil {
+		return err
+	}
+	if d.jobs, err = mem.New(mem.Options{Logger: d.log}); err != nil {
+		return err
+	}
+	platforms, err := platform.New(platform.Options{Properties: c.Platform})
+	if err != nil {
+		return err
+	}
+	if err := d.wireExecution(platforms); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (d *dual) wireExecution(platforms *platform.Set) (err error) {
+	c := d.cmd
+	hostname, err := os.Hostname()
+	if err != nil {
+		hostname = "localhost"
+	}
+	if d.api, err = api.New(api.Options{
+		ID:             hostname,
+		Store:          d.storage,
+		Actions:        d.actions,
+		Jobs:           d.jobs,
+		Updates:        d.jobs,
+		Platforms:      platforms,
+		DefaultTimeout: c.DefaultTimeout,
+		MaxTimeout:     c.MaxTimeout,
+		AbandonAfter:   c.AbandonAfter,
+		Logger:         d.log,
+		Registerer:     d.registry,
+	}); err != nil {
+		return err
+	}
+	slots := c.Slots
+	if slots == 0 {
+		slots = runtime.NumCPU()
+	}
+	d.worker, err = worker.New(worker.Options{
+		Jobs:           d.jobs,
+		Updates:        d.jobs,
+		Store:          d.storage,
+		Actions:        d.actions,
+		Dir:            filepath.Join(d.dir, "work"),
+		Slots:          slots,
+		Name:           hostname,
+		DefaultTimeout: c.DefaultTimeout,
+		Addr:           d.listener.Addr().String(),
+		Logger:         d.log,
+		Registerer:     d.registry,
+	})
+	return err
+}
+
+// announce prints what the user puts into a configuration.
+func (d *dual) announce(out io.Writer) {
+	addr := d.listener.Addr()
+	fmt.Fprintf(out, `Mettle %s executes and stores, with %d slots and %s.
+  Bazel   build --remote_executor=grpc://%s    (in .bazelrc)
+  Please  [remote]
+          url = %s
+`, version, d.worker.Slots(), d.dir, addr, addr)
+	if d.admin != nil {
+		fmt.Fprintf(out, "  Metrics, health and profiles: http://%s/\n", d.admin.Addr())
+	}
+}
+
+// serve runs the parts until ctx is done, and then ends them in the order in
+// which nobody waits for what is gone: no new jobs are taken, running actions
+// end and their clients hear of it, streams of queued ones are cut (a client
+// resumes them with WaitExecution, here or after a restart), calls end, and
+// last the parts that served them.
+func (d *dual) serve(ctx context.Context) error {
+	// parts outlive ctx: they are needed until the drain is over.
+	parts, stopParts := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopParts()
+	group, groupCtx := errgroup.WithContext(parts)
+	group.Go(func() error { return d.api.Run(groupCtx) })
+	if d.admin != nil {
+		admin, err := metrics.New(metrics.Options{Name: "mettle dual", Registry: d.registry, Ready: d.ready, Logger: d.log})
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return admin.Serve(groupCtx, d.admin) })
+	}
+	working, stopWork := context.WithCancel(groupCtx)
+	worked := make(chan struct{})
+	group.Go(func() error {
+		defer close(worked)
+		return d.worker.Run(working)
+	})
+	group.Go(func() error {
+		defer stopParts()
+		defer stopWork()
+		serving, stopServing := context.WithCancel(ctx)
+		defer stopServing()
+		context.AfterFunc(groupCtx, stopServing)
+		return d.serveRPC(serving, func() {
+			d.log.Info("shutting down: running actions end, a second signal ends them at once", "drain_timeout", d.cmd.DrainTimeout)
+			stopWork()
+			select {
+			case <-worked:
+			case <-time.After(d.cmd.DrainTimeout):
+				d.log.Warn("running actions did not end within the drain timeout, they are cut off")
+				d.worker.Abort()
+				<-worked
+			}
+			d.api.Shutdown()
+		})
+	})
+	return group.Wait()
+}
+
+// closeGrace is how long calls may take to end once nothing is left to wait for.
+const closeGrace = 5 * time.Second
+
+func (d *dual) serveRPC(ctx context.Context, drain func()) error {
+	observed, err := metrics.NewRPC(metrics.RPCOptions{Prefix: "mettle", Registerer: d.registry, Logger: d.log})
+	if err != nil {
+		return err
+	}
+	server, health := rpc.NewServer(observed.ServerOptions()...)
+	if err := rpc.Register(server, rpc.Options{
+		Store:     d.storage,
+		Actions:   d.actions,
+		Execution: d.api.Capabilities(),
+		Logger:    d.log,
+	}); err != nil {
+		return err
+	}
+	d.api.Register(server)
+	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: d.listener, Health: health, Drain: drain, Grace: closeGrace})
+}
+
+// ready tells whether the worker takes jobs.
+func (d *dual) ready(context.Context) error { return d.worker.Ready() }
+
+// close frees what wire made, the last first. Parts that were not made are nil.
+func (d *dual) close() error {
+	var errs []error
+	if d.worker != nil {
+		errs = append(errs, d.worker.Close())
+	}
+	if d.jobs != nil {
+		errs = append(errs, d.jobs.Close())
+	}
+	if d.storage != nil {
+		errs = append(errs, d.storage.Close())
+	}
+	return errors.Join(errs...)
+}
