@@ -1,0 +1,202 @@
+package file
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// watchEvery is how often the free disk space is looked at; others write
+	// to the disk too.
+	watchEvery = 2 * time.Second
+	// ages is the number of classes that the survey sorts files into by age,
+	// each touchEvery wide: finer differences of use are not recorded.
+	ages = 4096
+	// hopelessFor is, at least, how long eviction rests after it could not
+	// free enough, and restFactor how long in times of what the pass took: so a
+	// store that is full of young blobs does not spend its time looking at them.
+	// Where nothing at all was old enough, it rests until something may be, but
+	// looks again after maxHopelessFor, because clocks are set at times.
+	hopelessFor    = time.Second
+	restFactor     = 20
+	maxHopelessFor = 10 * time.Minute
+)
+
+// keepSpace is the goroutine that alone evicts. It first ends a recovery and
+// counts what is there.
+func (s *Store) keepSpace() {
+	if err := s.recovery.sweep(s); err != nil {
+		s.log.Error("recovery did not end; it goes on at the next start", "error", err)
+	}
+	if err := s.count(); err != nil {
+		s.log.Error("counting the store's files", "error", err)
+	}
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.closing:
+			return
+		case <-tick.C:
+			if _, err := s.space.refresh(); err != nil {
+				s.log.Error("looking at the free disk space", "error", err)
+			}
+		case <-s.space.kick:
+		}
+		if err := s.makeRoom(); err != nil && !errors.Is(err, errGivenUp) {
+			s.log.Error("evicting", "error", err)
+		}
+	}
+}
+
+// count adds up the files that were there before this process: getdents64, and
+// newfstatat of entries only. What is written meanwhile may be counted twice,
+// until the next survey.
+func (s *Store) count() error {
+	started := time.Now()
+	var files, bytes int64
+	err := s.walk(func(f folder, name string) error {
+		if f.cas {
+			if d, _, ok := parseBlobName(f.fn, name); ok {
+				files++
+				bytes += onDisk(d.Size())
+			}
+			return nil
+		}
+		var st unix.Stat_t
+		if unix.Lstat(f.path+name, &st) == nil {
+			files++
+			bytes += onDisk(st.Size)
+		}
+		return nil
+	})
+	s.space.used.Add(bytes)
+	s.log.Info("counted the store", "files", files, "size_bytes", bytes, "duration", time.Since(started))
+	if errors.Is(err, errGivenUp) {
+		return nil
+	}
+	return err
+}
+
+// makeRoom is one eviction pass, if there is need for one.
+func (s *Store) makeRoom() error {
+	sp := &s.space
+	started := time.Now()
+	sp.mu.Lock()
+	wanted, passed, hopeless := sp.wanted, sp.passed, sp.hopeless
+	sp.wanted, sp.passed = 0, make(chan struct{})
+	sp.mu.Unlock()
+	defer close(passed)
+
+	need := sp.deficit(min(wanted, sp.max))
+	if need <= 0 || started.Before(hopeless) {
+		return nil
+	}
+	sv, err := s.survey(started)
+	if err != nil {
+		return err
+	}
+	freed, err := s.reap(sv.cutoff(need, s.touchEvery), need)
+	if freed > 0 {
+		s.log.Info("evicted", "size_bytes", freed, "wanted_bytes", need, "used_bytes", sp.used.Load(), "duration", time.Since(started))
+	}
+	if freed < need {
+		rest := max(hopelessFor, restFactor*time.Since(started))
+		if freed == 0 {
+			rest = max(rest, min(maxHopelessFor, time.Until(sv.oldest.Add(s.minLifetime+s.touchEvery))))
+		}
+		sp.mu.Lock()
+		sp.hopeless = time.Now().Add(rest)
+		sp.mu.Unlock()
+	}
+	return err
+}
+
+// survey is what a pass over all files found. Memory does not grow with them.
+type survey struct {
+	from   time.Time // the last use of what may just be evicted
+	bytes  [ages]int64
+	oldest time.Time // last use of any file
+}
+
+// survey sorts the files by age, and counts them anew: getdents64, and
+// newfstatat for each.
+func (s *Store) survey(now time.Time) (*survey, error) {
+	sv := &survey{from: now.Add(-s.minLifetime - s.touchEvery), oldest: now}
+	before, total := s.space.used.Load(), s.space.pending.Load()
+	err := s.walk(func(f folder, name string) error {
+		var st unix.Stat_t
+		if unix.Lstat(f.path+name, &st) != nil {
+			return nil // it went away, or its reader will be told of the trouble
+		}
+		size, atime := onDisk(st.Size), atimeOf(&st)
+		total += size
+		if atime.Before(sv.oldest) {
+			sv.oldest = atime
+		}
+		if s.evictable(atime, now) {
+			sv.bytes[sv.class(atime, s.touchEvery)] += size
+		}
+		return nil
+	})
+	if err == nil {
+		// What came into place during the walk may be counted twice, until the
+		// next survey; nothing is missed.
+		s.space.used.Add(total - before)
+	}
+	return sv, err
+}
+
+func (sv *survey) class(atime time.Time, width time.Duration) int {
+	return int(min((sv.from.Sub(atime)-1)/max(width, 1), ages-1))
+}
+
+// cutoff is the time before which a file's last use must be for it to be
+// evicted, if need bytes shall be freed.
+func (sv *survey) cutoff(need int64, width time.Duration) time.Time {
+	for i := ages - 1; i > 0; i-- {
+		if need -= sv.bytes[i]; need <= 0 {
+			return sv.from.Add(-time.Duration(i) * max(width, 1))
+		}
+	}
+	return sv.from
+}
+
+// reap removes files last used before cutoff, until need bytes are freed:
+// getdents64, newfstatat for each, unlinkat for those that go.
+func (s *Store) reap(cutoff time.Time, need int64) (freed int64, err error) {
+	err = s.walk(func(f folder, name string) error {
+		n, err := s.evict(f.path+name, cutoff)
+		if freed += n; freed >= need {
+			return errEnough
+		}
+		return err
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return freed, err
+}
+
+// evict removes the file at path if nobody has used it since cutoff. Whoever is
+// about to mark it as used holds its lock.
+func (s *Store) evict(path string, cutoff time.Time) (int64, error) {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != nil || !atimeOf(&st).Before(cutoff) || !s.keys.tryLock(path) {
+		return 0, nil
+	}
+	defer s.keys.unlock(path)
+	if unix.Lstat(path, &st) != nil || !atimeOf(&st).Before(cutoff) {
+		return 0, nil
+	}
+	if err := unix.Unlink(path); err != nil {
+		return 0, classify(err)
+	}
+	n := onDisk(st.Size)
+	s.space.release(n)
+	s.metrics.evicted.Inc()
+	s.metrics.evictedBytes.Add(float64(n))
+	return n, nil
+}

@@ -1,0 +1,36 @@
+package file_test
+
+import (
+	"testing"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/blobtest"
+	"github.com/mettle-build/mettle/elan/blob/file"
+)
+
+func open(t testing.TB, o file.Options) *file.Store {
+	t.Helper()
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+	}
+	s, err := file.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return s
+}
+
+func options() blobtest.Options {
+	return blobtest.Options{New: func(t testing.TB) blob.Store { return open(t, file.Options{}) }}
+}
+
+func TestStore(t *testing.T) { blobtest.Run(t, options()) }
+
+func BenchmarkStore(b *testing.B) {
+	b.Run("file", func(b *testing.B) { blobtest.Bench(b, options()) })
+}

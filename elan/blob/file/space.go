@@ -1,0 +1,183 @@
+package file
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+// maxDefaultFree is the most that is left free where Options do not say.
+const maxDefaultFree = 2 << 30
+
+// space counts what the store takes, and decides whether there is room. What is
+// about to be written is counted from the moment that it is announced.
+type space struct {
+	dir     string
+	max     int64 // of used; math.MaxInt64 where there is no bound
+	minFree int64
+
+	used    atomic.Int64 // files of this store, in whole blocks
+	pending atomic.Int64 // the part of used whose files are not in place yet
+	// free is the free disk space at the last refresh, less what was announced
+	// since. The kernel has the last word: ENOSPC is ErrFull too.
+	free atomic.Int64
+
+	kick chan struct{} // wakes the goroutine that evicts; one token says all
+
+	mu     sync.Mutex
+	wanted int64         // bytes that writers wait for
+	passed chan struct{} // closed at the end of the next eviction pass to begin
+	// hopeless is until when another pass would be in vain.
+	hopeless time.Time
+}
+
+func (sp *space) init(dir string, maxBytes, minFree int64) error {
+	sp.dir, sp.max, sp.minFree = dir, maxBytes, minFree
+	if maxBytes == 0 {
+		sp.max = math.MaxInt64
+	}
+	sp.kick = make(chan struct{}, 1)
+	sp.passed = make(chan struct{})
+	total, err := sp.refresh()
+	if err != nil {
+		return err
+	}
+	switch {
+	case minFree == 0:
+		sp.minFree = min(total/20, maxDefaultFree)
+	case minFree < 0:
+		sp.minFree = 0
+	}
+	return nil
+}
+
+// refresh asks the kernel for the free disk space: statfs. It returns the size
+// of the file system.
+func (sp *space) refresh() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(sp.dir, &st); err != nil {
+		return 0, err
+	}
+	sp.free.Store(int64(st.Bavail) * st.Bsize) //nolint:gosec // far below 2^63
+	return int64(st.Blocks) * st.Bsize, nil    //nolint:gosec // as above
+}
+
+// high and low are where eviction begins and ends, so that writers seldom wait
+// for it and one pass over the folders frees much.
+func (sp *space) high() int64 { return sp.max - sp.max/20 }
+func (sp *space) low() int64  { return sp.max - sp.max/10 }
+
+// add counts n bytes that are there, room or not.
+func (sp *space) add(n int64) {
+	sp.used.Add(n)
+	sp.free.Add(-n)
+}
+
+// release takes back n bytes that are gone.
+func (sp *space) release(n int64) { sp.add(-n) }
+
+// tryReserve counts n bytes if there is room for them.
+func (sp *space) tryReserve(n int64) bool {
+	used, free := sp.used.Add(n), sp.free.Add(-n)
+	if used > sp.max || free < sp.minFree {
+		sp.release(n)
+		return false
+	}
+	sp.pending.Add(n)
+	if used > sp.high() {
+		sp.wake()
+	}
+	return true
+}
+
+// settle says that n bytes that were reserved are in place, and cancel that they
+// will not come.
+func (sp *space) settle(n int64) { sp.pending.Add(-n) }
+
+func (sp *space) cancel(n int64) {
+	sp.pending.Add(-n)
+	sp.release(n)
+}
+
+// deficit is how many bytes to evict so that n more can be written and some
+// more room is left, so that the next pass is not due at once. It is 0 or less
+// where nothing is to be done.
+func (sp *space) deficit(n int64) int64 {
+	var need int64
+	if used := sp.used.Load() + n; used > sp.high() {
+		need = max(used-sp.max, sp.used.Load()-sp.low())
+	}
+	if free := sp.free.Load() - n; free < sp.minFree {
+		need = max(need, sp.minFree+sp.minFree/20-free)
+	}
+	return need
+}
+
+func (sp *space) wake() {
+	select {
+	case sp.kick <- struct{}{}:
+	default: // a token is there already
+	}
+}
+
+// want asks for n bytes. The channel is closed when an eviction pass that knew
+// of it has ended; nil says that it would be in vain.
+func (sp *space) want(n int64) <-chan struct{} {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	if time.Now().Before(sp.hopeless) {
+		return nil
+	}
+	sp.wanted += n
+	sp.wake()
+	return sp.passed
+}
+
+// reserveBlob is reserve for d, with the folders that it needs.
+func (s *Store) reserveBlob(ctx context.Context, d digest.Digest) error {
+	if err := s.prepare(ctx, d.Function()); err != nil {
+		return err
+	}
+	return s.reserve(ctx, d.Size())
+}
+
+// reserve counts a file of size bytes that is about to be written, after
+// evicting others if that is needed and allowed. The error wraps ErrTooLarge or
+// ErrFull, or is the context's.
+func (s *Store) reserve(ctx context.Context, size int64) error {
+	n := onDisk(size)
+	if n > s.space.max || n < size {
+		return fmt.Errorf("%w: the store holds %d bytes", blob.ErrTooLarge, s.space.max)
+	}
+	// A pass may free too little where others write at the same time.
+	for range 3 {
+		if s.space.tryReserve(n) {
+			return nil
+		}
+		passed := s.space.want(n)
+		if passed == nil {
+			break
+		}
+		select {
+		case <-passed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.closing:
+			return fmt.Errorf("%w: it is closed", blob.ErrUnavailable)
+		}
+	}
+	if s.space.tryReserve(n) {
+		return nil
+	}
+	s.metrics.refused.Inc()
+	return fmt.Errorf("%w: nothing is older than the minimal lifetime of %v; %d of %d bytes used, %d free on the disk, %d to be left free",
+		blob.ErrFull, s.minLifetime, s.space.used.Load(), s.space.max, s.space.free.Load(), s.space.minFree)
+}
