@@ -20,22 +20,30 @@ type verifying struct {
 	want digest.Digest
 	h    hash.Hash
 	n    int64 // bytes written
+	err  error // of a Write; nothing becomes visible after it
 }
 
 func (v *verifying) Write(p []byte) (int, error) {
+	if v.err != nil {
+		return 0, v.err
+	}
 	if int64(len(p)) > v.want.Size()-v.n {
-		return 0, fmt.Errorf("receive blob %s: %w: more than its %d bytes", v.want, ErrCorrupt, v.want.Size())
+		v.err = fmt.Errorf("receive blob %s: %w: more than its %d bytes", v.want, ErrCorrupt, v.want.Size())
+		return 0, v.err
 	}
 	n, err := v.w.Write(p)
 	v.h.Write(p[:n])
 	v.n += int64(n)
 	if err != nil {
-		return n, fmt.Errorf("receive blob %s: %w", v.want, err)
+		v.err = fmt.Errorf("receive blob %s: %w", v.want, err)
 	}
-	return n, nil
+	return n, v.err
 }
 
 func (v *verifying) Commit() error {
+	if v.err != nil {
+		return v.err
+	}
 	if v.n != v.want.Size() {
 		return fmt.Errorf("receive blob %s: %w: only %d bytes", v.want, ErrCorrupt, v.n)
 	}

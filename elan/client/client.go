@@ -85,6 +85,9 @@ func (c *Client) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.
 	asked := make(map[digest.Digest]bool, len(ds)) // whether it is missing
 	byFunction := map[digest.Function][]*repb.Digest{}
 	for _, d := range ds {
+		if d.IsZero() {
+			return nil, fmt.Errorf("find missing blobs: %w: one is the zero digest", digest.ErrInvalid)
+		}
 		if _, ok := asked[d]; ok || d.IsEmpty() {
 			continue
 		}

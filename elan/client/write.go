@@ -17,6 +17,9 @@ import (
 // Create implements blob.Creator, by ByteStream.Write. The server verifies the
 // bytes once more.
 func (c *Client) Create(ctx context.Context, d digest.Digest) (blob.Writer, error) {
+	if d.IsZero() {
+		return nil, fmt.Errorf("create blob: %w: it is the zero digest", digest.ErrInvalid)
+	}
 	name := resource.Name{Instance: c.o.Instance, UUID: newUUID(), Digest: d}
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := c.streams.Write(ctx)
@@ -41,26 +44,32 @@ type writer struct {
 	ended error
 }
 
+// fail makes err the end of the writer, after which nothing is committed.
+func (w *writer) fail(err error) error {
+	w.ended = err
+	return err
+}
+
 var (
-	errClosed   = errors.New("the writer is closed")
-	errCommited = errors.New("the writer is committed")
+	errClosed    = errors.New("the writer is closed")
+	errCommitted = errors.New("the writer is committed")
 )
 
 // Write implements io.Writer. It keeps nothing of p.
 func (w *writer) Write(p []byte) (int, error) {
 	if w.ended != nil {
-		return 0, fmt.Errorf("write blob %s: %w", w.digest, w.ended)
+		return 0, w.ended
 	}
 	total := len(p)
 	if int64(total) > w.digest.Size()-w.sent-int64(len(w.buf)) {
-		return 0, fmt.Errorf("write blob %s: more than its %d bytes", w.digest, w.digest.Size())
+		return 0, w.fail(fmt.Errorf("write blob %s: more than its %d bytes", w.digest, w.digest.Size()))
 	}
 	for len(p) > 0 {
 		// Whole chunks go as they are; what is less waits, so that a small blob,
 		// however it is written, goes with Commit in one message.
 		if len(w.buf) == 0 && len(p) > w.chunk {
 			if err := w.send(p[:w.chunk], false); err != nil {
-				return total - len(p), err
+				return total - len(p), w.fail(err)
 			}
 			p = p[w.chunk:]
 			continue
@@ -70,7 +79,7 @@ func (w *writer) Write(p []byte) (int, error) {
 		}
 		if len(w.buf) == w.chunk {
 			if err := w.send(w.buf, false); err != nil {
-				return total - len(p), err
+				return total - len(p), w.fail(err)
 			}
 			w.buf = w.buf[:0]
 			continue
@@ -116,9 +125,9 @@ func (w *writer) result() error {
 // Commit implements blob.Writer.
 func (w *writer) Commit() error {
 	if w.ended != nil {
-		return fmt.Errorf("commit blob %s: %w", w.digest, w.ended)
+		return w.ended
 	}
-	w.ended = errCommited
+	w.ended = errCommitted
 	if w.done {
 		return nil
 	}

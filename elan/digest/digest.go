@@ -203,8 +203,8 @@ func (v *Verifier) Read(p []byte) (int, error) {
 		return 0, v.err
 	}
 	// One byte more than is due tells a blob that is too long.
-	if room := v.want.size - v.n + 1; int64(len(p)) > room {
-		p = p[:room]
+	if room := v.want.size - v.n; int64(len(p)) > room {
+		p = p[:room+1]
 	}
 	n, err := v.r.Read(p)
 	v.h.Write(p[:n])
