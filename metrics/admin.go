@@ -155,6 +155,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		err = errors.Join(err, h.Close())
 		s.log.Debug("admin requests cut off at shutdown", "error", err)
 	}
-	<-served
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve admin pages on %v: %w", l.Addr(), err)
+	}
 	return nil
 }

@@ -27,7 +27,6 @@ const (
 	lastCode = codes.Unauthenticated
 )
 
-//nolint:gochecknoglobals // a compiled pattern, never changed
 var prefixPattern = regexp.MustCompile(`^[a-z][a-z0-9_]*[a-z0-9]$`)
 
 // RPCOptions configure an RPC.
@@ -74,23 +73,26 @@ func NewRPC(o RPCOptions) (*RPC, error) {
 	if o.Registerer == nil {
 		return nil, errors.New("metrics of RPCs need a registerer")
 	}
-	name := func(s string) string { return o.Prefix + "_grpc_" + s }
 	r := &RPC{
 		log: o.Logger,
 		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: name("handled_total"), Help: "Calls that were answered, by the status code of the answer.",
+			Namespace: o.Prefix, Subsystem: "grpc", Name: "handled_total",
+			Help: "Calls that were answered, by the status code of the answer.",
 		}, []string{"service", "method", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: name("handling_seconds"), Help: "Time from the start of a call to its answer; of streams, to their end.",
+			Namespace: o.Prefix, Subsystem: "grpc", Name: "handling_seconds",
+			Help: "Time from the start of a call to its answer; of streams, to their end.",
 			// From the fastest unary call to an action of two hours, in few
 			// enough buckets that all methods together stay near a thousand series.
 			Buckets: prometheus.ExponentialBuckets(0.00025, 4, 13),
 		}, []string{"service", "method"}),
 		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: name("in_flight_calls"), Help: "Calls that have begun and not been answered.",
+			Namespace: o.Prefix, Subsystem: "grpc", Name: "in_flight_calls",
+			Help: "Calls that have begun and not been answered.",
 		}, []string{"service", "method"}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: name("panics_total"), Help: "Handlers that panicked and were answered with INTERNAL.",
+			Namespace: o.Prefix, Subsystem: "grpc", Name: "panics_total",
+			Help: "Handlers that panicked and were answered with INTERNAL.",
 		}),
 	}
 	if r.log == nil {

@@ -99,6 +99,8 @@ func TestRPC_countsByCode(t *testing.T) {
 	got := values(t, reg)
 	const labels = `service="google.bytestream.ByteStream" method=`
 	want := map[string]float64{
+		`mettle_grpc_panics_total`: 2,
+
 		`mettle_grpc_handled_total code="OK" ` + labels + `"QueryWriteStatus"`:               2,
 		`mettle_grpc_handled_total code="NotFound" ` + labels + `"QueryWriteStatus"`:         1,
 		`mettle_grpc_handled_total code="Internal" ` + labels + `"QueryWriteStatus"`:         1,
@@ -110,7 +112,6 @@ func TestRPC_countsByCode(t *testing.T) {
 		`mettle_grpc_handling_seconds ` + labels + `"Read"`:                                  2,
 		`mettle_grpc_in_flight_calls ` + labels + `"QueryWriteStatus"`:                       0,
 		`mettle_grpc_in_flight_calls ` + labels + `"Read"`:                                   0,
-		`mettle_grpc_panics_total`:                                                           2,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("metrics (-want +got):\n%s", d)

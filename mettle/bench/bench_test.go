@@ -201,7 +201,7 @@ func TestRun_countsErrors(t *testing.T) {
 	}{
 		{"execute fails", "latency", func(f *fakeServer) { f.failing.Store(true) }, "no worker today"},
 		{"action fails", "latency", func(f *fakeServer) { f.exitCode = 7 }, "exit code 7: it broke"},
-		{"preparation fails", "cached", func(f *fakeServer) { f.failing.Store(true) }, "prepare: Execute: "},
+		{"preparation fails", "cached", func(f *fakeServer) { f.failing.Store(true) }, "prepare: execute: "},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := newFake()

@@ -98,10 +98,10 @@ func dialOptions(o Options) (string, []grpc.DialOption, error) {
 	if len(o.Headers) > 0 {
 		md := metadata.New(o.Headers)
 		opts = append(opts,
-			grpc.WithUnaryInterceptor(func(ctx context.Context, m string, req, resp any, cc *grpc.ClientConn, inv grpc.UnaryInvoker, co ...grpc.CallOption) error { //nolint:revive // gRPC's signature
+			grpc.WithUnaryInterceptor(func(ctx context.Context, m string, req, resp any, cc *grpc.ClientConn, inv grpc.UnaryInvoker, co ...grpc.CallOption) error {
 				return inv(metadata.NewOutgoingContext(ctx, md), m, req, resp, cc, co...)
 			}),
-			grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, m string, st grpc.Streamer, co ...grpc.CallOption) (grpc.ClientStream, error) { //nolint:revive // gRPC's signature
+			grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, m string, st grpc.Streamer, co ...grpc.CallOption) (grpc.ClientStream, error) {
 				return st(metadata.NewOutgoingContext(ctx, md), d, cc, m, co...)
 			}))
 	}

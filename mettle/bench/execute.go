@@ -95,7 +95,7 @@ func prepareCached(ctx context.Context, c *client) (op, error) {
 	return func(ctx context.Context, _ uint64) error {
 		resp, err := c.execute(ctx, a)
 		if err == nil && !resp.GetCachedResult() {
-			return answerError("Execute: the action was run again, want its cached result")
+			return answerError("execute: the action was run again, want its cached result")
 		}
 		return err
 	}, nil
@@ -192,7 +192,7 @@ func prepareAction50(ctx context.Context, c *client) (op, error) {
 			OutputPaths: outputs, OutputFiles: outputs,
 		}, root)
 		if err == nil && len(r.GetOutputFiles()) != outputFiles {
-			return answerError("Execute: %d output files, want %d", len(r.GetOutputFiles()), outputFiles)
+			return answerError("execute: %d output files, want %d", len(r.GetOutputFiles()), outputFiles)
 		}
 		return err
 	}, nil
@@ -234,7 +234,7 @@ func (c *client) runAction(ctx context.Context, cmd *repb.Command, root digest.D
 	}
 	resp, err := c.execute(ctx, a.digest)
 	if err == nil && resp.GetCachedResult() {
-		err = answerError("Execute: a cached result of an action that is new")
+		err = answerError("execute: a cached result of an action that is new")
 	}
 	return resp.GetResult(), err
 }
@@ -257,7 +257,7 @@ func (c *client) execute(ctx context.Context, action digest.Digest) (*repb.Execu
 		InstanceName: c.instance, DigestFunction: c.fn.Proto(), ActionDigest: action.Proto(),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("Execute: %w", err)
+		return nil, fmt.Errorf("execute: %w", err)
 	}
 	var last *longrunningpb.Operation
 	for {
@@ -266,25 +266,25 @@ func (c *client) execute(ctx context.Context, action digest.Digest) (*repb.Execu
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("Execute: %w", err)
+			return nil, fmt.Errorf("execute: %w", err)
 		}
 		last = o
 	}
 	if !last.GetDone() {
-		return nil, answerError("Execute: the stream ended before the operation was done")
+		return nil, answerError("execute: the stream ended before the operation was done")
 	}
 	if err := status.ErrorProto(last.GetError()); err != nil {
-		return nil, fmt.Errorf("Execute: operation: %w", err)
+		return nil, fmt.Errorf("execute: operation: %w", err)
 	}
 	resp := &repb.ExecuteResponse{}
 	if err := last.GetResponse().UnmarshalTo(resp); err != nil {
-		return nil, answerError("Execute: %w", err)
+		return nil, answerError("execute: %w", err)
 	}
 	if err := status.ErrorProto(resp.GetStatus()); err != nil {
-		return nil, fmt.Errorf("Execute: %w (%s)", err, resp.GetMessage())
+		return nil, fmt.Errorf("execute: %w (%s)", err, resp.GetMessage())
 	}
 	if code := resp.GetResult().GetExitCode(); resp.GetResult() == nil || code != 0 {
-		return nil, answerError("Execute: exit code %d: %.200s %s", code, resp.GetResult().GetStderrRaw(), resp.GetMessage())
+		return nil, answerError("execute: exit code %d: %.200s %s", code, resp.GetResult().GetStderrRaw(), resp.GetMessage())
 	}
 	return resp, nil
 }

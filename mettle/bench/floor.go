@@ -78,13 +78,13 @@ type floors struct {
 	conn   *grpc.ClientConn
 	client bspb.ByteStreamClient
 	server *grpc.Server
-	served chan error
+	served chan struct{}
 }
 
 // startFloors makes a directory and a bare gRPC server on loopback. The caller
 // closes them.
 func startFloors(ctx context.Context) (_ *floors, err error) {
-	f := &floors{served: make(chan error, 1)} // one value, so that the goroutine never waits for its reader
+	f := &floors{served: make(chan struct{})}
 	f.dir, err = os.MkdirTemp("", "mettle-bench-")
 	if err != nil {
 		return nil, err
@@ -109,7 +109,10 @@ func startFloors(ctx context.Context) (_ *floors, err error) {
 	f.client = bspb.NewByteStreamClient(f.conn)
 	f.server = grpc.NewServer()
 	bspb.RegisterByteStreamServer(f.server, &bareStreams{message: &bspb.ReadResponse{Data: make([]byte, streamMessage)}})
-	go func() { f.served <- f.server.Serve(l) }()
+	go func() {
+		defer close(f.served)
+		_ = f.server.Serve(l) // ends with Stop; sooner, all calls fail and tell
+	}()
 	return f, nil
 }
 
