@@ -1,0 +1,68 @@
+# What a developer and the CI run. `make help` lists the targets.
+
+GO       ?= go
+FUZZTIME ?= 10s
+BENCH    ?= .
+# The tools have a module of their own, so that their dependencies are not ours.
+TOOL     := $(GO) tool -modfile=third_party/tools/go.mod
+PROTOS    = $(shell git ls-files --cached --others --exclude-standard -- 'proto/*.proto')
+PROTO_OUT = proto
+
+.DEFAULT_GOAL := help
+.PHONY: help build test race lint fmt fuzz bench cover proto check check-fmt check-tidy check-proto
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+build: ## build bin/mettle and bin/elan, static
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/ ./mettle ./elan
+
+test: ## run the tests
+	$(GO) test ./...
+
+race: ## run the tests, end to end ones too, with the race detector, in random order
+	$(GO) test -race -shuffle=on -timeout=20m ./...
+
+lint: ## vet, and golangci-lint with the rules on imports, sizes and style
+	$(GO) vet ./...
+	$(TOOL) golangci-lint run ./...
+
+fmt: ## format all Go files, and sort their imports
+	$(TOOL) golangci-lint fmt ./...
+
+fuzz: ## run each fuzz target for FUZZTIME (10s)
+	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		grep -ho '^func Fuzz[A-Za-z0-9_]*' "$$dir"/*_test.go | sort -u | cut -d' ' -f2 | while read -r target; do \
+			echo "$$dir $$target"; \
+			$(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "$$dir" </dev/null; \
+		done; \
+	done
+
+bench: ## run the Go benchmarks that match BENCH (.); `mettle bench` measures a server
+	$(GO) test -run='^$$' -bench='$(BENCH)' -benchmem ./...
+
+cover: ## run the tests, and show which statements they reach, in bin/coverage.html
+	@mkdir -p bin
+	$(GO) test -coverprofile=bin/coverage.out -coverpkg=./... ./...
+	$(GO) tool cover -func=bin/coverage.out | tail -1
+	$(GO) tool cover -html=bin/coverage.out -o bin/coverage.html
+
+proto: ## generate the Go code of proto/, with protoc
+	@mkdir -p bin $(PROTO_OUT)
+	$(GO) build -modfile=third_party/tools/go.mod -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
+	PATH="$(CURDIR)/bin:$$PATH" protoc -I proto --go_out=$(PROTO_OUT) --go_opt=paths=source_relative $(PROTOS)
+
+check: check-fmt check-tidy check-proto build lint race ## all that the CI runs
+
+check-fmt:
+	@$(TOOL) golangci-lint fmt --diff ./... || { echo "not formatted, run make fmt"; exit 1; }
+
+check-tidy:
+	$(GO) mod tidy -diff
+
+# The generated code names the versions of its makers, which are not compared.
+check-proto:
+	@command -v protoc >/dev/null || { echo "protoc is not installed: the generated code is not compared"; exit 0; }; \
+	set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; \
+	$(MAKE) --no-print-directory proto PROTO_OUT="$$new" >/dev/null; \
+	diff -ru -I '^//.*protoc.* v[0-9]' --exclude='*.proto' proto "$$new" || { echo "not that of its .proto, run make proto"; exit 1; }
