@@ -1,0 +1,234 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"cloud.google.com/go/longrunning/autogen/longrunningpb"
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/mettle/operation"
+)
+
+// firstMessageAfter is how long a client waits for its first message, whatever
+// the storage and the broker do. Most calls have something better to say by then.
+const firstMessageAfter = 10 * time.Millisecond
+
+type stream = grpc.ServerStreamingServer[longrunningpb.Operation]
+
+// A call is one Execute or WaitExecution.
+type call struct {
+	s      *Server
+	stream stream
+	name   operation.Name
+	text   string // name, as the client sees it
+	hints  hints
+	// metadata is the part of the operations' metadata that never changes.
+	metadata []byte
+	resumed  bool // it is a WaitExecution
+	sent     bool // the client has had a message
+	outcome  outcome
+}
+
+// Execute implements the Execution service.
+func (s *Server) Execute(req *repb.ExecuteRequest, st stream) error {
+	start := time.Now()
+	c := &call{s: s, stream: st, hints: hintsOf(req)}
+	err := s.execute(c, req)
+	s.metrics.ended(c, err, start)
+	return err
+}
+
+func (s *Server) execute(c *call, req *repb.ExecuteRequest) error {
+	defer s.metrics.begun()()
+	if s.isDraining() {
+		return toStatus(errDraining)
+	}
+	n, err := nameOf(req)
+	if err != nil {
+		return toStatus(err)
+	}
+	c.setName(operation.NewName(n))
+	return c.run()
+}
+
+// nameOf checks an ExecuteRequest and makes of it all of a name but what is new.
+func nameOf(req *repb.ExecuteRequest) (operation.Name, error) {
+	if req.GetActionDigest() == nil {
+		return operation.Name{}, fmt.Errorf("%w: the action_digest is absent", errInvalid)
+	}
+	fn, err := digest.FunctionFromProto(req.GetDigestFunction(), len(req.GetActionDigest().GetHash()))
+	if err != nil {
+		return operation.Name{}, fmt.Errorf("action_digest: %w", err)
+	}
+	d, err := digest.FromProto(fn, req.GetActionDigest())
+	if err != nil {
+		return operation.Name{}, fmt.Errorf("action_digest: %w", err)
+	}
+	if err := operation.CheckInstance(req.GetInstanceName()); err != nil {
+		return operation.Name{}, fmt.Errorf("%w: %w", errInvalid, err)
+	}
+	return operation.Name{
+		Instance:        req.GetInstanceName(),
+		Action:          d,
+		SkipCacheLookup: req.GetSkipCacheLookup(),
+		Priority:        req.GetExecutionPolicy().GetPriority(),
+	}, nil
+}
+
+// WaitExecution implements the Execution service. A name that was given by this
+// or another server, now or before a restart, is resumed; of any other one the
+// status is NOT_FOUND, upon which clients call Execute.
+func (s *Server) WaitExecution(req *repb.WaitExecutionRequest, st stream) error {
+	start := time.Now()
+	c := &call{s: s, stream: st, resumed: true}
+	err := s.wait(c, req)
+	s.metrics.ended(c, err, start)
+	return err
+}
+
+func (s *Server) wait(c *call, req *repb.WaitExecutionRequest) error {
+	defer s.metrics.begun()()
+	if s.isDraining() {
+		return toStatus(errDraining)
+	}
+	n, err := operation.ParseName(req.GetName())
+	if err != nil {
+		return toStatus(err)
+	}
+	c.setName(n)
+	if op, ok := s.ops.Find(n); ok {
+		return c.follow(op)
+	}
+	return c.run()
+}
+
+func (s *Server) isDraining() bool {
+	select {
+	case <-s.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *call) setName(n operation.Name) {
+	c.name, c.text = n, n.String()
+	c.metadata = constantMetadata(n)
+}
+
+// An answer is what begin has found: a response, or an operation to follow.
+type answer struct {
+	response []byte // a marshalled ExecuteResponse
+	op       *operation.Operation
+	err      error
+}
+
+// run finds or begins what the client waits for, and sees to it that the
+// client hears something in the meantime.
+func (c *call) run() error {
+	ctx := c.stream.Context()
+	begun := make(chan answer, 1) // so that the goroutine ends in any case
+	go func() { begun <- c.s.beginSafely(ctx, c) }()
+	timer := time.NewTimer(firstMessageAfter)
+	defer timer.Stop()
+	for {
+		select {
+		case a := <-begun:
+			return c.answer(a)
+		case <-timer.C:
+			if err := c.send(&operation.Snapshot{Stage: operation.CacheCheck}); err != nil {
+				return c.leave(<-begun, err)
+			}
+			timer.Reset(c.s.opts.KeepAlive)
+		}
+	}
+}
+
+// leave ends a call whose client has gone before it was begun.
+func (c *call) leave(a answer, err error) error {
+	if a.op != nil {
+		c.s.ops.Leave(a.op)
+	}
+	return err
+}
+
+// answer gives the client what was found. Once it knows of its operation, what
+// is wrong with the action is told as the operation's end; only what may go
+// away by itself ends the stream with an error.
+func (c *call) answer(a answer) error {
+	switch {
+	case a.err != nil && c.sent && !transient(a.err):
+		return c.send(&operation.Snapshot{Stage: operation.Completed, Response: failure(a.err)})
+	case a.err != nil:
+		return toStatus(a.err)
+	case a.op != nil:
+		return c.follow(a.op)
+	}
+	c.outcome = outcomeCached
+	return c.send(&operation.Snapshot{Stage: operation.Completed, Response: a.response})
+}
+
+// beginSafely is begin. A panic there, which is not in the handler's own
+// goroutine, ends this call alone.
+func (s *Server) beginSafely(ctx context.Context, c *call) (a answer) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.log.ErrorContext(ctx, "panic in a call", "operation", c.text, "panic", r, "stack", string(debug.Stack()))
+			a = answer{err: errors.New("internal error")}
+		}
+	}()
+	return s.begin(ctx, c)
+}
+
+// begin asks the ActionCache, and otherwise joins or creates the operation.
+func (s *Server) begin(ctx context.Context, c *call) answer {
+	res, err := s.cached(ctx, c)
+	if err != nil {
+		return answer{err: err}
+	}
+	if res != nil {
+		s.inline(ctx, c, res)
+		data, err := cachedResponse(res)
+		return answer{response: data, err: err}
+	}
+	job, merge, err := s.prepare(ctx, c)
+	if err != nil {
+		return answer{err: err}
+	}
+	op, created := s.ops.Join(c.name, merge)
+	if created {
+		s.publish(ctx, op, job)
+	}
+	return answer{op: op}
+}
+
+// cached is the result that the ActionCache has and that may answer the call;
+// nil where there is none.
+func (s *Server) cached(ctx context.Context, c *call) (*repb.ActionResult, error) {
+	n := c.name
+	if n.SkipCacheLookup && !c.resumed {
+		return nil, nil //nolint:nilnil // no result is no error
+	}
+	res, err := s.opts.Actions.Get(ctx, blob.EntryKey{Instance: n.Instance, Action: n.Action})
+	switch {
+	case errors.Is(err, blob.ErrNotFound):
+		return nil, nil //nolint:nilnil // as above
+	case err != nil:
+		return nil, fmt.Errorf("look in the action cache: %w", err)
+	case n.SkipCacheLookup && res.GetExecutionMetadata().GetQueuedTimestamp().AsTime().Before(n.Created):
+		// It may be from before the client first asked, and wanted none of those.
+		return nil, nil //nolint:nilnil // as above
+	}
+	ok, err := s.mayCache(ctx, n.Action)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return res, nil
+}

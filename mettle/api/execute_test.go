@@ -1,0 +1,494 @@
+package api_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/mettle/api"
+	"github.com/mettle-build/mettle/mettle/queue"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+// The plain way: queued at once, executing with the worker's name, completed.
+func TestExecute(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		start := time.Now()
+		d := b.store.action("a", timeoutOf(time.Minute))
+		md, err := proto.Marshal(&repb.RequestMetadata{ToolInvocationId: "invocation"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx := metadata.AppendToOutgoingContext(t.Context(),
+			"build.bazel.remote.execution.v2.requestmetadata-bin", string(md),
+			"traceparent", "00-1-2-01", "tracestate", "x=y")
+		st, err := b.client.Execute(ctx, &repb.ExecuteRequest{
+			InstanceName: "a/b", ActionDigest: d, DigestFunction: repb.DigestFunction_SHA256,
+			ExecutionPolicy: &repb.ExecutionPolicy{Priority: -3},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &waiting{t: t, stream: st}
+		_, got := w.next()
+		want := &repb.ExecuteOperationMetadata{
+			Stage: repb.ExecutionStage_QUEUED, ActionDigest: d, DigestFunction: repb.DigestFunction_SHA256,
+			PartialExecutionMetadata: &repb.ExecutedActionMetadata{QueuedTimestamp: timestamppb.New(start)},
+		}
+		if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+			t.Errorf("first metadata (-want +got):\n%s", diff)
+		}
+		if took := time.Since(start); took > 10*time.Millisecond {
+			t.Errorf("the first message took %v", took)
+		}
+
+		l := b.lease()
+		job := l.Job()
+		act, cmd := &repb.Action{}, &repb.Command{}
+		if err := errors.Join(proto.Unmarshal(job.GetAction(), act), proto.Unmarshal(job.GetCommand(), cmd)); err != nil {
+			t.Fatal(err)
+		}
+		if act.GetTimeout().AsDuration() != time.Minute || cmd.GetArguments()[1] != "a" {
+			t.Errorf("the job has action %v and command %v", act, cmd)
+		}
+		wantJob := &queuepb.Job{
+			Operation: w.name, ReplyTo: "api", InstanceName: "a/b", ActionDigest: parse(d).String(),
+			Action: job.GetAction(), Command: job.GetCommand(), Priority: -3, Pool: queue.DefaultPool,
+			Queued: timestamppb.New(start), RequestMetadata: md, Timeout: act.GetTimeout(),
+			TraceContext: map[string]string{"traceparent": "00-1-2-01", "tracestate": "x=y"},
+		}
+		if diff := cmp.Diff(wantJob, job, protocmp.Transform()); diff != "" {
+			t.Errorf("job (-want +got):\n%s", diff)
+		}
+
+		b.executing(l, "worker-7")
+		want.Stage, want.PartialExecutionMetadata.Worker = repb.ExecutionStage_EXECUTING, "worker-7"
+		if _, got := w.next(); !proto.Equal(got, want) {
+			t.Errorf("metadata while executing is %v, want %v", got, want)
+		}
+		partial := &repb.ExecutedActionMetadata{Worker: "worker-7", WorkerStartTimestamp: timestamppb.New(start.Add(time.Second))}
+		data, err := proto.Marshal(partial)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.report(l, &queuepb.Update{Stage: queuepb.Update_EXECUTING, Worker: "worker-7", PartialMetadata: data})
+		want.PartialExecutionMetadata.WorkerStartTimestamp = partial.GetWorkerStartTimestamp()
+		if _, got := w.next(); !proto.Equal(got, want) {
+			t.Errorf("metadata with the worker's own is %v, want %v", got, want)
+		}
+		b.complete(l, exit(3))
+		if got := w.response(); !proto.Equal(got, exit(3)) {
+			t.Errorf("response is %v, want %v", got, exit(3))
+		}
+	})
+}
+
+func TestExecute_cached(t *testing.T) {
+	cached := &repb.ActionResult{StdoutRaw: []byte("out")}
+	for name, tc := range map[string]struct {
+		change []func(*repb.Action, *repb.Command)
+		req    *repb.ExecuteRequest
+		want   bool
+	}{
+		"hit":               {req: &repb.ExecuteRequest{}, want: true},
+		"skip_cache_lookup": {req: &repb.ExecuteRequest{SkipCacheLookup: true}},
+		"do_not_cache":      {req: &repb.ExecuteRequest{}, change: []func(*repb.Action, *repb.Command){doNotCache}},
+		"another instance":  {req: &repb.ExecuteRequest{InstanceName: "other"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, b *bench) {
+				tc.req.ActionDigest = b.store.action("a", tc.change...)
+				b.store.cache(tc.req.ActionDigest, cached)
+				for range 2 {
+					w := b.execute(tc.req)
+					if !tc.want {
+						w.want(repb.ExecutionStage_QUEUED)
+						b.complete(b.lease(), exit(0))
+					}
+					res := w.response()
+					if res.GetCachedResult() != tc.want {
+						t.Errorf("cached_result is %v, want %v", res.GetCachedResult(), tc.want)
+					}
+					if tc.want && !proto.Equal(res.GetResult(), cached) {
+						t.Errorf("result is %v, want %v", res.GetResult(), cached)
+					}
+				}
+				b.noLease()
+			})
+		})
+	}
+}
+
+// A cached result whose Action has gone from the CAS is as good as ever.
+func TestExecute_cachedWithoutAction(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		d := digest.Of(digest.SHA256, []byte("gone")).Proto()
+		b.store.cache(d, &repb.ActionResult{})
+		if !b.executeAction(d).response().GetCachedResult() {
+			t.Error("not cached")
+		}
+	})
+}
+
+func TestExecute_inlineHints(t *testing.T) {
+	for name, run := range map[string]func(*bench, *waiting, *repb.Digest, *repb.ActionResult){
+		"cached": func(*bench, *waiting, *repb.Digest, *repb.ActionResult) {},
+		"executed": func(b *bench, _ *waiting, _ *repb.Digest, r *repb.ActionResult) {
+			b.complete(b.lease(), &repb.ExecuteResponse{Result: r})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, b *bench) {
+				put := func(s string) *repb.Digest {
+					return b.store.putBytes(digest.Of(digest.SHA256, []byte(s)), []byte(s))
+				}
+				r := &repb.ActionResult{
+					StdoutDigest: put("out"), StderrDigest: digest.Of(digest.SHA256, []byte("gone")).Proto(),
+					OutputFiles: []*repb.OutputFile{{Path: "a", Digest: put("A")}, {Path: "b", Digest: put("B")}, {Path: "c", Digest: put(strings.Repeat("c", 3<<20))}},
+				}
+				d := b.store.action("a")
+				if name == "cached" {
+					b.store.cache(d, proto.CloneOf(r))
+				}
+				w := b.execute(&repb.ExecuteRequest{
+					ActionDigest: d, InlineStdout: true, InlineStderr: true, InlineOutputFiles: []string{"a", "c", "d"},
+				})
+				run(b, w, d, r)
+				want := proto.CloneOf(r)
+				want.StdoutRaw, want.OutputFiles[0].Contents = []byte("out"), []byte("A")
+				if diff := cmp.Diff(want, w.response().GetResult(), protocmp.Transform()); diff != "" {
+					t.Errorf("result (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// However slow the storage is, the client hears something within milliseconds,
+// and again and again; and what is wrong is then the operation's end.
+func TestExecute_slowStorage(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.store.delay = time.Minute
+		start := time.Now()
+		w := b.executeAction(digest.Of(digest.SHA256, []byte("nothing")).Proto())
+		messages := 0
+		for {
+			op, md := w.next()
+			if op.GetDone() {
+				res := &repb.ExecuteResponse{}
+				if err := op.GetResponse().UnmarshalTo(res); err != nil {
+					t.Fatal(err)
+				}
+				wantMissing(t, res.GetStatus(), digest.Of(digest.SHA256, []byte("nothing")))
+				break
+			}
+			if messages++; messages == 1 && time.Since(start) > 20*time.Millisecond {
+				t.Errorf("the first message came after %v", time.Since(start))
+			}
+			if md.GetStage() != repb.ExecutionStage_CACHE_CHECK {
+				t.Errorf("stage is %v", md.GetStage())
+			}
+		}
+		if messages < 4 {
+			t.Errorf("%d messages in %v", messages, time.Since(start))
+		}
+
+		// Trouble that may pass ends only the stream; the operation can be resumed.
+		b.store.err = fmt.Errorf("the bucket: %w", blob.ErrUnavailable)
+		w = b.executeAction(b.store.action("a"))
+		w.next()
+		w.err(codes.Unavailable)
+		b.store.err, b.store.delay = nil, 0
+		again := b.resume(w.name)
+		again.want(repb.ExecutionStage_QUEUED)
+		b.complete(b.lease(), exit(0))
+		again.response()
+	})
+}
+
+// wantMissing checks that a status says that d is missing, as the spec has it.
+func wantMissing(t *testing.T, s *spb.Status, d digest.Digest) {
+	t.Helper()
+	if codes.Code(s.GetCode()) != codes.FailedPrecondition { //nolint:gosec // a status code
+		t.Fatalf("status is %v, want FAILED_PRECONDITION", s)
+	}
+	if len(s.GetDetails()) != 1 {
+		t.Fatalf("status is %v, want one detail", s)
+	}
+	f := &errdetails.PreconditionFailure{}
+	if err := s.GetDetails()[0].UnmarshalTo(f); err != nil {
+		t.Fatal(err)
+	}
+	want := &errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{{Type: "MISSING", Subject: "blobs/" + d.String()}}}
+	if diff := cmp.Diff(want, f, protocmp.Transform()); diff != "" {
+		t.Errorf("details (-want +got):\n%s", diff)
+	}
+}
+
+func TestExecute_missing(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		gone := digest.Of(digest.SHA256, []byte("gone"))
+		s := b.executeAction(gone.Proto()).err(codes.FailedPrecondition)
+		wantMissing(t, s.Proto(), gone)
+		d := b.store.action("a", func(a *repb.Action, _ *repb.Command) { a.CommandDigest = gone.Proto() })
+		s = b.executeAction(d).err(codes.FailedPrecondition)
+		wantMissing(t, s.Proto(), gone)
+		b.noLease()
+
+		// Inputs that the worker finds missing are the operation's end.
+		w := b.executeAction(b.store.action("b"))
+		b.complete(b.lease(), &repb.ExecuteResponse{Status: s.Proto()})
+		wantMissing(t, w.response().GetStatus(), gone)
+	})
+}
+
+func TestExecute_refuses(t *testing.T) {
+	sha := digest.Of(digest.SHA256, []byte("x"))
+	long := strings.Repeat("x", 2000)
+	for name, tc := range map[string]struct {
+		req    *repb.ExecuteRequest
+		action func(*repb.Action, *repb.Command)
+		code   codes.Code
+		say    string
+	}{
+		"no digest":          {req: &repb.ExecuteRequest{}, say: "action_digest"},
+		"empty digest":       {req: &repb.ExecuteRequest{ActionDigest: &repb.Digest{}}, say: "action_digest"},
+		"short hash":         {req: &repb.ExecuteRequest{ActionDigest: &repb.Digest{Hash: "abc", SizeBytes: 1}}, say: "action_digest"},
+		"upper case":         {req: &repb.ExecuteRequest{ActionDigest: &repb.Digest{Hash: strings.ToUpper(sha.Hash()), SizeBytes: 1}}, say: "lower-case"},
+		"negative size":      {req: &repb.ExecuteRequest{ActionDigest: &repb.Digest{Hash: sha.Hash(), SizeBytes: -1}}, say: "negative"},
+		"terabytes":          {req: &repb.ExecuteRequest{ActionDigest: &repb.Digest{Hash: sha.Hash(), SizeBytes: 1 << 42}}, say: "too large"},
+		"another function":   {req: &repb.ExecuteRequest{ActionDigest: sha.Proto(), DigestFunction: repb.DigestFunction_SHA512}, say: "sha512"},
+		"unknown function":   {req: &repb.ExecuteRequest{ActionDigest: sha.Proto(), DigestFunction: repb.DigestFunction_MD5}, say: "MD5"},
+		"long instance":      {req: &repb.ExecuteRequest{ActionDigest: sha.Proto(), InstanceName: long}, say: "instance"},
+		"NUL in instance":    {req: &repb.ExecuteRequest{ActionDigest: sha.Proto(), InstanceName: "\x00"}, say: "instance"},
+		"no command digest":  {action: func(a *repb.Action, _ *repb.Command) { a.CommandDigest = &repb.Digest{} }, say: "command_digest"},
+		"no input root":      {action: func(a *repb.Action, _ *repb.Command) { a.InputRootDigest = nil }, say: "input_root_digest"},
+		"no arguments":       {action: func(_ *repb.Action, c *repb.Command) { c.Arguments = nil }, say: "arguments"},
+		"escaping output":    {action: func(_ *repb.Action, c *repb.Command) { c.OutputPaths = []string{"../x"} }, say: "output"},
+		"negative timeout":   {action: timeoutOf(-time.Second), say: "negative"},
+		"too long a timeout": {action: timeoutOf(25 * time.Hour), say: "24h0m0s"},
+		"odd timeout": {action: func(a *repb.Action, _ *repb.Command) {
+			timeoutOf(0)(a, nil)
+			a.Timeout.Nanos = -5
+			a.Timeout.Seconds = 5
+		}, say: "timeout"},
+		"a platform nobody serves": {
+			action: func(a *repb.Action, _ *repb.Command) {
+				a.Platform = &repb.Platform{Properties: []*repb.Platform_Property{{Name: "OSFamily", Value: "windows"}}}
+			},
+			code: codes.FailedPrecondition, say: "OSFamily",
+		},
+		"in the command only": {
+			action: func(_ *repb.Action, c *repb.Command) {
+				c.Platform = &repb.Platform{Properties: []*repb.Platform_Property{{Name: "container-image", Value: "docker://x"}}} //nolint:staticcheck // older clients
+			},
+			code: codes.FailedPrecondition, say: "container-image",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, b *bench) {
+				if tc.action != nil {
+					tc.req = &repb.ExecuteRequest{ActionDigest: b.store.action("a", tc.action)}
+				}
+				if tc.code == codes.OK {
+					tc.code = codes.InvalidArgument
+				}
+				s := b.execute(tc.req).err(tc.code)
+				if !strings.Contains(s.Message(), tc.say) {
+					t.Errorf("%q does not mention %q", s.Message(), tc.say)
+				}
+				b.noLease()
+			})
+		})
+	}
+}
+
+func TestExecute_malformedMessages(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		junk := []byte{0xff, 0xff, 0xff}
+		d := b.store.putBytes(digest.Of(digest.SHA256, junk), junk)
+		b.executeAction(d).err(codes.InvalidArgument)
+		b.executeAction(b.store.action("a", func(a *repb.Action, _ *repb.Command) { a.CommandDigest = d })).err(codes.InvalidArgument)
+		b.executeAction(digest.Empty(digest.SHA256).Proto()).err(codes.FailedPrecondition) // this store lacks even that
+	})
+}
+
+func TestExecute_timeouts(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change []func(*repb.Action, *repb.Command)
+		want   time.Duration
+	}{
+		"absent":  {nil, time.Hour},
+		"zero":    {[]func(*repb.Action, *repb.Command){timeoutOf(0)}, time.Hour},
+		"short":   {[]func(*repb.Action, *repb.Command){timeoutOf(time.Millisecond)}, time.Millisecond},
+		"longest": {[]func(*repb.Action, *repb.Command){timeoutOf(24 * time.Hour)}, 24 * time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, b *bench) {
+				w := b.executeAction(b.store.action("a", tc.change...))
+				l := b.lease()
+				if got := l.Job().GetTimeout().AsDuration(); got != tc.want {
+					t.Errorf("the job's timeout is %v, want %v", got, tc.want)
+				}
+				// What a timeout ends with comes to the client with the output so far.
+				want := exit(0)
+				want.Status = &spb.Status{Code: int32(codes.DeadlineExceeded)}
+				b.complete(l, want)
+				if got := w.response(); !proto.Equal(got, want) {
+					t.Errorf("response is %v", got)
+				}
+			})
+		})
+	}
+}
+
+func TestExecute_largeCommandStaysInCAS(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		w := b.executeAction(b.store.action(strings.Repeat("x", 300<<10)))
+		l := b.lease()
+		if len(l.Job().GetCommand()) != 0 || len(l.Job().GetAction()) == 0 {
+			t.Errorf("the job carries %d bytes of Action and %d of Command", len(l.Job().GetAction()), len(l.Job().GetCommand()))
+		}
+		b.complete(l, exit(0))
+		w.response()
+	})
+}
+
+func TestExecute_publishFails(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		code codes.Code
+	}{
+		"away":    {queue.ErrUnavailable, codes.Unavailable},
+		"full":    {queue.ErrFull, codes.ResourceExhausted},
+		"unknown": {errors.New("odd"), codes.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, b *bench) {
+				d := b.store.action("a")
+				b.jobs.fail(tc.err)
+				b.executeAction(d).err(tc.code)
+				b.jobs.fail(nil)
+				w := b.executeAction(d)
+				w.want(repb.ExecutionStage_QUEUED)
+				b.complete(b.lease(), exit(0))
+				w.response()
+			})
+		})
+	}
+}
+
+// A broker that never answers: the client hears something at once, and of the
+// failure in the end; so does one that was merged.
+func TestExecute_publishHangs(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		d := b.store.action("a")
+		b.jobs.wait = make(chan struct{})
+		first, second := b.executeAction(d), b.executeAction(d)
+		first.next()
+		second.next()
+		first.err(codes.Unavailable)
+		second.err(codes.Unavailable)
+		if n := b.jobs.published(); n != 1 {
+			t.Errorf("%d jobs were published", n)
+		}
+	})
+}
+
+func TestExecute_brokenStore(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.store.err = errors.New("odd")
+		b.executeAction(b.store.action("a")).err(codes.Internal)
+		b.store.explode = true
+		b.executeAction(b.store.action("a")).err(codes.Internal)
+		b.store.explode, b.store.err = false, nil
+		w := b.executeAction(b.store.action("a"))
+		b.complete(b.lease(), exit(0))
+		w.response()
+	})
+}
+
+func TestExecute_manyClients(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		const clients, actions = 1000, 100
+		digests := make([]*repb.Digest, actions)
+		for i := range digests {
+			digests[i] = b.store.action(fmt.Sprint(i))
+		}
+		var wg sync.WaitGroup
+		for i := range clients {
+			w := b.executeAction(digests[i%actions])
+			wg.Go(func() {
+				if got := w.response().GetResult().GetExitCode(); got != 0 {
+					t.Errorf("exit code %d", got)
+				}
+			})
+		}
+		synctest.Wait()
+		if n := b.jobs.published(); n != actions {
+			t.Errorf("%d jobs were published for %d actions", n, actions)
+		}
+		for range actions {
+			l := b.lease()
+			b.executing(l, "w")
+			b.complete(l, exit(0))
+		}
+		wg.Wait()
+		b.noLease()
+	})
+}
+
+func TestNew_refuses(t *testing.T) {
+	good := func() api.Options {
+		b := newBench(t, nil)
+		var o api.Options
+		b.stop()
+		b.start(func(with *api.Options) { o = *with })
+		return o
+	}()
+	for name, change := range map[string]func(*api.Options){
+		"no id":            func(o *api.Options) { o.ID = "" },
+		"no store":         func(o *api.Options) { o.Store = nil },
+		"no action cache":  func(o *api.Options) { o.Actions = nil },
+		"no jobs":          func(o *api.Options) { o.Jobs = nil },
+		"no updates":       func(o *api.Options) { o.Updates = nil },
+		"no platforms":     func(o *api.Options) { o.Platforms = nil },
+		"negative timeout": func(o *api.Options) { o.DefaultTimeout = -1 },
+		"default over max": func(o *api.Options) { o.DefaultTimeout, o.MaxTimeout = 2, 1 },
+		"long keep-alive":  func(o *api.Options) { o.KeepAlive = time.Minute },
+		"negative bytes":   func(o *api.Options) { o.MaxActionBytes = -1 },
+		"negative abandon": func(o *api.Options) { o.AbandonAfter = -1 },
+	} {
+		o := good
+		change(&o)
+		if _, err := api.New(o); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestServer_Capabilities(t *testing.T) {
+	c := newBench(t, nil).server.Capabilities()
+	if !c.GetExecEnabled() || c.GetDigestFunction() != repb.DigestFunction_SHA256 || len(c.GetDigestFunctions()) != len(digest.Functions()) {
+		t.Errorf("capabilities are %v", c)
+	}
+	if r := c.GetExecutionPriorityCapabilities().GetPriorities(); len(r) != 1 || r[0].GetMinPriority() >= 0 || r[0].GetMaxPriority() <= 0 {
+		t.Errorf("priorities are %v", r)
+	}
+}

@@ -1,0 +1,188 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/mettle/command"
+	"github.com/mettle-build/mettle/mettle/operation"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+const (
+	// maxInlineBytes bounds the Action and Command that travel in the job, each,
+	// so that a worker need not fetch them. Larger ones stay in the CAS: a queue
+	// may have 200,000 jobs, and brokers' messages have limits of a few megabytes.
+	maxInlineBytes = 256 << 10
+	// maxHeaderBytes bounds what a client's header adds to a job.
+	maxHeaderBytes = 8 << 10
+	// publishTimeout bounds one Publish.
+	publishTimeout = 10 * time.Second
+)
+
+// metadataHeader carries RequestMetadata (remote_execution.proto).
+const metadataHeader = "build.bazel.remote.execution.v2.requestmetadata-bin"
+
+// prepare reads and checks the Action and the Command, and makes a job of them.
+func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.Merge, error) {
+	n := c.name
+	act := &repb.Action{}
+	actBytes, err := s.read(ctx, n.Action, act)
+	if err != nil {
+		return nil, 0, fmt.Errorf("action: %w", err)
+	}
+	timeout, err := s.timeout(act)
+	if err != nil {
+		return nil, 0, err
+	}
+	fn := n.Action.Function()
+	if _, err := digest.FromProto(fn, act.GetInputRootDigest()); err != nil {
+		return nil, 0, fmt.Errorf("action: input_root_digest: %w", err)
+	}
+	cmdDigest, err := digest.FromProto(fn, act.GetCommandDigest())
+	if err != nil {
+		return nil, 0, fmt.Errorf("action: command_digest: %w", err)
+	}
+	cmd := &repb.Command{}
+	cmdBytes, err := s.read(ctx, cmdDigest, cmd)
+	if err != nil {
+		return nil, 0, fmt.Errorf("command: %w", err)
+	}
+	if err := command.Validate(cmd); err != nil {
+		return nil, 0, err
+	}
+	pool, err := s.opts.Platforms.Match(platformOf(act, cmd))
+	if err != nil {
+		return nil, 0, err
+	}
+	job := &queuepb.Job{
+		Operation:       c.text,
+		ReplyTo:         s.opts.ID,
+		InstanceName:    n.Instance,
+		ActionDigest:    n.Action.String(),
+		SkipCacheLookup: n.SkipCacheLookup,
+		Priority:        n.Priority,
+		Pool:            pool,
+		Queued:          timestamppb.New(n.Created),
+		Timeout:         durationpb.New(timeout),
+	}
+	if len(actBytes) <= maxInlineBytes {
+		job.Action = actBytes
+	}
+	if len(cmdBytes) <= maxInlineBytes {
+		job.Command = cmdBytes
+	}
+	addHeaders(ctx, job)
+	if act.GetDoNotCache() {
+		return job, operation.NotMergeable, nil
+	}
+	s.cacheable.add(n.Action)
+	return job, operation.Mergeable, nil
+}
+
+// read reads the blob d into m. One that is not there is a *blob.MissingError.
+func (s *Server) read(ctx context.Context, d digest.Digest, m proto.Message) ([]byte, error) {
+	data, err := blob.ReadAll(ctx, s.opts.Store, d, s.opts.MaxActionBytes)
+	if errors.Is(err, blob.ErrNotFound) {
+		return nil, &blob.MissingError{Digests: []digest.Digest{d}}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := proto.Unmarshal(data, m); err != nil {
+		return nil, fmt.Errorf("blob %s: %w: %w", d, blob.ErrMalformed, err)
+	}
+	return data, nil
+}
+
+// mayCache reports whether an Action that has a cached result lets it be used.
+// One that has gone from the CAS, while its result is still there, had none
+// of the reasons not to.
+func (s *Server) mayCache(ctx context.Context, d digest.Digest) (bool, error) {
+	if s.cacheable.has(d) {
+		return true, nil
+	}
+	act := &repb.Action{}
+	_, err := s.read(ctx, d, act)
+	switch {
+	case errors.Is(err, blob.ErrNotFound):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("action: %w", err)
+	case act.GetDoNotCache():
+		return false, nil
+	}
+	s.cacheable.add(d)
+	return true, nil
+}
+
+// timeout is the limit of a run of act. An absent timeout means as long as the
+// server lets it, and so does one of zero: nothing could run that long.
+func (s *Server) timeout(act *repb.Action) (time.Duration, error) {
+	t := act.GetTimeout()
+	if t == nil {
+		return s.opts.DefaultTimeout, nil
+	}
+	if err := t.CheckValid(); err != nil {
+		return 0, fmt.Errorf("%w: action: timeout: %w", errInvalid, err)
+	}
+	switch d := t.AsDuration(); {
+	case d < 0:
+		return 0, fmt.Errorf("%w: action: the timeout %v is negative", errInvalid, d)
+	case d == 0:
+		return s.opts.DefaultTimeout, nil
+	case d > s.opts.MaxTimeout:
+		return 0, fmt.Errorf("%w: action: the timeout %v is longer than this server's maximum, %v", errInvalid, d, s.opts.MaxTimeout)
+	default:
+		return d, nil
+	}
+}
+
+// platformOf is the platform that counts: the Action's, or the Command's where
+// a client of before 2.2 set only that one.
+func platformOf(act *repb.Action, cmd *repb.Command) *repb.Platform {
+	if p := act.GetPlatform(); len(p.GetProperties()) > 0 {
+		return p
+	}
+	return cmd.GetPlatform() //nolint:staticcheck // older clients set nothing else
+}
+
+// addHeaders puts into the job what the client says of itself and its trace.
+func addHeaders(ctx context.Context, job *queuepb.Job) {
+	header := func(name string) string {
+		if vs := metadata.ValueFromIncomingContext(ctx, name); len(vs) > 0 && len(vs[0]) <= maxHeaderBytes {
+			return vs[0]
+		}
+		return ""
+	}
+	job.RequestMetadata = []byte(header(metadataHeader))
+	if parent := header("traceparent"); parent != "" {
+		job.TraceContext = map[string]string{"traceparent": parent}
+		if state := header("tracestate"); state != "" {
+			job.TraceContext["tracestate"] = state
+		}
+	}
+}
+
+// publish gives the broker the job of op, and tells the registry the outcome,
+// which is for all clients that wait for op: so it does not end with the call
+// of the first of them.
+func (s *Server) publish(ctx context.Context, op *operation.Operation, job *queuepb.Job) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+	defer cancel()
+	err := s.opts.Jobs.Publish(ctx, job)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errPublish, err)
+	}
+	s.ops.Published(op, err)
+}
