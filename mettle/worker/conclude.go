@@ -1,0 +1,117 @@
+//go:build linux
+
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/mettle-build/mettle/mettle/queue"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+// conclude sends the last report and then ends the lease. If the report can't be
+// sent, the job goes back, and the next worker finds the result in the cache.
+func (s *slot) conclude(ctx context.Context, lease queue.Lease, resp *repb.ExecuteResponse) {
+	ctx, stop := context.WithTimeout(ctx, reportTimeout)
+	defer stop()
+	data, err := proto.Marshal(resp)
+	if err == nil {
+		err = s.w.o.Updates.SendUpdate(ctx, lease.Job().GetReplyTo(), &queuepb.Update{
+			Operation: lease.Job().GetOperation(), Attempt: lease.Attempt(), Worker: s.w.o.Name,
+			Stage: queuepb.Update_COMPLETED, ExecuteResponse: data, Sent: timestamppb.Now(),
+		})
+	}
+	if err != nil {
+		s.jobLog(lease).Error("could not report the end of a job", "error", err)
+		s.release(context.WithoutCancel(ctx), lease)
+		return
+	}
+	if err := lease.Ack(ctx); err != nil {
+		s.jobLog(lease).Warn("could not acknowledge a job", "error", err)
+	}
+}
+
+func (s *slot) release(ctx context.Context, lease queue.Lease) {
+	ctx, stop := context.WithTimeout(ctx, reportTimeout)
+	defer stop()
+	if err := lease.Release(ctx); err != nil && !errors.Is(err, queue.ErrLeaseLost) {
+		s.jobLog(lease).Warn("could not hand a job back", "error", err)
+	}
+}
+
+// clean makes the slot ready for the next job. Until that succeeds, there is no
+// next job.
+func (s *slot) clean(ctx context.Context) {
+	for {
+		err := s.exec.clean()
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		s.log.Error("could not remove what an action left behind", "error", err)
+		s.faults++
+		s.backOff(ctx)
+	}
+}
+
+// backOff waits after faults of this worker, for longer the more there were in a
+// row: a broken worker that fails its jobs at once would draw all others to it.
+// The shortest wait is that of a hiccup, the longest that of a repair.
+func (s *slot) backOff(ctx context.Context) {
+	if s.faults == 0 {
+		return
+	}
+	s.sleep(ctx, min(100*time.Millisecond<<min(s.faults-1, 10), 30*time.Second))
+}
+
+func (s *slot) sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	case <-s.w.abort:
+	}
+}
+
+// diskPoll is how often a full disk is looked at again.
+const diskPoll = time.Second
+
+// waitForDisk waits until there is room for an action, and reports whether there
+// is: not when ctx is done before.
+func (s *slot) waitForDisk(ctx context.Context) bool {
+	for waiting := false; ctx.Err() == nil; waiting = true {
+		free, err := freeBytes(s.w.o.Dir)
+		if err == nil && free >= s.w.o.MinFreeDiskBytes {
+			if waiting {
+				s.log.Info("there is room on the disk again, taking jobs", "free_bytes", free)
+				s.w.setState(nil)
+			}
+			return true
+		}
+		if !waiting {
+			if err == nil {
+				err = fmt.Errorf("%d bytes are free at %s, less than the limit of %d", free, s.w.o.Dir, s.w.o.MinFreeDiskBytes)
+			}
+			s.log.Error("no job is taken, the disk is full", "error", err)
+			s.w.setState(err)
+		}
+		s.sleep(ctx, diskPoll)
+	}
+	return false
+}
+
+func freeBytes(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // no disk has 8 EiB
+}

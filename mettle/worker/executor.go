@@ -1,0 +1,267 @@
+//go:build linux
+
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/mettle/command"
+	"github.com/mettle-build/mettle/mettle/worker/inputroot"
+	"github.com/mettle-build/mettle/mettle/worker/output"
+	"github.com/mettle-build/mettle/mettle/worker/runner"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+// Executor is one slot: it runs one job at a time, in one directory. It knows
+// no queue and no ActionCache.
+type Executor struct {
+	o         *Options
+	dir       string // of the slot
+	owner     inputroot.Owner
+	runner    runner.Runner
+	builder   *inputroot.Builder
+	collector *output.Collector
+}
+
+func (e *Executor) root() string   { return filepath.Join(e.dir, "root") }
+func (e *Executor) stdout() string { return filepath.Join(e.dir, "stdout") }
+func (e *Executor) stderr() string { return filepath.Join(e.dir, "stderr") }
+
+func (e *Executor) close() error { return e.runner.Close() }
+
+// maxActionBytes bounds an Action and a Command: a Command's arguments can't be
+// longer than the kernel takes, some MiB, and its outputs are bounded.
+const maxActionBytes = 16 << 20
+
+// run is one job on its way.
+type run struct {
+	job      *queuepb.Job
+	attempt  uint32
+	digest   digest.Digest
+	action   *repb.Action
+	command  *repb.Command
+	inputs   digest.Digest
+	timeout  time.Duration
+	clock    clock
+	metadata *repb.ExecutedActionMetadata
+	notes    []string // for a person
+}
+
+// key is that of the run's result.
+func (r *run) key() blob.EntryKey {
+	return blob.EntryKey{Instance: r.job.GetInstanceName(), Action: r.digest}
+}
+
+// load finds out what job asks for. The run is never nil, and has its metadata.
+func (e *Executor) load(ctx context.Context, job *queuepb.Job, attempt uint32) (*run, error) {
+	r := &run{job: job, attempt: attempt, metadata: &repb.ExecutedActionMetadata{Worker: e.o.Name}}
+	r.start()
+	var err error
+	if r.digest, err = digest.Parse(job.GetActionDigest()); err != nil {
+		return r, fmt.Errorf("action digest: %w", err)
+	}
+	r.action = &repb.Action{}
+	if err := e.message(ctx, job.GetAction(), r.digest, r.action); err != nil {
+		return r, fmt.Errorf("action: %w", err)
+	}
+	fn := r.digest.Function()
+	cmdDigest, err := digest.FromProto(fn, r.action.CommandDigest)
+	if err != nil {
+		return r, fmt.Errorf("command_digest: %w", err)
+	}
+	if r.inputs, err = digest.FromProto(fn, r.action.InputRootDigest); err != nil {
+		return r, fmt.Errorf("input_root_digest: %w", err)
+	}
+	r.command = &repb.Command{}
+	if err := e.message(ctx, job.GetCommand(), cmdDigest, r.command); err != nil {
+		return r, fmt.Errorf("command: %w", err)
+	}
+	r.timeout = e.timeout(job.GetTimeout(), r.action.Timeout)
+	return r, command.Validate(r.command)
+}
+
+// message reads m from the job, or where that does not carry it from the store.
+func (e *Executor) message(ctx context.Context, data []byte, d digest.Digest, m proto.Message) error {
+	if len(data) == 0 && !d.IsEmpty() {
+		err := blob.ReadMessage(ctx, e.o.Store, d, maxActionBytes, m)
+		if errors.Is(err, blob.ErrNotFound) {
+			return &blob.MissingError{Digests: []digest.Digest{d}}
+		}
+		return err
+	}
+	if err := proto.Unmarshal(data, m); err != nil {
+		return fmt.Errorf("%s is not a %s message: %w: %w", d, m.ProtoReflect().Descriptor().Name(), blob.ErrMalformed, err)
+	}
+	return nil
+}
+
+// timeout is the first of ds that is there, else the default. An absent one is
+// never 0, which would be the end of every action.
+func (e *Executor) timeout(ds ...*durationpb.Duration) time.Duration {
+	t := e.o.DefaultTimeout
+	for _, d := range ds {
+		if d != nil {
+			t = d.AsDuration()
+			break
+		}
+	}
+	if e.o.MaxTimeout > 0 {
+		t = min(t, e.o.MaxTimeout)
+	}
+	return t
+}
+
+// errTimeout is the cause of a command's end by its timeout.
+var errTimeout = errors.New("timeout")
+
+// execute builds, runs and collects. The error is the context's cause where ctx
+// was done, and there is no response then; everything else that goes wrong is in
+// the response. The slot's directory is left as it is: see clean.
+func (e *Executor) execute(ctx context.Context, r *run) (*repb.ExecuteResponse, error) {
+	resp, err := e.attempt(ctx, r)
+	if cause := context.Cause(ctx); cause != nil && err != nil {
+		return nil, cause
+	}
+	if resp == nil {
+		resp = &repb.ExecuteResponse{}
+	}
+	r.finish(resp, err)
+	e.explain(r, resp)
+	return resp, nil
+}
+
+// attempt's error is the status of the response, which may have a result all
+// the same.
+func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, error) {
+	m := r.metadata
+	m.InputFetchStartTimestamp = r.clock.stamp()
+	root, err := e.builder.Build(ctx, inputroot.Request{
+		Dir: e.root(), Digest: r.inputs, Owner: e.owner, Directories: directories(r.command),
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.InputFetchCompletedTimestamp = r.clock.stamp()
+	res, runErr := e.runCommand(ctx, r)
+	if runErr != nil && !errors.Is(runErr, errTimeout) && !errors.Is(runErr, runner.ErrOutputTooLarge) {
+		return nil, runErr
+	}
+	if err := root.Audit(ctx); errors.Is(err, blob.ErrCorrupt) {
+		runErr = fmt.Errorf("%w: %w", errTampered, err)
+	} else if err != nil {
+		return nil, err
+	}
+	if err := e.truncate(&res); err != nil {
+		return nil, err
+	}
+	m.OutputUploadStartTimestamp = r.clock.stamp()
+	got, err := e.collector.Collect(ctx, output.Request{
+		Root: e.root(), Command: r.command, Function: r.digest.Function(),
+		Stdout: e.stdout(), Stderr: e.stderr(), StdoutBytes: res.StdoutBytes, StderrBytes: res.StderrBytes,
+	})
+	if got == nil {
+		return nil, err
+	}
+	m.OutputUploadCompletedTimestamp = r.clock.stamp()
+	r.notes = append(r.notes, got.Notes...)
+	got.Result.ExitCode = int32(res.ExitCode) //nolint:gosec // it is below 256
+	resp := &repb.ExecuteResponse{Result: got.Result}
+	if err != nil && (runErr != nil || res.ExitCode != 0) {
+		// The command has failed, and why is of more use than what is wrong
+		// with its outputs.
+		r.notes = append(r.notes, err.Error())
+		err = nil
+	}
+	if runErr != nil {
+		err = runErr
+	}
+	return resp, err
+}
+
+// runCommand runs the command and notes when it did.
+func (e *Executor) runCommand(ctx context.Context, r *run) (runner.Result, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, errTimeout)
+	defer cancel()
+	env := make([]string, len(r.command.EnvironmentVariables))
+	for i, v := range r.command.EnvironmentVariables {
+		env[i] = v.Name + "=" + v.Value
+	}
+	res, err := e.runner.Run(ctx, runner.Spec{
+		Args:           r.command.Arguments,
+		Env:            env,
+		Root:           e.root(),
+		Dir:            filepath.Join(e.root(), command.WorkingDirectory(r.command)),
+		Stdout:         e.stdout(),
+		Stderr:         e.stderr(),
+		MaxOutputBytes: e.o.MaxOutputBytes,
+	})
+	if !res.Start.IsZero() {
+		m := r.metadata
+		m.ExecutionStartTimestamp = r.clock.stampAt(res.Start)
+		m.ExecutionCompletedTimestamp = r.clock.stampAt(res.End)
+		m.VirtualExecutionDuration = durationpb.New(max(0, res.End.Sub(res.Start)))
+	}
+	if errors.Is(err, errTimeout) {
+		err = fmt.Errorf("%w: the command ran for longer than %v and was killed", errTimeout, r.timeout)
+	}
+	return res, err
+}
+
+// truncate cuts off what is over the limit of stdout and stderr.
+func (e *Executor) truncate(res *runner.Result) error {
+	for _, s := range []struct {
+		path string
+		size *int64
+	}{{e.stdout(), &res.StdoutBytes}, {e.stderr(), &res.StderrBytes}} {
+		if *s.size > e.o.MaxOutputBytes {
+			*s.size = e.o.MaxOutputBytes
+			if err := os.Truncate(s.path, *s.size); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// directories are those that must be there before the command starts: its
+// working directory, and the parents of its outputs.
+func directories(c *repb.Command) []string {
+	paths, files, dirs := command.Outputs(c)
+	var all []string
+	if wd := command.WorkingDirectory(c); wd != "" {
+		all = append(all, wd)
+	}
+	for _, l := range [][]string{paths, files, dirs} {
+		for _, p := range l {
+			parent := path.Dir(command.OutputPath(c, p))
+			if parent != "." && (len(all) == 0 || all[len(all)-1] != parent) {
+				all = append(all, parent)
+			}
+		}
+	}
+	return all
+}
+
+// clean removes what the last run left behind.
+func (e *Executor) clean() error {
+	err := inputroot.Remove(e.root())
+	for _, p := range []string{e.stdout(), e.stderr()} {
+		// Empty ones serve again: see runner.Spec.
+		if st, e := os.Lstat(p); e == nil && (st.Size() > 0 || !st.Mode().IsRegular()) {
+			err = errors.Join(err, os.Remove(p))
+		}
+	}
+	return err
+}

@@ -1,0 +1,322 @@
+//go:build linux
+
+package inputroot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/tree"
+)
+
+// directory is a valid Directory message, decoded. It is immutable.
+type directory struct {
+	files    []fileNode
+	children []childNode
+	symlinks []*repb.SymlinkNode
+	props    *repb.NodeProperties // nil: none that matter
+}
+
+type fileNode struct {
+	name   string
+	digest digest.Digest
+	mode   blob.LinkMode
+	props  *repb.NodeProperties // nil: none that matter
+}
+
+type childNode struct {
+	name   string
+	digest digest.Digest
+}
+
+func (d *directory) entries() int { return len(d.files) + len(d.children) + len(d.symlinks) }
+
+func decode(fn digest.Function, m *repb.Directory) (*directory, error) {
+	if err := tree.Validate(fn, m); err != nil {
+		return nil, err
+	}
+	d := &directory{
+		files:    make([]fileNode, len(m.Files)),
+		children: make([]childNode, len(m.Directories)),
+		symlinks: m.Symlinks,
+		props:    properties(m.NodeProperties),
+	}
+	for i, f := range m.Files {
+		fd, err := digest.FromProto(fn, f.Digest)
+		if err != nil {
+			return nil, err
+		}
+		d.files[i] = fileNode{name: f.Name, digest: fd, props: properties(f.NodeProperties)}
+		if f.IsExecutable {
+			d.files[i].mode = blob.LinkExecutable
+		}
+	}
+	for i, c := range m.Directories {
+		cd, err := digest.FromProto(fn, c.Digest)
+		if err != nil {
+			return nil, err
+		}
+		d.children[i] = childNode{name: c.Name, digest: cd}
+	}
+	return d, nil
+}
+
+// properties is p if it has any that change a file on disk.
+func properties(p *repb.NodeProperties) *repb.NodeProperties {
+	if p.GetMtime() == nil && p.GetUnixMode() == nil {
+		return nil
+	}
+	return p
+}
+
+// loaded is all Directories of one input root.
+type loaded struct {
+	root  *directory
+	all   map[digest.Digest]*directory // nil where there is only the root
+	files int                          // file entries on disk
+}
+
+// load reads every Directory below root.
+func (b *Builder) load(ctx context.Context, root digest.Digest) (*loaded, error) {
+	t := &loaded{}
+	level := []digest.Digest{root}
+	var missing []digest.Digest
+	entries := 0
+	for depth := 0; len(level) > 0; depth++ {
+		if depth > b.o.MaxDepth {
+			return nil, fmt.Errorf("%w: directories are over %d levels deep", tree.ErrInvalid, b.o.MaxDepth)
+		}
+		got, err := b.fetch(ctx, level)
+		if err != nil {
+			return nil, err
+		}
+		if t.root == nil && got[0] != nil && len(got[0].children) == 0 {
+			t.root = got[0] // by far the most usual root has no maps made for it
+			break
+		}
+		if t.all == nil {
+			t.root, t.all = got[0], make(map[digest.Digest]*directory)
+		}
+		for i, d := range got {
+			t.all[level[i]] = d
+			if d == nil {
+				missing = append(missing, level[i])
+			} else if entries += d.entries(); entries > b.o.MaxEntries {
+				return nil, b.tooMany()
+			}
+		}
+		level = t.unseen(got)
+	}
+	if len(missing) > 0 {
+		return nil, b.missingWithFiles(ctx, t, missing)
+	}
+	return t, b.measure(t)
+}
+
+// unseen lists the children of ds that are not in t yet, and reserves their
+// places.
+func (t *loaded) unseen(ds []*directory) (next []digest.Digest) {
+	for _, d := range ds {
+		if d == nil {
+			continue
+		}
+		for _, c := range d.children {
+			if _, ok := t.all[c.digest]; !ok {
+				t.all[c.digest] = nil
+				next = append(next, c.digest)
+			}
+		}
+	}
+	return next
+}
+
+// fetch reads the Directories ds; a missing one is nil.
+func (b *Builder) fetch(ctx context.Context, ds []digest.Digest) ([]*directory, error) {
+	got := make([]*directory, len(ds))
+	var group errgroup.Group
+	if b.local || len(ds) == 1 {
+		group.SetLimit(1)
+	} else {
+		group.SetLimit(b.o.MaxFetches)
+	}
+	for i, d := range ds {
+		if got[i] = b.cache.get(d); got[i] != nil {
+			continue
+		}
+		read := func() (err error) {
+			got[i], err = b.read(ctx, d)
+			return err
+		}
+		if b.local || len(ds) == 1 {
+			if err := read(); err != nil {
+				return nil, err
+			}
+		} else {
+			group.Go(read)
+		}
+	}
+	return got, group.Wait()
+}
+
+// read reads one Directory; a missing one is nil.
+func (b *Builder) read(ctx context.Context, d digest.Digest) (*directory, error) {
+	m := &repb.Directory{}
+	if !d.IsEmpty() {
+		err := blob.ReadMessage(ctx, b.o.Store, d, b.o.MaxDirectoryBytes, m)
+		if errors.Is(err, blob.ErrNotFound) {
+			return nil, nil //nolint:nilnil // said above
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	dir, err := decode(d.Function(), m)
+	if err != nil {
+		return nil, fmt.Errorf("directory %s: %w", d, err)
+	}
+	b.cache.put(d, dir)
+	return dir, nil
+}
+
+// missingWithFiles is the error for missing Directories, with what is missing
+// of the files of the others: so a client repairs it in one go.
+func (b *Builder) missingWithFiles(ctx context.Context, t *loaded, missing []digest.Digest) error {
+	err := b.findFiles(ctx, t)
+	var files *blob.MissingError
+	switch {
+	case errors.As(err, &files):
+		missing = append(missing, files.Digests...)
+	case err != nil:
+		return err
+	}
+	return &blob.MissingError{Digests: unique(missing)}
+}
+
+// findFiles asks the store for all files at once, and returns a
+// *blob.MissingError if not all are there.
+func (b *Builder) findFiles(ctx context.Context, t *loaded) error {
+	var ds []digest.Digest
+	add := func(d *directory) {
+		for _, f := range d.files {
+			ds = append(ds, f.digest)
+		}
+	}
+	if t.all == nil {
+		add(t.root)
+	}
+	for _, d := range t.all {
+		if d != nil {
+			add(d)
+		}
+	}
+	if len(ds) == 0 {
+		return nil
+	}
+	missing, err := b.o.Store.FindMissing(ctx, unique(ds))
+	if err != nil {
+		return fmt.Errorf("find the input files: %w", err)
+	}
+	if len(missing) > 0 {
+		return &blob.MissingError{Digests: missing}
+	}
+	return nil
+}
+
+// size is what a directory is on disk, with all below it.
+type size struct{ entries, files, depth int }
+
+// measure checks the bounds of what t is on disk. Equal subtrees are one message
+// however often they stand in the tree, so a few messages can describe more
+// files than there are atoms; each is measured once.
+func (b *Builder) measure(t *loaded) error {
+	s := size{entries: t.root.entries(), files: len(t.root.files)}
+	if t.all != nil {
+		memo := make(map[*directory]size, len(t.all))
+		s = t.sizeOf(memo, t.root, b.o.MaxEntries)
+	}
+	if s.entries > b.o.MaxEntries {
+		return b.tooMany()
+	}
+	if s.depth > b.o.MaxDepth {
+		return fmt.Errorf("%w: directories are over %d levels deep", tree.ErrInvalid, b.o.MaxDepth)
+	}
+	t.files = s.files
+	return nil
+}
+
+func (b *Builder) tooMany() error {
+	return fmt.Errorf("%w: over %d files, directories and symlinks", tree.ErrInvalid, b.o.MaxEntries)
+}
+
+// sizeOf measures d; from maxEntries on it counts no further. There is no loop:
+// a Directory can't contain its own digest. The recursion is as deep as the
+// directories, of which load has taken MaxDepth levels by the shortest way to
+// each; the longest may pass through all of them.
+func (t *loaded) sizeOf(memo map[*directory]size, d *directory, maxEntries int) size {
+	if s, ok := memo[d]; ok {
+		return s
+	}
+	s := size{entries: d.entries(), files: len(d.files)}
+	for _, c := range d.children {
+		cs := t.sizeOf(memo, t.all[c.digest], maxEntries)
+		s.entries = min(s.entries+cs.entries, maxEntries+1)
+		s.files = min(s.files+cs.files, maxEntries+1)
+		s.depth = max(s.depth, cs.depth+1)
+	}
+	memo[d] = s
+	return s
+}
+
+// cache keeps decoded Directories: those that were used since the older half
+// was dropped.
+type cache struct {
+	maxEntries int
+
+	mu         sync.Mutex // guards all below
+	young, old map[digest.Digest]*directory
+	entries    int // of young
+}
+
+func newCache(maxEntries int) *cache {
+	return &cache{maxEntries: maxEntries, young: make(map[digest.Digest]*directory)}
+}
+
+func (c *cache) get(d digest.Digest) *directory {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if dir, ok := c.young[d]; ok {
+		return dir
+	}
+	dir, ok := c.old[d]
+	if ok {
+		c.add(d, dir)
+	}
+	return dir
+}
+
+func (c *cache) put(d digest.Digest, dir *directory) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.add(d, dir)
+}
+
+// add is called with mu held. One more than the entries counts for the directory
+// itself.
+func (c *cache) add(d digest.Digest, dir *directory) {
+	n := dir.entries() + 1
+	if n > c.maxEntries/2 {
+		return
+	}
+	if c.entries+n > c.maxEntries/2 {
+		c.old, c.young, c.entries = c.young, make(map[digest.Digest]*directory), 0
+	}
+	c.young[d] = dir
+	c.entries += n
+}

@@ -1,0 +1,66 @@
+//go:build linux
+
+package worker
+
+import (
+	"fmt"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// workerMetrics are what an operator watches. Labels are from small closed sets.
+type workerMetrics struct {
+	actions *prometheus.CounterVec
+	stages  *prometheus.HistogramVec
+	running prometheus.Gauge
+
+	inputFetch, execution, outputUpload prometheus.Observer
+}
+
+func newMetrics(r prometheus.Registerer) (*workerMetrics, error) {
+	m := &workerMetrics{
+		actions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mettle_worker_actions_total",
+			Help: "Jobs that ended on this worker, by outcome: success, nonzero_exit, timeout, cancelled, refused (the request was at fault), error (the worker was), lost (the lease lapsed), released (handed back).",
+		}, []string{"outcome"}),
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "mettle_worker_stage_duration_seconds",
+			Help:    "How long the stages of an action took: input_fetch, execution, output_upload.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 12), // 0.5 ms to 35 min
+		}, []string{"stage"}),
+		running: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "mettle_worker_actions_running",
+			Help: "Jobs that this worker has leased.",
+		}),
+	}
+	m.inputFetch = m.stages.WithLabelValues("input_fetch")
+	m.execution = m.stages.WithLabelValues("execution")
+	m.outputUpload = m.stages.WithLabelValues("output_upload")
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.actions, m.stages, m.running} {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("register the worker's metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// observe takes the stages of an action that has run.
+func (m *workerMetrics) observe(md *repb.ExecutedActionMetadata) {
+	for _, s := range []struct {
+		stage      prometheus.Observer
+		start, end *timestamppb.Timestamp
+	}{
+		{m.inputFetch, md.GetInputFetchStartTimestamp(), md.GetInputFetchCompletedTimestamp()},
+		{m.execution, md.GetExecutionStartTimestamp(), md.GetExecutionCompletedTimestamp()},
+		{m.outputUpload, md.GetOutputUploadStartTimestamp(), md.GetOutputUploadCompletedTimestamp()},
+	} {
+		if s.start != nil && s.end != nil {
+			s.stage.Observe(s.end.AsTime().Sub(s.start.AsTime()).Seconds())
+		}
+	}
+}

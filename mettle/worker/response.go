@@ -1,0 +1,168 @@
+//go:build linux
+
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/status"
+	"github.com/mettle-build/mettle/mettle/command"
+	"github.com/mettle-build/mettle/mettle/worker/output"
+	"github.com/mettle-build/mettle/mettle/worker/runner"
+)
+
+var (
+	// errTampered: the command changed an input that is also the store's.
+	errTampered = errors.New("an input was changed while the command ran, and the store has dropped it; inputs are read-only, so let the action change a copy")
+	// errCancelled: nobody wants the job any more.
+	errCancelled = errors.New("cancelled")
+	// errPanic: a fault in this program.
+	errPanic = errors.New("panic in the worker")
+)
+
+// statusOf is the status of an ExecuteResponse. What elan/status knows it knows
+// for a server; here, trouble without a class is the machine's, and another
+// attempt may succeed.
+func statusOf(err error) *spb.Status {
+	code := codes.OK
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errTimeout):
+		code = codes.DeadlineExceeded
+	case errors.Is(err, errCancelled):
+		code = codes.Canceled
+	case errors.Is(err, errPanic):
+		code = codes.Internal
+	case errors.Is(err, errTampered), errors.Is(err, command.ErrInvalid), errors.Is(err, runner.ErrOutputTooLarge):
+		code = codes.InvalidArgument
+	case errors.Is(err, output.ErrUnusable):
+		code = codes.FailedPrecondition
+	case errors.Is(err, blob.ErrCorrupt):
+		code = codes.Unavailable // the store's bytes, not the client's
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		code = codes.Unavailable // a call of ours; the action's own time is errTimeout
+	}
+	s := status.Proto(err)
+	if code != codes.OK {
+		s.Code, s.Details = int32(code), nil
+	} else if s.Code == int32(codes.Internal) || s.Code == int32(codes.NotFound) {
+		s.Code = int32(codes.Unavailable)
+	}
+	return s
+}
+
+// isOurFault reports whether an error says something about this worker rather
+// than about the action.
+func isOurFault(s *spb.Status) bool {
+	switch codes.Code(s.GetCode()) { //nolint:exhaustive // the others are not
+	case codes.Unavailable, codes.Internal, codes.ResourceExhausted, codes.Unknown:
+		return true
+	}
+	return false
+}
+
+// outcome is the label of a metric.
+func outcome(resp *repb.ExecuteResponse) string {
+	switch code := codes.Code(resp.Status.GetCode()); code { //nolint:exhaustive // the others are errors
+	case codes.OK:
+		if resp.Result.GetExitCode() != 0 {
+			return "nonzero_exit"
+		}
+		return "success"
+	case codes.DeadlineExceeded:
+		return "timeout"
+	case codes.Canceled:
+		return "cancelled"
+	case codes.InvalidArgument, codes.FailedPrecondition:
+		return "refused"
+	default:
+		return "error"
+	}
+}
+
+// start starts the run's clock.
+func (r *run) start() {
+	now := time.Now()
+	r.clock = clock{base: now, started: now}
+	if q := r.job.GetQueued(); q.IsValid() {
+		r.metadata.QueuedTimestamp = q
+		if t := q.AsTime(); t.After(now) {
+			r.clock.base = t // the API server's clock is ahead of ours
+		}
+	}
+	r.clock.last = r.clock.base
+	r.metadata.WorkerStartTimestamp = r.clock.stamp()
+}
+
+// finish completes the metadata and puts them and err into resp.
+func (r *run) finish(resp *repb.ExecuteResponse, err error) {
+	r.metadata.WorkerCompletedTimestamp = r.clock.stamp()
+	resp.Status = statusOf(err)
+	if resp.Result == nil && err != nil {
+		// Even where there is nothing else to tell, when and where it was.
+		resp.Result = &repb.ActionResult{}
+	}
+	resp.Result.ExecutionMetadata = r.metadata
+}
+
+// explain writes the message for the user of an action that failed.
+func (e *Executor) explain(r *run, resp *repb.ExecuteResponse) {
+	var b strings.Builder
+	for _, n := range r.notes {
+		b.WriteString(n + "\n")
+	}
+	if resp.Status.GetCode() != 0 || resp.Result.GetExitCode() != 0 {
+		fmt.Fprintf(&b, "Ran on worker %s", e.o.Name)
+		if r.attempt > 1 {
+			fmt.Fprintf(&b, " (attempt %d)", r.attempt)
+		}
+		fmt.Fprintf(&b, ". To run it again by hand: mettle one %s", digestOf(r))
+		if e.o.Addr != "" {
+			fmt.Fprintf(&b, " --remote=%s", e.o.Addr)
+		}
+		if i := r.job.GetInstanceName(); i != "" {
+			fmt.Fprintf(&b, " --instance=%s", i)
+		}
+	}
+	resp.Message = strings.TrimSuffix(b.String(), "\n")
+}
+
+func digestOf(r *run) string {
+	if r.digest == (digest.Digest{}) {
+		return r.job.GetActionDigest()
+	}
+	return r.digest.String()
+}
+
+// clock makes timestamps that never go back, whatever is done to the system's
+// clock.
+type clock struct {
+	base    time.Time // what the first timestamp says
+	started time.Time // when that was
+	last    time.Time
+}
+
+func (c *clock) stamp() *timestamppb.Timestamp {
+	return c.stampAt(c.started.Add(time.Since(c.started)))
+}
+
+// stampAt is the time t of the system's clock, or the last timestamp if that is
+// later.
+func (c *clock) stampAt(t time.Time) *timestamppb.Timestamp {
+	if t = c.base.Add(t.Sub(c.started)); t.After(c.last) {
+		c.last = t
+	}
+	return timestamppb.New(c.last)
+}

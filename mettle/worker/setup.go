@@ -1,0 +1,153 @@
+//go:build linux
+
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mettle-build/mettle/mettle/worker/inputroot"
+	"github.com/mettle-build/mettle/mettle/worker/output"
+	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
+)
+
+const slotPrefix = "slot"
+
+// emptyDir removes the slots in a worker's directory, and nothing else.
+func emptyDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var all error
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), slotPrefix) {
+			all = errors.Join(all, inputroot.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return all
+}
+
+// newExecutors makes one for each slot, each of which has run a command that does
+// nothing. With an error, the executors that are returned are to be closed too.
+func newExecutors(ctx context.Context, o Options) ([]*Executor, error) {
+	isolated := false
+	policy := inputroot.LinkAndAudit
+	if os.Geteuid() == 0 {
+		var err error
+		if isolated, err = tryIsolation(ctx, o); err != nil {
+			return nil, err
+		}
+		if policy = inputroot.Copy; isolated {
+			policy = inputroot.Link
+		}
+	}
+	builder, err := inputroot.New(inputroot.Options{Store: o.Store, Policy: policy})
+	if err != nil {
+		return nil, err
+	}
+	collector, err := output.New(output.Options{Store: o.Store})
+	if err != nil {
+		return nil, err
+	}
+	execs := make([]*Executor, o.Slots)
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range execs {
+		group.Go(func() error {
+			e, err := newExecutor(ctx, &o, i, isolated)
+			if err != nil {
+				return fmt.Errorf("slot %d: %w", i, err)
+			}
+			e.builder, e.collector = builder, collector
+			execs[i] = e
+			return nil
+		})
+	}
+	err = group.Wait()
+	made := execs[:0]
+	for _, e := range execs {
+		if e != nil {
+			made = append(made, e)
+		}
+	}
+	return made, err
+}
+
+// tryIsolation finds out whether commands can run as users of their own, by
+// running one.
+func tryIsolation(ctx context.Context, o Options) (bool, error) {
+	if o.UIDBase < 0 {
+		o.Logger.Warn("actions run as root, because they are told to: inputs are copied, not linked, and actions can change anything on this machine")
+		return false, nil
+	}
+	e, err := newExecutor(ctx, &o, 0, true)
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	if err != nil {
+		o.Logger.Warn("actions run as root, because they can't run as users of their own: inputs are copied, not linked, and actions can change anything on this machine; "+
+			"choose a --dir whose parents every user can enter (/var/cache/mettle, not below /root), and allow the worker to change its user",
+			"dir", o.Dir, "user", o.UIDBase, "error", err)
+		return false, inputroot.Remove(slotDir(&o, 0))
+	}
+	return true, errors.Join(e.close(), inputroot.Remove(slotDir(&o, 0)))
+}
+
+func slotDir(o *Options, i int) string {
+	return filepath.Join(o.Dir, fmt.Sprintf("%s%d", slotPrefix, i))
+}
+
+// newExecutor makes the directory and the runner of slot i, and runs a command
+// there that does nothing.
+//
+// The slot's directory belongs to root, so that no command can replace what is
+// in it; its group, which is the slot's own, may pass, so that no other slot's
+// command can.
+func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (_ *Executor, err error) {
+	e := &Executor{o: o, dir: slotDir(o, i)}
+	var user bare.User
+	if isolated {
+		id := o.UIDBase + i
+		e.owner = inputroot.Owner{Set: true, UID: id, GID: id}
+		user = bare.User{Set: true, UID: id, GID: id}
+	}
+	if err := os.Mkdir(e.dir, 0o700); err != nil {
+		return nil, err
+	}
+	if isolated {
+		if err := os.Chown(e.dir, 0, user.GID); err != nil {
+			return nil, err
+		}
+		if err := os.Chmod(e.dir, 0o710); err != nil {
+			return nil, err
+		}
+	}
+	r, err := bare.New(bare.Options{User: user, Logger: o.Logger})
+	if err != nil {
+		return nil, err
+	}
+	e.runner = r
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.Close())
+		}
+	}()
+	if err := os.Mkdir(e.root(), 0o755); err != nil {
+		return nil, err
+	}
+	if isolated {
+		if err := os.Chown(e.root(), user.UID, user.GID); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.Probe(ctx, e.root()); err != nil {
+		return nil, fmt.Errorf("preflight: %w", err)
+	}
+	return e, os.Remove(e.root())
+}

@@ -1,0 +1,262 @@
+//go:build linux
+
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/mettle/queue"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+// slot is one action at a time, in one goroutine.
+type slot struct {
+	w    *Worker
+	exec *Executor
+	log  *slog.Logger
+	// faults counts the jobs in a row that failed by this worker's own fault.
+	faults int
+}
+
+// The causes of an early end of a job, beside errCancelled.
+var (
+	errLeaseLost = fmt.Errorf("the command was killed: %w", queue.ErrLeaseLost)
+	errAborted   = errors.New("the worker was told to end at once")
+)
+
+// reportTimeout bounds the calls that must be made even when nobody waits any
+// longer: reports, acknowledgements.
+const reportTimeout = 30 * time.Second
+
+// run leases and runs jobs until ctx is done.
+func (s *slot) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if !s.waitForDisk(ctx) {
+			break
+		}
+		lease, err := s.w.o.Jobs.Lease(ctx, s.w.o.Pools)
+		switch {
+		case ctx.Err() != nil && err != nil:
+			return nil
+		case errors.Is(err, queue.ErrClosed):
+			return nil
+		case err != nil:
+			s.log.Warn("no job could be leased", "error", err)
+			s.faults++
+			s.backOff(ctx)
+			continue
+		}
+		// What runs when ctx is done runs to its end.
+		s.handle(context.WithoutCancel(ctx), lease)
+		s.clean(ctx)
+		s.backOff(ctx)
+	}
+	return nil
+}
+
+// handle runs the job of a lease to its report, and ends the lease.
+func (s *slot) handle(ctx context.Context, lease queue.Lease) {
+	s.w.metrics.running.Inc()
+	defer s.w.metrics.running.Dec()
+	jobCtx, cancel := context.WithCancelCause(ctx)
+	done, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.watch(jobCtx, lease, cancel, done)
+	}()
+	defer func() {
+		close(done)
+		<-watched
+		cancel(nil)
+	}()
+	resp, err := s.execute(jobCtx, lease)
+	switch {
+	case errors.Is(err, errLeaseLost):
+		s.w.metrics.actions.WithLabelValues("lost").Inc()
+		s.jobLog(lease).Warn("the lease of a running job was lost, it was killed")
+		return
+	case err != nil: // aborted
+		s.w.metrics.actions.WithLabelValues("released").Inc()
+		s.release(ctx, lease)
+		return
+	}
+	s.w.metrics.actions.WithLabelValues(outcome(resp)).Inc()
+	s.w.metrics.observe(resp.Result.GetExecutionMetadata())
+	if isOurFault(resp.Status) {
+		s.faults++
+		s.jobLog(lease).Error("a job failed by this worker's fault", "error", resp.Status.GetMessage())
+	} else {
+		s.faults = 0
+	}
+	s.conclude(ctx, lease, resp)
+}
+
+// jobLog is made when there is something to say: most jobs give no cause for it.
+func (s *slot) jobLog(lease queue.Lease) *slog.Logger {
+	return s.log.With("operation", lease.Job().GetOperation(), "action", lease.Job().GetActionDigest(), "attempt", lease.Attempt())
+}
+
+// watch extends the lease, and cancels the job when it is not to go on.
+func (s *slot) watch(ctx context.Context, lease queue.Lease, cancel context.CancelCauseFunc, done <-chan struct{}) {
+	extend := time.NewTicker(s.w.o.LeaseExtendEvery)
+	defer extend.Stop()
+	cancelled, abort := lease.Cancelled(), s.w.abort
+	for {
+		select {
+		case <-done:
+			return
+		case <-cancelled:
+			cancel(errCancelled)
+			cancelled = nil // the report is still to come
+		case <-abort:
+			cancel(errAborted)
+			abort = nil
+		case <-extend.C:
+			callCtx, stop := context.WithTimeout(context.WithoutCancel(ctx), reportTimeout)
+			err := lease.Extend(callCtx)
+			stop()
+			if errors.Is(err, queue.ErrLeaseLost) {
+				cancel(errLeaseLost)
+				return
+			}
+			if err != nil {
+				s.log.Warn("a lease could not be extended", "operation", lease.Job().GetOperation(), "error", err)
+			}
+		}
+	}
+}
+
+// execute is the way from a job to a response. An error says that there is to be
+// no response from here.
+func (s *slot) execute(ctx context.Context, lease queue.Lease) (resp *repb.ExecuteResponse, err error) {
+	var r *run
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("panic while running an action", "action", lease.Job().GetActionDigest(), "panic", p, "stack", string(debug.Stack()))
+			resp, err = s.fail(r, lease, fmt.Errorf("%w: %v", errPanic, p)), nil
+		}
+	}()
+	r, err = s.exec.load(ctx, lease.Job(), lease.Attempt())
+	if err != nil {
+		return s.endEarly(ctx, r, lease, err)
+	}
+	if resp := s.earlierResult(ctx, r); resp != nil {
+		return resp, nil
+	}
+	s.announce(ctx, r)
+	resp, err = s.exec.execute(ctx, r)
+	if err != nil {
+		return s.endEarly(ctx, r, lease, err)
+	}
+	return resp, s.store(ctx, r, resp)
+}
+
+// endEarly is the response for err, unless there is to be none.
+func (s *slot) endEarly(ctx context.Context, r *run, lease queue.Lease, err error) (*repb.ExecuteResponse, error) {
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	if errors.Is(err, errLeaseLost) || errors.Is(err, errAborted) {
+		return nil, err
+	}
+	return s.fail(r, lease, err), nil
+}
+
+// fail is the response for an error. The run may be nil.
+func (s *slot) fail(r *run, lease queue.Lease, err error) *repb.ExecuteResponse {
+	if r == nil {
+		r = &run{job: lease.Job(), attempt: lease.Attempt(), metadata: &repb.ExecutedActionMetadata{Worker: s.w.o.Name}}
+		r.start()
+	}
+	resp := &repb.ExecuteResponse{}
+	r.finish(resp, err)
+	s.exec.explain(r, resp)
+	return resp
+}
+
+// earlierResult looks whether an earlier attempt got as far as storing its
+// result. A job that must not use the cache may use what it has put there
+// itself, which is told by the time at which it was queued.
+func (s *slot) earlierResult(ctx context.Context, r *run) *repb.ExecuteResponse {
+	if r.attempt <= 1 || r.action.DoNotCache {
+		return nil
+	}
+	result, err := s.w.o.Actions.Get(ctx, r.key())
+	if err != nil {
+		return nil // it runs, then
+	}
+	own := proto.Equal(result.GetExecutionMetadata().GetQueuedTimestamp(), r.job.GetQueued())
+	if r.job.GetSkipCacheLookup() && !own {
+		return nil
+	}
+	return &repb.ExecuteResponse{Result: result, CachedResult: !own}
+}
+
+// announce tells the API server that the job runs. It is no more than news: if
+// it does not arrive, the next does.
+func (s *slot) announce(ctx context.Context, r *run) {
+	partial, err := proto.Marshal(r.metadata)
+	if err == nil {
+		callCtx, stop := context.WithTimeout(ctx, reportTimeout)
+		defer stop()
+		err = s.w.o.Updates.SendUpdate(callCtx, r.job.GetReplyTo(), &queuepb.Update{
+			Operation: r.job.GetOperation(), Attempt: r.attempt, Worker: s.w.o.Name,
+			Stage: queuepb.Update_EXECUTING, PartialMetadata: partial, Sent: timestamppb.Now(),
+		})
+	}
+	if err != nil {
+		s.log.Warn("could not report that a job runs", "operation", r.job.GetOperation(), "error", err)
+	}
+}
+
+// store puts the result into the ActionCache, if it may be there. Where blobs of
+// it are gone already, nobody could use it, and the response says so; with any
+// other trouble of the cache the client has its result all the same.
+func (s *slot) store(ctx context.Context, r *run, resp *repb.ExecuteResponse) error {
+	if r.action.DoNotCache || resp.Status.GetCode() != 0 || resp.Result.ExitCode != 0 {
+		return nil
+	}
+	err := s.w.o.Actions.Put(ctx, r.key(), withoutInline(resp.Result))
+	var missing *blob.MissingError
+	switch {
+	case errors.As(err, &missing):
+		err = fmt.Errorf("%w: outputs were evicted as soon as they were stored: %s", blob.ErrUnavailable, missing)
+		resp.Result = nil
+		r.finish(resp, err)
+		s.exec.explain(r, resp)
+	case err != nil:
+		s.log.Warn("a result could not be cached", "action", r.digest, "error", err)
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, errLeaseLost) {
+		return cause
+	}
+	return nil
+}
+
+// withoutInline is a result as the cache keeps it. It shares everything with r.
+func withoutInline(r *repb.ActionResult) *repb.ActionResult {
+	if len(r.StdoutRaw) == 0 && len(r.StderrRaw) == 0 {
+		return r
+	}
+	return &repb.ActionResult{
+		OutputFiles:             r.OutputFiles,
+		OutputFileSymlinks:      r.OutputFileSymlinks, //nolint:staticcheck // API 2.0
+		OutputSymlinks:          r.OutputSymlinks,
+		OutputDirectories:       r.OutputDirectories,
+		OutputDirectorySymlinks: r.OutputDirectorySymlinks, //nolint:staticcheck // API 2.0
+		ExitCode:                r.ExitCode,
+		StdoutDigest:            r.StdoutDigest,
+		StderrDigest:            r.StderrDigest,
+		ExecutionMetadata:       r.ExecutionMetadata,
+	}
+}

@@ -1,0 +1,240 @@
+//go:build linux
+
+// Package worker runs jobs: it leases one for each free slot, builds its input
+// root, runs its command, takes its outputs in, stores the result, reports, and
+// acknowledges, in this order, so that a worker that dies at any moment loses
+// nothing but time. A lease is extended while its job runs; one that is lost or
+// cancelled has its command killed.
+//
+// Executor is one slot's way from a job to an ExecuteResponse, without a queue;
+// Worker is the loop around it. The folders are the stations: inputroot, runner,
+// output. The mains of dual and worker make a Worker; mettle one uses One.
+//
+// What an action can't do to others: commands run as a user of their slot where
+// the worker is root, so inputs that are hard links to the store's files can't be
+// written or chmodded by them, and the files of other slots are out of reach.
+// Without root, all commands are the worker's user; linked inputs are audited
+// after each command, and a changed one is withdrawn from the store and fails
+// the action. A sandbox does better; this is what works everywhere.
+package worker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/mettle/queue"
+)
+
+// Actions is the ActionCache as a worker needs it.
+type Actions interface {
+	action.Getter
+	action.Putter
+}
+
+// Options are those of New.
+type Options struct {
+	// Jobs and Updates are the two sides of the queue. Required.
+	Jobs    queue.Consumer
+	Updates queue.Sender
+	// Store has the inputs and takes the outputs. Required.
+	Store blob.Store
+	// Actions takes the results. Required.
+	Actions Actions
+	// Dir is the worker's own directory, which is made if need be and emptied
+	// at each start. To use hard links it is on the store's file system; to
+	// use a user for each slot, every user can enter its parents. Required.
+	Dir string
+	// Name is the worker's in results and messages. Default: the host's name.
+	Name string
+	// Addr is the address of a server from which users can fetch an action to
+	// look at it again; it is only mentioned in messages.
+	Addr string
+	// Slots is the number of actions at once. 0: the number of CPUs.
+	Slots int
+	// Pools are those whose jobs are taken. Default: queue.DefaultPool.
+	Pools []string
+	// DefaultTimeout is that of actions without one. 0: an hour.
+	DefaultTimeout time.Duration
+	// MaxTimeout bounds every timeout. 0: no bound.
+	MaxTimeout time.Duration
+	// LeaseExtendEvery is how often a lease is extended: well below the queue's
+	// lease time. 0: 10 s, a third of the usual one.
+	LeaseExtendEvery time.Duration
+	// MinFreeDiskBytes is what must be free on the file system of Dir before a
+	// job is leased. 0: 512 MiB. Negative: no bound.
+	MinFreeDiskBytes int64
+	// MaxOutputBytes bounds stdout and stderr, each. 0: 128 MiB.
+	MaxOutputBytes int64
+	// UIDBase is the user and group of the first slot; slot n has UIDBase+n.
+	// Two workers on one machine need bases apart. It matters to root only. 0:
+	// 65000. Negative: commands run as the worker's own user.
+	UIDBase int
+	// Logger gets what an operator should know. Default: discard.
+	Logger *slog.Logger
+	// Registerer takes the metrics. nil: there are none.
+	Registerer prometheus.Registerer
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Jobs == nil || o.Updates == nil || o.Store == nil || o.Actions == nil || o.Dir == "" {
+		return o, errors.New("worker: Options need Jobs, Updates, Store, Actions and Dir")
+	}
+	return o.withExecutorDefaults()
+}
+
+// withExecutorDefaults is for those who have no queue.
+func (o Options) withExecutorDefaults() (Options, error) {
+	if o.Slots < 0 || o.DefaultTimeout < 0 || o.MaxTimeout < 0 || o.LeaseExtendEvery < 0 || o.MaxOutputBytes < 0 {
+		return o, errors.New("worker: negative limit")
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return o, fmt.Errorf("worker directory: %w", err)
+	}
+	o.Dir = dir
+	if o.Name == "" {
+		if o.Name, err = os.Hostname(); err != nil {
+			o.Name = "localhost"
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if len(o.Pools) == 0 {
+		o.Pools = []string{queue.DefaultPool}
+	}
+	o.Slots = cmp.Or(o.Slots, runtime.NumCPU())
+	o.DefaultTimeout = cmp.Or(o.DefaultTimeout, time.Hour)
+	o.LeaseExtendEvery = cmp.Or(o.LeaseExtendEvery, 10*time.Second)
+	o.MinFreeDiskBytes = cmp.Or(o.MinFreeDiskBytes, 512<<20)
+	o.MaxOutputBytes = cmp.Or(o.MaxOutputBytes, 128<<20)
+	o.UIDBase = cmp.Or(o.UIDBase, 65000)
+	return o, nil
+}
+
+// Worker leases and runs jobs. Its methods are safe for concurrent use.
+type Worker struct {
+	o       Options
+	metrics *workerMetrics
+	lock    *os.File // of Dir
+	abort   chan struct{}
+	aborted sync.Once
+	// state is what Ready says: nil when jobs are taken.
+	state atomic.Pointer[error]
+	slots []*slot // made by Run
+}
+
+// New prepares the directory. Run starts everything else; Close must be called
+// in any case, after Run has returned.
+func New(o Options) (*Worker, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	w := &Worker{o: o, metrics: m, abort: make(chan struct{})}
+	w.setState(errors.New("worker is not running"))
+	if w.lock, err = prepareDir(o.Dir); err != nil {
+		return nil, fmt.Errorf("worker directory %s: %w", o.Dir, err)
+	}
+	return w, nil
+}
+
+// Slots is the number of actions at once.
+func (w *Worker) Slots() int { return w.o.Slots }
+
+// Ready returns nil while jobs are taken, and otherwise says why not.
+func (w *Worker) Ready() error { return *w.state.Load() }
+
+func (w *Worker) setState(err error) { w.state.Store(&err) }
+
+// Abort makes Run kill what runs, hand the leases back, and return. It does not
+// wait for that, and may be called at any time.
+func (w *Worker) Abort() { w.aborted.Do(func() { close(w.abort) }) }
+
+// Close ends the helpers and empties the directory.
+func (w *Worker) Close() error {
+	var all error
+	for _, s := range w.slots {
+		all = errors.Join(all, s.exec.close())
+	}
+	w.slots = nil
+	return errors.Join(all, emptyDir(w.o.Dir), w.lock.Close())
+}
+
+// Run leases and runs jobs until ctx is done, and returns nil when those that
+// run then have ended, been reported and acknowledged. Each slot first runs a
+// command that does nothing; if one can't, Run fails. It is called once.
+func (w *Worker) Run(ctx context.Context) error {
+	slots, err := w.start(ctx)
+	w.slots = slots
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("worker %s can't run commands: %w", w.o.Name, err)
+	}
+	w.setState(nil)
+	var group errgroup.Group
+	for _, s := range slots {
+		group.Go(func() error { return s.run(ctx) })
+	}
+	err = group.Wait()
+	w.setState(errors.New("worker has ended"))
+	return err
+}
+
+// start makes the slots.
+func (w *Worker) start(ctx context.Context) ([]*slot, error) {
+	execs, err := newExecutors(ctx, w.o)
+	var slots []*slot
+	for i, e := range execs {
+		slots = append(slots, &slot{w: w, exec: e, log: w.o.Logger.With("worker", w.o.Name, "slot", i)})
+	}
+	return slots, err
+}
+
+const lockName = "lock"
+
+// prepareDir makes dir, takes it for this process, and empties it: whatever is
+// in it was left by a worker that was killed.
+func prepareDir(dir string) (*os.File, error) {
+	// Others may pass, not look: the users of the slots have to get to theirs.
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close() //nolint:errcheck // nothing was written
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.New("another worker uses it")
+		}
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	if err := emptyDir(dir); err != nil {
+		lock.Close() //nolint:errcheck // nothing was written
+		return nil, err
+	}
+	return lock, nil
+}
