@@ -154,7 +154,7 @@ func platformOf(act *repb.Action, cmd *repb.Command) *repb.Platform {
 	if p := act.GetPlatform(); len(p.GetProperties()) > 0 {
 		return p
 	}
-	return cmd.GetPlatform() //nolint:staticcheck // older clients set nothing else
+	return cmd.GetPlatform()
 }
 
 // addHeaders puts into the job what the client says of itself and its trace.

@@ -8,8 +8,7 @@ import (
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
-// ErrAbandoned: nobody waited for the operation for so long that its job was
-// withdrawn.
+// ErrAbandoned is the end of an operation that nobody waited for any more.
 var ErrAbandoned = errors.New("the operation was abandoned")
 
 // Stage is where an operation is. The stages that clients know have the numbers

@@ -166,7 +166,9 @@ func TestRegistry_againstModel(t *testing.T) {
 			go func() { ended <- r.Run(ctx) }()
 			defer func() {
 				cancel()
-				<-ended
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
 			}()
 			m := &registryMachine{r: r, w: w}
 			rt.Repeat(map[string]func(*rapid.T){

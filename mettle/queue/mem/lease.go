@@ -103,8 +103,8 @@ func (q *Queue) start(l *lease) {
 func (q *Queue) forget(w *waiter) {
 	for _, name := range w.pools {
 		p := q.pools[name]
-		for i := len(p.idle) - 1; i >= 0; i-- {
-			if p.idle[i] == w {
+		for i, idle := range slices.Backward(p.idle) {
+			if idle == w {
 				p.idle = slices.Delete(p.idle, i, i+1)
 				break
 			}

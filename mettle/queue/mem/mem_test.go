@@ -52,7 +52,7 @@ func TestSuite(t *testing.T) {
 func TestNew_refusesNegativeLimits(t *testing.T) {
 	for _, o := range []mem.Options{{LeaseTime: -1}, {MaxAttempts: -1}, {MaxJobs: -1}, {MaxBytes: -1}, {MaxUpdates: -1}} {
 		if q, err := mem.New(o); err == nil {
-			q.Close() //nolint:errcheck // the test has failed
+			q.Close()
 			t.Errorf("New(%+v) succeeded", o)
 		}
 	}
