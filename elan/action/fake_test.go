@@ -18,9 +18,8 @@ type fakeStore struct {
 	blobs   map[digest.Digest][]byte
 	entries map[blob.EntryKey][]byte
 
-	finds   int   // calls of FindMissing
-	writers int   // those that are open
-	err     error // of all calls, if it is set
+	finds int   // calls of FindMissing
+	err   error // of all calls, if it is set
 }
 
 func newFakeStore() *fakeStore {
@@ -45,12 +44,6 @@ func (s *fakeStore) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.err = err
-}
-
-func (s *fakeStore) openWriters() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.writers
 }
 
 func (s *fakeStore) FindMissing(_ context.Context, ds []digest.Digest) ([]digest.Digest, error) {
@@ -90,16 +83,14 @@ func (s *fakeStore) Create(ctx context.Context, d digest.Digest) (blob.Writer, e
 	if s.err != nil {
 		return nil, s.err
 	}
-	s.writers++
 	return &fakeWriter{ctx: ctx, s: s, d: d}, nil
 }
 
 type fakeWriter struct {
 	bytes.Buffer
-	ctx    context.Context //nolint:containedctx // to see that it bounds the writing
-	s      *fakeStore
-	d      digest.Digest
-	closed bool
+	ctx context.Context //nolint:containedctx // to see that it bounds the writing
+	s   *fakeStore
+	d   digest.Digest
 }
 
 func (w *fakeWriter) Commit() error {
@@ -112,15 +103,7 @@ func (w *fakeWriter) Commit() error {
 	return nil
 }
 
-func (w *fakeWriter) Close() error {
-	w.s.mu.Lock()
-	defer w.s.mu.Unlock()
-	if !w.closed {
-		w.closed = true
-		w.s.writers--
-	}
-	return nil
-}
+func (w *fakeWriter) Close() error { return nil }
 
 func (s *fakeStore) Entry(_ context.Context, k blob.EntryKey) ([]byte, error) {
 	s.mu.Lock()

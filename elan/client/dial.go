@@ -18,6 +18,11 @@ const (
 	maxMessageBytes = 16 << 20
 	// ioBufferBytes make for fewer system calls than gRPC's 32 KiB.
 	ioBufferBytes = 128 << 10
+	// streamWindow and connWindow let a stream of 1 MiB messages run without
+	// waiting for its window. That they are fixed spares the pings by which gRPC
+	// would find them.
+	streamWindow = 4 << 20
+	connWindow   = 16 << 20
 	// keepaliveEvery is as often as servers must let clients ping, and rather
 	// more often than routers forget connections.
 	keepaliveEvery   = 30 * time.Second
@@ -36,6 +41,8 @@ func Dial(ctx context.Context, target string, opts ...grpc.DialOption) (*grpc.Cl
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		grpc.WithReadBufferSize(ioBufferBytes),
 		grpc.WithWriteBufferSize(ioBufferBytes),
+		grpc.WithInitialWindowSize(streamWindow),
+		grpc.WithInitialConnWindowSize(connWindow),
 	}, opts...)
 	conn, err := grpc.NewClient(target, opts...)
 	if err != nil {

@@ -76,8 +76,7 @@ func Proto(err error) *spb.Status {
 // toProto names up to limit missing blobs.
 func toProto(err error, limit int) *spb.Status {
 	s := &spb.Status{Code: int32(code(err)), Message: cut(err.Error())}
-	var missing *blob.MissingError
-	if errors.As(err, &missing) {
+	if missing, ok := errors.AsType[*blob.MissingError](err); ok {
 		s.Details = violations(missing.Digests, limit)
 	}
 	return s
@@ -85,8 +84,7 @@ func toProto(err error, limit int) *spb.Status {
 
 // code is the table. The order counts: a MissingError is an ErrNotFound too.
 func code(err error) codes.Code {
-	var missing *blob.MissingError
-	if errors.As(err, &missing) {
+	if _, ok := errors.AsType[*blob.MissingError](err); ok {
 		return codes.FailedPrecondition
 	}
 	for _, row := range [...]struct {

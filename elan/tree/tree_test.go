@@ -136,7 +136,7 @@ func TestWalk_refusals(t *testing.T) {
 		want error
 	}{
 		{"no Directory", tree.Walk{Opener: b}, text, blob.ErrMalformed},
-		{"no Directory below", tree.Walk{Opener: b}, b.put(t, parent(bad, text)), tree.ErrInvalid},
+		{"no Directory below", tree.Walk{Opener: b}, b.put(t, parent(text, three)), blob.ErrMalformed},
 		{"not canonical", tree.Walk{Opener: b}, bad, tree.ErrInvalid},
 		{"declared huge", tree.Walk{Opener: b}, huge, blob.ErrTooLarge},
 		{"declared huge below", tree.Walk{Opener: b}, b.put(t, parent(huge, three)), blob.ErrTooLarge},
