@@ -47,7 +47,7 @@ func newBazel(t *testing.T, workspace string) *bazel {
 
 func (b *bazel) command(ctx context.Context, verb string, args ...string) *exec.Cmd {
 	all := append([]string{
-		"--noworkspace_rc", "--nohome_rc", "--nosystem_rc",
+		"--noworkspace_rc", "--nohome_rc", // Debian's system rc says where Bazel is
 		"--output_base=" + b.outputBase, "--max_idle_secs=60",
 		"--host_jvm_args=-Xmx1g", verb,
 	}, args...)

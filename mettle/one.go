@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/client"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/mettle/worker"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+// oneCmd runs one action in the foreground, for somebody who wants to know why
+// it fails. It stores nothing and asks no cache.
+type oneCmd struct {
+	Action   string `arg:"" help:"The digest of the Action, hash/size, as in the message of a failed build."`
+	Remote   string `help:"The server that has the action and its inputs, host:port." default:"localhost:7778"`
+	Instance string `help:"The instance name that the build used."`
+	Dir      string `help:"Where to build the input root and run. Default: a new temporary directory. What is left there stays, to be looked at." type:"path"`
+}
+
+// Run ends with the action's own exit status.
+func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	d, err := digest.Parse(c.Action)
+	if err != nil {
+		return err
+	}
+	dir, err := c.directory()
+	if err != nil {
+		return err
+	}
+	conn, err := client.Dial(ctx, c.Remote)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing was written
+	remote, err := client.New(client.Options{Conn: conn, Instance: c.Instance})
+	if err != nil {
+		return err
+	}
+	resp, root, err := worker.One(ctx,
+		worker.Options{Store: readOnly{remote}, Dir: dir, Name: "mettle one", Logger: log},
+		&queuepb.Job{InstanceName: c.Instance, ActionDigest: d.String()})
+	if err != nil {
+		return fmt.Errorf("run action %s: %w", d, err)
+	}
+	return c.report(out, resp, root)
+}
+
+func (c *oneCmd) directory() (string, error) {
+	if c.Dir != "" {
+		return filepath.Abs(c.Dir)
+	}
+	dir, err := os.MkdirTemp("", "mettle-one-")
+	if err != nil {
+		return "", err
+	}
+	// Where root runs this, the action is another user, who must get in.
+	return dir, os.Chmod(dir, 0o755) //nolint:gosec // it holds inputs of a build, as readable as the server's
+}
+
+// report prints what the command printed, where its files are, and what became
+// of it.
+func (c *oneCmd) report(out io.Writer, resp *repb.ExecuteResponse, root string) error {
+	for _, stream := range []struct {
+		name string
+		to   io.Writer
+	}{{"stdout", out}, {"stderr", os.Stderr}} {
+		if err := copyFile(stream.to, filepath.Join(filepath.Dir(root), stream.name)); err != nil {
+			return err
+		}
+	}
+	result := resp.GetResult()
+	fmt.Fprintf(os.Stderr, "mettle: the input root, as the action left it, is %s\n", root)
+	for _, f := range result.GetOutputFiles() {
+		fmt.Fprintf(os.Stderr, "mettle: output file %s, %d bytes\n", f.GetPath(), f.GetDigest().GetSizeBytes())
+	}
+	for _, f := range result.GetOutputDirectories() {
+		fmt.Fprintf(os.Stderr, "mettle: output directory %s\n", f.GetPath())
+	}
+	for _, f := range result.GetOutputSymlinks() {
+		fmt.Fprintf(os.Stderr, "mettle: output symlink %s to %s\n", f.GetPath(), f.GetTarget())
+	}
+	if s := resp.GetStatus(); s.GetCode() != 0 {
+		return errors.New(s.GetMessage())
+	}
+	fmt.Fprintf(os.Stderr, "mettle: the command ended with %d\n", result.GetExitCode())
+	if code := result.GetExitCode(); code != 0 {
+		return exitError(code)
+	}
+	return nil
+}
+
+func copyFile(to io.Writer, path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // the command was not started
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	_, err = io.Copy(to, f)
+	return err
+}
+
+// readOnly reads from another store and takes in what comes only to throw it
+// away.
+type readOnly struct{ blob.Opener }
+
+// FindMissing says that all of ds are missing.
+func (readOnly) FindMissing(_ context.Context, ds []digest.Digest) ([]digest.Digest, error) {
+	return ds, nil
+}
+
+// Create implements blob.Creator.
+func (readOnly) Create(context.Context, digest.Digest) (blob.Writer, error) { return discard{}, nil }
+
+// discard is the Writer of readOnly.
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+func (discard) Commit() error               { return nil }
+func (discard) Close() error                { return nil }
