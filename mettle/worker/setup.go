@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -37,66 +38,58 @@ func emptyDir(dir string) error {
 // newExecutors makes one for each slot, each of which has run a command that does
 // nothing. With an error, the executors that are returned are to be closed too.
 func newExecutors(ctx context.Context, o Options) ([]*Executor, error) {
-	isolated := false
+	execs := make([]*Executor, o.Slots)
 	policy := inputroot.LinkAndAudit
 	if os.Geteuid() == 0 {
 		var err error
-		if isolated, err = tryIsolation(ctx, o); err != nil {
+		if execs[0], err = tryIsolation(ctx, &o); err != nil {
 			return nil, err
 		}
-		if policy = inputroot.Copy; isolated {
+		if policy = inputroot.Copy; execs[0] != nil {
 			policy = inputroot.Link
 		}
 	}
-	builder, err := inputroot.New(inputroot.Options{Store: o.Store, Policy: policy})
-	if err != nil {
-		return nil, err
-	}
-	collector, err := output.New(output.Options{Store: o.Store})
-	if err != nil {
-		return nil, err
-	}
-	execs := make([]*Executor, o.Slots)
-	group, ctx := errgroup.WithContext(ctx)
+	isolated := execs[0] != nil
+	group, groupCtx := errgroup.WithContext(ctx)
 	for i := range execs {
-		group.Go(func() error {
-			e, err := newExecutor(ctx, &o, i, isolated)
-			if err != nil {
+		if execs[i] != nil {
+			continue
+		}
+		group.Go(func() (err error) {
+			if execs[i], err = newExecutor(groupCtx, &o, i, isolated); err != nil {
 				return fmt.Errorf("slot %d: %w", i, err)
 			}
-			e.builder, e.collector = builder, collector
-			execs[i] = e
 			return nil
 		})
 	}
-	err = group.Wait()
-	made := execs[:0]
+	err := group.Wait()
+	execs = slices.DeleteFunc(execs, func(e *Executor) bool { return e == nil })
+	builder, buildErr := inputroot.New(inputroot.Options{Store: o.Store, Policy: policy})
+	collector, collectErr := output.New(output.Options{Store: o.Store})
 	for _, e := range execs {
-		if e != nil {
-			made = append(made, e)
-		}
+		e.builder, e.collector = builder, collector
 	}
-	return made, err
+	return execs, errors.Join(err, buildErr, collectErr)
 }
 
-// tryIsolation finds out whether commands can run as users of their own, by
-// running one.
-func tryIsolation(ctx context.Context, o Options) (bool, error) {
+// tryIsolation makes the first slot with a user of its own, and so finds out
+// whether commands can run that way. If not, it says so, and returns none.
+func tryIsolation(ctx context.Context, o *Options) (*Executor, error) {
 	if o.UIDBase < 0 {
 		o.Logger.Warn("actions run as root, because they are told to: inputs are copied, not linked, and actions can change anything on this machine")
-		return false, nil
+		return nil, nil //nolint:nilnil // said above
 	}
-	e, err := newExecutor(ctx, &o, 0, true)
+	e, err := newExecutor(ctx, o, 0, true)
+	if err == nil {
+		return e, nil
+	}
 	if ctx.Err() != nil {
-		return false, ctx.Err()
+		return nil, err
 	}
-	if err != nil {
-		o.Logger.Warn("actions run as root, because they can't run as users of their own: inputs are copied, not linked, and actions can change anything on this machine; "+
-			"choose a --dir whose parents every user can enter (/var/cache/mettle, not below /root), and allow the worker to change its user",
-			"dir", o.Dir, "user", o.UIDBase, "error", err)
-		return false, inputroot.Remove(slotDir(&o, 0))
-	}
-	return true, errors.Join(e.close(), inputroot.Remove(slotDir(&o, 0)))
+	o.Logger.Warn("actions run as root, because they can't run as users of their own: inputs are copied, not linked, and actions can change anything on this machine; "+
+		"choose a --dir whose parents every user can enter (/var/cache/mettle, not below /root), and allow the worker to change its user",
+		"dir", o.Dir, "user", o.UIDBase, "error", err)
+	return nil, inputroot.Remove(slotDir(o, 0))
 }
 
 func slotDir(o *Options, i int) string {
@@ -109,8 +102,8 @@ func slotDir(o *Options, i int) string {
 // The slot's directory belongs to root, so that no command can replace what is
 // in it; its group, which is the slot's own, may pass, so that no other slot's
 // command can.
-func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (_ *Executor, err error) {
-	e := &Executor{o: o, dir: slotDir(o, i)}
+func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Executor, err error) {
+	e = &Executor{o: o, dir: slotDir(o, i)}
 	var user bare.User
 	if isolated {
 		id := o.UIDBase + i
@@ -135,7 +128,7 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (_ *Exec
 	e.runner = r
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, r.Close())
+			e, err = nil, errors.Join(err, r.Close())
 		}
 	}()
 	if err := os.Mkdir(e.root(), 0o755); err != nil {

@@ -23,7 +23,7 @@ func (r *Runner) Probe(ctx context.Context, dir string) error {
 	defer os.Remove(stdout) //nolint:errcheck // the directory is cleaned at each start
 	defer os.Remove(stderr) //nolint:errcheck // likewise
 	res, err := r.Run(ctx, runner.Spec{
-		Args: []string{selfExe, probeName, "probe"}, Root: dir, Dir: dir, Stdout: stdout, Stderr: stderr,
+		Args: []string{selfExe, probeName, "probe"}, Env: helperEnv(), Root: dir, Dir: dir, Stdout: stdout, Stderr: stderr,
 	})
 	if err != nil {
 		return err
