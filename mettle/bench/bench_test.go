@@ -67,7 +67,7 @@ func TestRun_allSubjects(t *testing.T) {
 func TestRun_passesOnWhatTheServerNeeds(t *testing.T) {
 	f := newFake()
 	f.instance, f.header, f.fn = "some/instance", "Bearer x", digest.BLAKE3
-	o := quick(f.start(t), "latency", "findmissing", "batch")
+	o := quick(f.start(t), "latency", "findmissing")
 	o.Instance, o.DigestFunction = f.instance, "BLAKE3"
 	o.Headers = map[string]string{"authorization": f.header}
 	o.Platform = map[string]string{"OSFamily": "Linux", "Arch": "any"}
@@ -268,21 +268,22 @@ func TestRun_explains(t *testing.T) {
 }
 
 func TestRun_interrupted(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancelCause(t.Context())
+	signal := errors.New("interrupt signal received")
 	f := newFake()
 	calls := make(chan struct{}, 1000000)
 	f.onExec = func() {
 		calls <- struct{}{}
 		if len(calls) == 20 {
-			cancel()
+			cancel(signal)
 		}
 	}
 	o := quick(f.start(t), "latency", "actions")
 	o.Duration = time.Hour
 	var out bytes.Buffer
 	o.Out = &out
-	if err := bench.Run(ctx, o); !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v, want context.Canceled", err)
+	if err := bench.Run(ctx, o); !errors.Is(err, signal) {
+		t.Errorf("error %v, want the cause", err)
 	}
 	var rep bench.Report
 	if err := json.Unmarshal(out.Bytes(), &rep); err != nil {
