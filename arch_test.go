@@ -55,9 +55,11 @@ var arrows = map[string][]string{
 	"mettle/worker/output": {
 		"elan/digest", "elan/blob", "elan/tree", "mettle/command",
 	},
+	// The worker fills in a google.rpc.Status, by the table that there is, and
+	// chooses the runner that this machine allows.
 	"mettle/worker": {
-		"elan/digest", "elan/blob", "elan/tree", "elan/action", "mettle/command", "mettle/queue", "mettle/platform",
-		"mettle/worker/inputroot", "mettle/worker/runner", "mettle/worker/output", "proto/...",
+		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status", "mettle/command", "mettle/queue", "mettle/platform",
+		"mettle/worker/inputroot", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
 	},
 	"mettle/api": {
 		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status",
