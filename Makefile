@@ -3,6 +3,7 @@
 GO       ?= go
 FUZZTIME ?= 10s
 BENCH    ?= .
+VERSION  ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo dev)
 # The tools have a module of their own, so that their dependencies are not ours.
 TOOL     := $(GO) tool -modfile=third_party/tools/go.mod
 PROTOS    = $(shell git ls-files --cached --others --exclude-standard -- 'proto/*.proto')
@@ -15,7 +16,7 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
 
 build: ## build bin/mettle and bin/elan, static
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/ ./mettle ./elan
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./mettle ./elan
 
 test: ## run the tests
 	$(GO) test ./...
