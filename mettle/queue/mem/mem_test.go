@@ -96,7 +96,9 @@ func TestQueue_Lease_cancelledAtHandOff(t *testing.T) {
 			if err := q.Publish(t.Context(), job("a")); err != nil {
 				t.Fatal(err)
 			}
+			want := uint32(1)
 			if l := <-got; l != nil {
+				want = 2
 				if err := l.Release(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -108,6 +110,9 @@ func TestQueue_Lease_cancelledAtHandOff(t *testing.T) {
 			}
 			if d := time.Since(start); d > 0 {
 				t.Fatalf("run %d: the job came after %v", i, d)
+			}
+			if l.Attempt() != want {
+				t.Fatalf("run %d: attempt is %d, want %d", i, l.Attempt(), want)
 			}
 			if err := l.Ack(t.Context()); err != nil {
 				t.Fatal(err)
