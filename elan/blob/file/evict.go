@@ -33,6 +33,7 @@ func (s *Store) keepSpace() {
 	if err := s.count(); err != nil {
 		s.log.Error("counting the store's files", "error", err)
 	}
+	close(s.counted)
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
@@ -72,7 +73,9 @@ func (s *Store) count() error {
 		}
 		return nil
 	})
-	s.space.used.Add(bytes)
+	s.space.mu.Lock()
+	s.space.used += bytes
+	s.space.mu.Unlock()
 	s.log.Info("counted the store", "files", files, "size_bytes", bytes, "duration", time.Since(started))
 	if errors.Is(err, errGivenUp) {
 		return nil
@@ -87,10 +90,10 @@ func (s *Store) makeRoom() error {
 	sp.mu.Lock()
 	wanted, passed, hopeless := sp.wanted, sp.passed, sp.hopeless
 	sp.wanted, sp.passed = 0, make(chan struct{})
+	need := sp.deficit(min(wanted, sp.max))
 	sp.mu.Unlock()
 	defer close(passed)
 
-	need := sp.deficit(min(wanted, sp.max))
 	if need <= 0 || started.Before(hopeless) {
 		return nil
 	}
@@ -100,7 +103,7 @@ func (s *Store) makeRoom() error {
 	}
 	freed, err := s.reap(sv.cutoff(need, s.touchEvery), need)
 	if freed > 0 {
-		s.log.Info("evicted", "size_bytes", freed, "wanted_bytes", need, "used_bytes", sp.used.Load(), "duration", time.Since(started))
+		s.log.Info("evicted", "size_bytes", freed, "wanted_bytes", need, "used_bytes", sp.state().used, "duration", time.Since(started))
 	}
 	if freed < need {
 		rest := max(hopelessFor, restFactor*time.Since(started))
@@ -125,14 +128,15 @@ type survey struct {
 // newfstatat for each.
 func (s *Store) survey(now time.Time) (*survey, error) {
 	sv := &survey{from: now.Add(-s.minLifetime - s.touchEvery), oldest: now}
-	before, total := s.space.used.Load(), s.space.pending.Load()
+	before := s.space.state()
+	var found int64
 	err := s.walk(func(f folder, name string) error {
 		var st unix.Stat_t
 		if unix.Lstat(f.path+name, &st) != nil {
 			return nil // it went away, or its reader will be told of the trouble
 		}
 		size, atime := onDisk(st.Size), atimeOf(&st)
-		total += size
+		found += size
 		if atime.Before(sv.oldest) {
 			sv.oldest = atime
 		}
@@ -142,9 +146,7 @@ func (s *Store) survey(now time.Time) (*survey, error) {
 		return nil
 	})
 	if err == nil {
-		// What came into place during the walk may be counted twice, until the
-		// next survey; nothing is missed.
-		s.space.used.Add(total - before)
+		s.space.correct(before, found)
 	}
 	return sv, err
 }

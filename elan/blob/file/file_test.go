@@ -25,6 +25,14 @@ func open(t testing.TB, o file.Options) *file.Store {
 	return s
 }
 
+// openQuiet is open, and waits until the store has counted what is there.
+func openQuiet(t testing.TB, o file.Options) *file.Store {
+	t.Helper()
+	s := open(t, o)
+	<-s.Counted()
+	return s
+}
+
 func options() blobtest.Options {
 	return blobtest.Options{New: func(t testing.TB) blob.Store { return open(t, file.Options{}) }}
 }

@@ -30,8 +30,8 @@ func newMetrics(reg prometheus.Registerer, s *Store) (*metrics, error) {
 	m.corrupt = counter("corrupt_total", "Files found damaged and taken away.")
 	m.repaired = counter("repaired_total", "Files changed from outside that were replaced by a verified copy.")
 	m.refused = counter("refused_total", "Writes refused because the store is full.")
-	gauge("used_bytes", "Disk space of the store's files, in whole blocks, with what is being written.", s.space.used.Load)
-	gauge("free_bytes", "Free disk space as last seen, less what was announced since.", s.space.free.Load)
+	gauge("used_bytes", "Disk space of the store's files, in whole blocks, with what is being written.", func() int64 { return s.space.state().used })
+	gauge("free_bytes", "Free disk space as last seen, less what was announced since.", func() int64 { return s.space.state().free })
 	gauge("max_bytes", "Bound of used_bytes.", func() int64 { return s.space.max })
 	if reg == nil {
 		return m, nil

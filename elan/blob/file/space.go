@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,19 +23,28 @@ type space struct {
 	max     int64 // of used; math.MaxInt64 where there is no bound
 	minFree int64
 
-	used    atomic.Int64 // files of this store, in whole blocks
-	pending atomic.Int64 // the part of used whose files are not in place yet
-	// free is the free disk space at the last refresh, less what was announced
-	// since. The kernel has the last word: ENOSPC is ErrFull too.
-	free atomic.Int64
-
 	kick chan struct{} // wakes the goroutine that evicts; one token says all
 
-	mu     sync.Mutex
+	mu      sync.Mutex // guards what follows
+	used    int64      // files of this store, in whole blocks
+	pending int64      // the part of used whose files are not in place yet
+	moved   int64      // bytes that came or went, ever: see correct
+	// free is the free disk space at the last refresh, less what was announced
+	// since. The kernel has the last word: ENOSPC is ErrFull too.
+	free   int64
 	wanted int64         // bytes that writers wait for
 	passed chan struct{} // closed at the end of the next eviction pass to begin
 	// hopeless is until when another pass would be in vain.
 	hopeless time.Time
+}
+
+// spaceState is what space knows at one moment.
+type spaceState struct{ used, pending, moved, free int64 }
+
+func (sp *space) state() spaceState {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return spaceState{used: sp.used, pending: sp.pending, moved: sp.moved, free: sp.free}
 }
 
 func (sp *space) init(dir string, maxBytes, minFree int64) error {
@@ -66,8 +74,10 @@ func (sp *space) refresh() (int64, error) {
 	if err := unix.Statfs(sp.dir, &st); err != nil {
 		return 0, err
 	}
-	sp.free.Store(int64(st.Bavail) * st.Bsize) //nolint:gosec // far below 2^63
-	return int64(st.Blocks) * st.Bsize, nil    //nolint:gosec // as above
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.free = int64(st.Bavail) * st.Bsize   //nolint:gosec // far below 2^63
+	return int64(st.Blocks) * st.Bsize, nil //nolint:gosec // as above
 }
 
 // high and low are where eviction begins and ends, so that writers seldom wait
@@ -77,8 +87,11 @@ func (sp *space) low() int64  { return sp.max - sp.max/10 }
 
 // add counts n bytes that are there, room or not.
 func (sp *space) add(n int64) {
-	sp.used.Add(n)
-	sp.free.Add(-n)
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.used += n
+	sp.free -= n
+	sp.moved += max(n, -n)
 }
 
 // release takes back n bytes that are gone.
@@ -86,13 +99,15 @@ func (sp *space) release(n int64) { sp.add(-n) }
 
 // tryReserve counts n bytes if there is room for them.
 func (sp *space) tryReserve(n int64) bool {
-	used, free := sp.used.Add(n), sp.free.Add(-n)
-	if used > sp.max || free < sp.minFree {
-		sp.release(n)
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	if sp.used+n > sp.max || sp.free-n < sp.minFree {
 		return false
 	}
-	sp.pending.Add(n)
-	if used > sp.high() {
+	sp.used += n
+	sp.free -= n
+	sp.pending += n
+	if sp.used > sp.high() {
 		sp.wake()
 	}
 	return true
@@ -100,22 +115,45 @@ func (sp *space) tryReserve(n int64) bool {
 
 // settle says that n bytes that were reserved are in place, and cancel that they
 // will not come.
-func (sp *space) settle(n int64) { sp.pending.Add(-n) }
+func (sp *space) settle(n int64) {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.pending -= n
+	sp.moved += n
+}
 
 func (sp *space) cancel(n int64) {
-	sp.pending.Add(-n)
-	sp.release(n)
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.pending -= n
+	sp.used -= n
+	sp.free += n
+}
+
+// correct takes note that a walk, which began at state before, found so many
+// bytes in place. What came and went during the walk, or is about to be settled,
+// may have been seen or not, so that only a larger difference is a mistake.
+func (sp *space) correct(before spaceState, found int64) {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	diff, moved := found-(before.used-before.pending), sp.moved-before.moved+sp.pending
+	switch {
+	case diff > moved:
+		sp.used += diff - moved
+	case diff < -moved:
+		sp.used += diff + moved
+	}
 }
 
 // deficit is how many bytes to evict so that n more can be written and some
 // more room is left, so that the next pass is not due at once. It is 0 or less
-// where nothing is to be done.
+// where nothing is to be done. The caller holds mu.
 func (sp *space) deficit(n int64) int64 {
 	var need int64
-	if used := sp.used.Load() + n; used > sp.high() {
-		need = max(used-sp.max, sp.used.Load()-sp.low())
+	if used := sp.used + n; used > sp.high() {
+		need = max(used-sp.max, sp.used-sp.low())
 	}
-	if free := sp.free.Load() - n; free < sp.minFree {
+	if free := sp.free - n; free < sp.minFree {
 		need = max(need, sp.minFree+sp.minFree/20-free)
 	}
 	return need
@@ -178,6 +216,7 @@ func (s *Store) reserve(ctx context.Context, size int64) error {
 		return nil
 	}
 	s.metrics.refused.Inc()
+	now := s.space.state()
 	return fmt.Errorf("%w: nothing is older than the minimal lifetime of %v; %d of %d bytes used, %d free on the disk, %d to be left free",
-		blob.ErrFull, s.minLifetime, s.space.used.Load(), s.space.max, s.space.free.Load(), s.space.minFree)
+		blob.ErrFull, s.minLifetime, now.used, s.space.max, now.free, s.space.minFree)
 }

@@ -85,6 +85,7 @@ type Store struct {
 	recovery recovery
 	dirty    atomic.Bool // something was committed since the last checkpoint
 
+	counted   chan struct{} // closed when what was there at the start is counted
 	lock      *os.File
 	closing   chan struct{} // closed by Close, to stop the goroutines
 	closeOnce sync.Once
@@ -126,6 +127,7 @@ func New(o Options) (*Store, error) {
 		touchEvery:  min(o.MinLifetime/4, maxTouchEvery),
 		log:         o.Logger,
 		closing:     make(chan struct{}),
+		counted:     make(chan struct{}),
 		linkat:      os.Link,
 	}
 	if err := s.open(o); err != nil {

@@ -1,0 +1,39 @@
+package file
+
+import (
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+// SetBootID makes a Store of o believe that it runs in the run of the kernel
+// that id names.
+func (o *Options) SetBootID(id string) { o.bootID = id }
+
+// SetLinkat replaces the system call that Link makes.
+func (s *Store) SetLinkat(linkat func(oldname, newname string) error) { s.linkat = linkat }
+
+// Recovering reports whether blobs are still being verified after a crash.
+func (s *Store) Recovering() bool { return s.recovery.active.Load() }
+
+// Used is the space that the store believes to take, in bytes.
+func (s *Store) Used() int64 { return s.space.state().used }
+
+// Checkpoint is what happens every half minute.
+func (s *Store) Checkpoint() error { return s.checkpoint(false) }
+
+// Crash ends the Store as a kill does: nothing is written any more.
+func (s *Store) Crash() error {
+	var err error
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		s.running.Wait()
+		err = s.lock.Close()
+	})
+	return err
+}
+
+// BlobPath is where a blob is.
+func (s *Store) BlobPath(d digest.Digest, mode blob.LinkMode) string { return s.blobPath(d, mode) }
+
+// Counted is closed when what was there at the start is counted.
+func (s *Store) Counted() <-chan struct{} { return s.counted }
