@@ -112,14 +112,9 @@ func copyFile(to io.Writer, path string) error {
 	return err
 }
 
-// readOnly reads from another store and takes in what comes only to throw it
-// away.
-type readOnly struct{ blob.Opener }
-
-// FindMissing says that all of ds are missing.
-func (readOnly) FindMissing(_ context.Context, ds []digest.Digest) ([]digest.Digest, error) {
-	return ds, nil
-}
+// readOnly is another store as long as one reads, and throws away what it is to
+// take in.
+type readOnly struct{ blob.Store }
 
 // Create implements blob.Creator.
 func (readOnly) Create(context.Context, digest.Digest) (blob.Writer, error) { return discard{}, nil }

@@ -18,22 +18,24 @@ import (
 // bazelTimeout is far beyond what one Bazel command takes here.
 const bazelTimeout = 10 * time.Minute
 
-// A bazel is one Bazel client: a copy of the workspace with an output base of
-// its own.
+// A bazel is one Bazel client, with a copy of the test workspace and an output
+// base of its own.
 type bazel struct {
 	t          *testing.T
 	Workspace  string
 	outputBase string
 }
 
-// newBazel sets up a client of workspace, which it may share with others. The
-// Bazel server behind it ends with the test.
-func newBazel(t *testing.T, workspace string) *bazel {
+// newBazel sets up a client. The Bazel server behind it ends with the test.
+func newBazel(t *testing.T) *bazel {
 	t.Helper()
 	if _, err := exec.LookPath("bazel"); err != nil {
 		t.Skip("no bazel here; on Debian: apt-get install bazel-bootstrap")
 	}
-	b := &bazel{t: t, Workspace: workspace, outputBase: t.TempDir()}
+	b := &bazel{t: t, Workspace: t.TempDir(), outputBase: t.TempDir()}
+	if err := os.CopyFS(b.Workspace, os.DirFS(filepath.Join("testdata", "workspace"))); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
 		defer cancel()
@@ -44,6 +46,21 @@ func newBazel(t *testing.T, workspace string) *bazel {
 	})
 	return b
 }
+
+// Write adds a file to the workspace.
+func (b *bazel) Write(path, content string) {
+	b.t.Helper()
+	path = filepath.Join(b.Workspace, path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // a test's workspace
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil { //nolint:gosec // a test's workspace
+		b.t.Fatal(err)
+	}
+}
+
+// bin is where the outputs are.
+func (b *bazel) bin() string { return filepath.Join(b.Workspace, "bazel-bin") }
 
 func (b *bazel) command(ctx context.Context, verb string, args ...string) *exec.Cmd {
 	all := append([]string{
@@ -146,24 +163,13 @@ func checkOnly(t *testing.T, out string, strategies ...string) {
 	}
 }
 
-// copyWorkspace copies the test workspace, so that Bazel's links do not land in
-// the source tree.
-func copyWorkspace(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join("testdata", "workspace"))); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// outputs reads the whole tree under dir: relative path → mode and content or
+// outputs reads all that is in bazel-bin: relative path → mode and content or
 // link target. Bazel's own bookkeeping is left out.
-func outputs(t *testing.T, dir string) map[string]string {
-	t.Helper()
-	dir, err := filepath.EvalSymlinks(dir)
+func (b *bazel) outputs() map[string]string {
+	b.t.Helper()
+	dir, err := filepath.EvalSymlinks(b.bin())
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	found := map[string]string{}
 	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -182,6 +188,7 @@ func outputs(t *testing.T, dir string) map[string]string {
 			return err
 		case info.Mode()&fs.ModeSymlink != 0:
 			target, err := os.Readlink(path)
+			target = strings.TrimPrefix(strings.TrimPrefix(target, b.outputBase), b.Workspace)
 			found[rel] = "link to " + target
 			return err
 		case info.Mode().IsRegular():
@@ -194,7 +201,7 @@ func outputs(t *testing.T, dir string) map[string]string {
 		return nil
 	})
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	return found
 }

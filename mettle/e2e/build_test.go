@@ -17,11 +17,10 @@ import (
 // colleague's build that is all cache hits, and a comparison with a local build.
 func TestBazel_buildsRemotely(t *testing.T) {
 	s := startDual(t, t.TempDir())
-	ws := copyWorkspace(t)
-	first := newBazel(t, ws)
+	first := newBazel(t)
 
 	checkOnly(t, first.MustRun("build", append(first.remote(s), "//...")...), "remote")
-	remote := outputs(t, filepath.Join(ws, "bazel-bin"))
+	remote := first.outputs()
 
 	out := first.MustRun("test", append(first.remote(s), "--test_output=all", "//...")...)
 	checkOnly(t, out, "remote")
@@ -32,31 +31,43 @@ func TestBazel_buildsRemotely(t *testing.T) {
 	}
 
 	t.Run("a fresh output base has remote cache hits only", func(t *testing.T) {
-		second := newBazel(t, ws)
+		second := newBazel(t)
 		checkOnly(t, second.MustRun("build", append(second.remote(s), "//...")...), "remote cache hit")
-		if diff := cmp.Diff(remote, outputs(t, filepath.Join(ws, "bazel-bin"))); diff != "" {
+		if diff := cmp.Diff(remote, second.outputs()); diff != "" {
 			t.Errorf("outputs from the cache differ (-built +cached):\n%s", diff)
 		}
 	})
 
 	t.Run("outputs equal those of a local build", func(t *testing.T) {
-		local := newBazel(t, ws)
+		local := newBazel(t)
 		local.MustRun("build", append(local.local(), "--spawn_strategy=local", "--genrule_strategy=local", "//...")...)
-		if diff := cmp.Diff(outputs(t, filepath.Join(ws, "bazel-bin")), remote); diff != "" {
+		want := local.outputs()
+		// Bazel 4.2 does not make the empty directories of the Trees that it fetches.
+		delete(want, "rules/tree/empty")
+		if diff := cmp.Diff(want, remote); diff != "" {
 			t.Errorf("outputs differ (-local +remote):\n%s", diff)
 		}
 	})
 
 	t.Run("a build without the bytes", func(t *testing.T) {
-		minimal := newBazel(t, ws)
-		args := append(minimal.remote(s), "--experimental_remote_download_outputs=minimal", "//...")
+		minimal := newBazel(t)
+		args := append(
+			minimal.remote(s),
+			"--experimental_remote_download_outputs=minimal",
+			"--experimental_inmemory_jdeps_files",
+			"--experimental_inmemory_dotd_files",
+			"//app/...", // Bazel 4.2 can't do without the bytes of symlinks, which are elsewhere
+		)
 		checkOnly(t, minimal.MustRun("build", args...), "remote cache hit")
+		if _, err := os.Stat(filepath.Join(minimal.bin(), "app", "hello")); !os.IsNotExist(err) {
+			t.Errorf("stat of an output that was not to be fetched: %v", err)
+		}
 	})
 }
 
 func TestBazel_failuresAreShown(t *testing.T) {
 	s := startDual(t, t.TempDir())
-	b := newBazel(t, copyWorkspace(t))
+	b := newBazel(t)
 
 	out, code := b.Run("test", append(b.remote(s), "--test_output=errors", "//scripts:failing_test")...)
 	if code != 3 { // "build OK, but some tests failed", in Bazel's words
@@ -80,13 +91,12 @@ func TestBazel_failuresAreShown(t *testing.T) {
 // TestBazel_lookAgain takes the command that a failed build names, and runs it.
 func TestBazel_lookAgain(t *testing.T) {
 	s := startDual(t, t.TempDir())
-	ws := copyWorkspace(t)
-	writeFile(t, filepath.Join(ws, "broken", "BUILD"), `genrule(name = "broken", srcs = ["in.txt"], outs = ["out.txt"],
+	b := newBazel(t)
+	b.Write("broken/BUILD", `genrule(name = "broken", srcs = ["in.txt"], outs = ["out.txt"],
     cmd = "echo marker-of-the-broken-rule; cat $(SRCS); exit 7")`)
-	writeFile(t, filepath.Join(ws, "broken", "in.txt"), "the input of the broken rule")
-	b := newBazel(t, ws)
+	b.Write("broken/in.txt", "the input of the broken rule")
 
-	out, code := b.Run("build", append(b.remote(s), "--remote_print_execution_messages=all", "//broken")...)
+	out, code := b.Run("build", append(b.remote(s), "//broken")...)
 	if code != 1 {
 		t.Fatalf("bazel build ended with %d, want 1\n%s", code, out)
 	}
@@ -115,9 +125,8 @@ func TestBazel_lookAgain(t *testing.T) {
 func TestBazel_serverKilled(t *testing.T) {
 	dir := t.TempDir()
 	s := startDual(t, dir, "--slots=2")
-	ws := copyWorkspace(t)
-	writeSlowWorkspace(t, ws)
-	b := newBazel(t, ws)
+	b := newBazel(t)
+	b.writeSlowPackage()
 
 	ctx, cancel := context.WithTimeout(t.Context(), bazelTimeout)
 	defer cancel()
@@ -149,30 +158,31 @@ func TestBazel_serverKilled(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatalf("the build did not survive kill -9 of the server: %v\n%s", err, log)
 	}
-	checkSlowOutputs(t, ws)
+	b.checkSlowOutputs()
 
 	// What was acknowledged before a kill is there after it.
-	fresh := newBazel(t, ws)
+	fresh := newBazel(t)
+	fresh.writeSlowPackage()
 	checkOnly(t, fresh.MustRun("build", append(fresh.remote(s), "//slow:all")...), "remote cache hit")
-	checkSlowOutputs(t, ws)
+	fresh.checkSlowOutputs()
 }
 
-// TestDual_drains sends SIGTERM while an action runs: the action ends, its
-// client gets the result, and the process leaves with status 0.
+// TestDual_drains sends SIGTERM while an action runs: the action ends, the
+// process leaves with status 0, and the build goes on with the next process,
+// without running the action again.
 func TestDual_drains(t *testing.T) {
 	s := startDual(t, t.TempDir())
-	ws := copyWorkspace(t)
+	b := newBazel(t)
 	marker := filepath.Join(t.TempDir(), "running")
 	if err := os.Chmod(filepath.Dir(marker), 0o777); err != nil { //nolint:gosec // actions run as another user
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(ws, "drain", "BUILD"), `genrule(name = "drain", outs = ["out.txt"],
-    cmd = "touch `+marker+`; sleep 2; echo drained > $@")`)
-	b := newBazel(t, ws)
+	b.Write("drain/BUILD", `genrule(name = "drain", outs = ["out.txt"],
+    cmd = "echo ran >> `+marker+`; sleep 2; echo drained > $@")`)
 
 	ctx, cancel := context.WithTimeout(t.Context(), bazelTimeout)
 	defer cancel()
-	cmd := b.command(ctx, "build", append(b.remote(s), "--remote_retries=0", "//drain")...)
+	cmd := b.command(ctx, "build", append(b.remote(s), "//drain")...)
 	log := &logBuffer{}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -182,14 +192,18 @@ func TestDual_drains(t *testing.T) {
 	if err := s.Terminate(ctx); err != nil {
 		t.Errorf("mettle dual ended with %v after SIGTERM", err)
 	}
+	s.Start()
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("the build whose action was running at SIGTERM: %v\n%s", err, log)
 	}
+	if runs, err := os.ReadFile(marker); err != nil || string(runs) != "ran\n" {
+		t.Errorf("the action ran %q, %v; want once", runs, err)
+	}
 }
 
-func writeSlowWorkspace(t *testing.T, ws string) {
-	t.Helper()
-	writeFile(t, filepath.Join(ws, "slow", "BUILD"), `[genrule(
+func (b *bazel) writeSlowPackage() {
+	b.t.Helper()
+	b.Write("slow/BUILD", `[genrule(
     name = "step%d" % i,
     srcs = [":step%d" % (i - 4)] if i >= 4 else [],
     outs = ["step%d.txt" % i],
@@ -197,25 +211,15 @@ func writeSlowWorkspace(t *testing.T, ws string) {
 ) for i in range(40)]`)
 }
 
-func checkSlowOutputs(t *testing.T, ws string) {
-	t.Helper()
-	got, err := os.ReadFile(filepath.Join(ws, "bazel-bin", "slow", "step39.txt"))
+func (b *bazel) checkSlowOutputs() {
+	b.t.Helper()
+	got, err := os.ReadFile(filepath.Join(b.bin(), "slow", "step39.txt"))
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	want := "step 3\nstep 7\nstep 11\nstep 15\nstep 19\nstep 23\nstep 27\nstep 31\nstep 35\nstep 39\n"
 	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("step39.txt (-want +got):\n%s", diff)
-	}
-}
-
-func writeFile(t *testing.T, path, content string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // a test's workspace
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil { //nolint:gosec // a test's workspace
-		t.Fatal(err)
+		b.t.Errorf("step39.txt (-want +got):\n%s", diff)
 	}
 }
 
