@@ -80,6 +80,23 @@ func (c *dualCmd) directory() (string, error) {
 	return filepath.Join(cache, "mettle"), nil
 }
 
+// makeDir makes the directory for everything, if need be. Where root runs this,
+// actions run as other users, who must be able to pass through it; they can
+// neither list it nor enter the store in it.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // the store and the work below have modes of their own
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	return os.Chmod(dir, info.Mode().Perm()|0o111)
+}
+
 func listen(ctx context.Context, host string, port int) (net.Listener, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
@@ -111,6 +128,9 @@ func (d *dual) wire(ctx context.Context) (err error) {
 		if d.admin, err = listen(ctx, c.Host, c.HTTPPort); err != nil {
 			return err
 		}
+	}
+	if err := makeDir(d.dir); err != nil {
+		return err
 	}
 	d.storage, err = open.Dir(filepath.Join(d.dir, "store"), open.Options{
 		MaxBytes:     int64(c.MaxSize),
