@@ -23,4 +23,4 @@ func (e *MissingError) Error() string {
 }
 
 // Is makes errors.Is(e, ErrNotFound) true.
-func (e *MissingError) Is(target error) bool { return target == ErrNotFound } //nolint:errorlint // this is what Is compares
+func (e *MissingError) Is(target error) bool { return target == ErrNotFound }
