@@ -83,7 +83,7 @@ func benchGet(b *testing.B, o Options, size int) {
 		var total int
 		for total < size {
 			n, err := r.Read(buf)
-			if total += n; err != nil && total < size || n == 0 && err == io.EOF { //nolint:errorlint // io.EOF comes bare
+			if total += n; err != nil && total < size || n == 0 && err == io.EOF {
 				b.Fatal(err)
 			}
 		}

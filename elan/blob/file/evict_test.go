@@ -165,7 +165,7 @@ func runContract(t *testing.T, rt *rapid.T) {
 	if err != nil {
 		rt.Fatal(err)
 	}
-	defer s.Close() //nolint:errcheck // of no interest here
+	defer s.Close()
 	<-s.Counted()
 	lastUse := make(map[digest.Digest]time.Time)
 	blobs := rapid.IntRange(0, 19)
@@ -290,6 +290,27 @@ func TestStore_minFree(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		for i := range 400 {
 			mustPut(t, s, 20_000+i)
+		}
+	})
+}
+
+// TestStore_hugeClaim: a size that could never fit evicts nothing, however old.
+func TestStore_hugeClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, maxBytes := range []int64{0, 20 * block} {
+			s := openQuiet(t, file.Options{MaxBytes: maxBytes, MinLifetime: time.Hour})
+			d := mustPut(t, s, 1)
+			time.Sleep(24 * time.Hour)
+			for _, size := range []int64{1 << 50, 1<<63 - 1} {
+				huge, err := digest.New(digest.SHA256, d.Hash(), size)
+				must(t, err)
+				if w, err := s.Create(t.Context(), huge); !errors.Is(err, blob.ErrTooLarge) {
+					t.Errorf("bound %d, size %d: %v, %v; want ErrTooLarge", maxBytes, size, w, err)
+				}
+			}
+			if missing(t, s, d) > 0 {
+				t.Errorf("bound %d: a blob was evicted", maxBytes)
+			}
 		}
 	})
 }

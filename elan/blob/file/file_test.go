@@ -38,7 +38,3 @@ func options() blobtest.Options {
 }
 
 func TestStore(t *testing.T) { blobtest.Run(t, options()) }
-
-func BenchmarkStore(b *testing.B) {
-	b.Run("file", func(b *testing.B) { blobtest.Bench(b, options()) })
-}

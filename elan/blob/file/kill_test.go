@@ -79,7 +79,7 @@ func adoptPath(ctx context.Context, s *file.Store, path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	_, err = s.Adopt(ctx, digest.SHA256, f)
 	return err
 }

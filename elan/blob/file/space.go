@@ -159,6 +159,13 @@ func (sp *space) deficit(n int64) int64 {
 	return need
 }
 
+// capacity is what would fit if the store were empty.
+func (sp *space) capacity() int64 {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return min(sp.max, max(sp.used+sp.free-sp.minFree, 0))
+}
+
 func (sp *space) wake() {
 	select {
 	case sp.kick <- struct{}{}:
@@ -192,8 +199,9 @@ func (s *Store) reserveBlob(ctx context.Context, d digest.Digest) error {
 // ErrFull, or is the context's.
 func (s *Store) reserve(ctx context.Context, size int64) error {
 	n := onDisk(size)
-	if n > s.space.max || n < size {
-		return fmt.Errorf("%w: the store holds %d bytes", blob.ErrTooLarge, s.space.max)
+	// What would not fit into the empty store is not worth evicting a byte for.
+	if room := s.space.capacity(); n > room || n < size {
+		return fmt.Errorf("%w: %d bytes, and the store holds %d", blob.ErrTooLarge, size, room)
 	}
 	// A pass may free too little where others write at the same time.
 	for range 3 {

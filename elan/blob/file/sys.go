@@ -25,7 +25,7 @@ var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBufferSize);
 func openFile(path string, flags int, perm uint32) (int, error) {
 	for {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, perm)
-		if err != unix.EINTR { //nolint:errorlint // a system call's errno comes bare
+		if err != unix.EINTR {
 			return fd, err
 		}
 	}
@@ -35,7 +35,7 @@ func openFile(path string, flags int, perm uint32) (int, error) {
 // time to this package; the kernel grants it to the owner of the file only.
 func openRead(path string) (int, error) {
 	fd, err := openFile(path, unix.O_RDONLY|unix.O_NOATIME, 0)
-	if err == unix.EPERM { //nolint:errorlint // as above
+	if errors.Is(err, unix.EPERM) {
 		return openFile(path, unix.O_RDONLY, 0)
 	}
 	return fd, err
@@ -45,7 +45,7 @@ func writeAll(fd int, p []byte) error {
 	for len(p) > 0 {
 		n, err := unix.Write(fd, p)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // as above
+		case err == unix.EINTR:
 		case err != nil:
 			return err
 		case n == 0:
@@ -60,7 +60,7 @@ func writeAll(fd int, p []byte) error {
 func pread(fd int, p []byte, off int64) (int, error) {
 	for {
 		n, err := unix.Pread(fd, p, off)
-		if err != unix.EINTR { //nolint:errorlint // as above
+		if err != unix.EINTR {
 			return max(n, 0), err
 		}
 	}
@@ -99,8 +99,8 @@ func copyAll(dst, src int, size int64) error {
 		from := off
 		n, err := unix.CopyFileRange(src, &from, dst, nil, int(min(size-off, 1<<30)), 0)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // as above
-		case err == unix.ENOSPC || err == unix.EDQUOT || err == unix.EIO: //nolint:errorlint // as above
+		case err == unix.EINTR:
+		case err == unix.ENOSPC || err == unix.EDQUOT || err == unix.EIO:
 			return err
 		case err != nil || n == 0:
 			return copyByHand(dst, src, off, size)

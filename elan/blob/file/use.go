@@ -67,7 +67,7 @@ func (s *Store) useDone(done <-chan struct{}, d digest.Digest, mode blob.LinkMod
 	if err == nil && s.sound(&st, d.Size(), perm(mode)) && !s.stale(&st, time.Now()) {
 		return nil
 	}
-	if err == unix.ENOENT && !recovering { //nolint:errorlint // a system call's errno comes bare
+	if err == unix.ENOENT && !recovering {
 		return s.absent(d.Function(), path)
 	}
 	return s.useLocked(done, d, mode)

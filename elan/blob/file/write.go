@@ -161,7 +161,7 @@ func (w *writer) Close() error {
 // systems without renameat2's RENAME_NOREPLACE get linkat and unlinkat.
 func renameNew(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if err == unix.EINVAL || err == unix.ENOSYS { //nolint:errorlint // a system call's errno comes bare
+	if err == unix.EINVAL || err == unix.ENOSYS {
 		if err = unix.Link(from, to); err == nil {
 			return unix.Unlink(from)
 		}
