@@ -31,7 +31,7 @@ import (
 )
 
 // version is set by the linker.
-var version = "dev" //nolint:gochecknoglobals // -ldflags -X needs a variable
+var version = "dev"
 
 // closeGrace is how long calls may take to end after SIGTERM.
 const closeGrace = 30 * time.Second

@@ -26,7 +26,7 @@ import (
 )
 
 // version is set by the linker.
-var version = "dev" //nolint:gochecknoglobals // -ldflags -X needs a variable
+var version = "dev"
 
 type cli struct {
 	Dual  dualCmd  `cmd:"" help:"Serve remote execution and storage on this machine, all in one process."`

@@ -51,7 +51,7 @@ func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.B
 	if err != nil {
 		return status.FromRead(fmt.Errorf("open blob %s: %w", d, err))
 	}
-	defer r.Close()
+	defer r.Close() //nolint:errcheck // opened for reading
 	return send(stream, r, d, due)
 }
 

@@ -51,7 +51,6 @@ func NewServer(opts ...grpc.ServerOption) (*grpc.Server, *health.Server) {
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.ReadBufferSize(bufferBytes),
 		grpc.WriteBufferSize(bufferBytes),
-		grpc.SharedWriteBuffer(true),
 	}, opts...)...)
 	h := health.NewServer()
 	healthpb.RegisterHealthServer(s, h)
@@ -84,8 +83,7 @@ func Serve(ctx context.Context, s *grpc.Server, o ServeOptions) error {
 	late := time.AfterFunc(o.Grace, s.Stop)
 	defer late.Stop()
 	<-stopped
-	<-failed
-	return nil
+	return <-failed // nil after a stop
 }
 
 // ServeOptions are what Serve needs beside the server.

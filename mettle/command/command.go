@@ -144,7 +144,7 @@ func Outputs(c *repb.Command) (paths, files, directories []string) {
 	if len(c.OutputPaths) > 0 {
 		return c.OutputPaths, nil, nil
 	}
-	return nil, c.OutputFiles, c.OutputDirectories //nolint:staticcheck // clients of API 2.0 use them
+	return nil, c.OutputFiles, c.OutputDirectories
 }
 
 func validateOutputs(c *repb.Command) error {

@@ -135,7 +135,7 @@ func processes(t *testing.T, out string) map[string]int {
 		t.Fatalf("no line of process counts in\n%s", out)
 	}
 	counts := map[string]int{}
-	for _, part := range strings.Split(lines[len(lines)-1][1], ", ") {
+	for part := range strings.SplitSeq(lines[len(lines)-1][1], ", ") {
 		number, strategy, ok := strings.Cut(part, " ")
 		n, err := strconv.Atoi(number)
 		if !ok || err != nil {

@@ -16,7 +16,7 @@ import (
 // TestBazel_buildsRemotely follows a user's first hour: a build, its tests, a
 // colleague's build that is all cache hits, and a comparison with a local build.
 func TestBazel_buildsRemotely(t *testing.T) {
-	s := startDual(t, t.TempDir())
+	s := startDual(t, storeDir(t))
 	first := newBazel(t)
 
 	checkOnly(t, first.MustRun("build", append(first.remote(s), "//...")...), "remote")
@@ -65,8 +65,24 @@ func TestBazel_buildsRemotely(t *testing.T) {
 	})
 }
 
+// TestBazel_cachesInElan builds here, with results and outputs in Elan alone.
+func TestBazel_cachesInElan(t *testing.T) {
+	s := startElan(t, "file://"+t.TempDir())
+	flags := func(b *bazel) []string {
+		return append(b.local(), "--spawn_strategy=local", "--genrule_strategy=local", "--remote_cache=grpc://"+s.Addr(), "//...")
+	}
+	first := newBazel(t)
+	checkOnly(t, first.MustRun("build", flags(first)...), "local")
+
+	// What was acknowledged is there after kill -9.
+	s.Kill()
+	s.Start()
+	second := newBazel(t)
+	checkOnly(t, second.MustRun("build", flags(second)...), "remote cache hit")
+}
+
 func TestBazel_failuresAreShown(t *testing.T) {
-	s := startDual(t, t.TempDir())
+	s := startDual(t, storeDir(t))
 	b := newBazel(t)
 
 	out, code := b.Run("test", append(b.remote(s), "--test_output=errors", "//scripts:failing_test")...)
@@ -90,7 +106,7 @@ func TestBazel_failuresAreShown(t *testing.T) {
 
 // TestBazel_lookAgain takes the command that a failed build names, and runs it.
 func TestBazel_lookAgain(t *testing.T) {
-	s := startDual(t, t.TempDir())
+	s := startDual(t, storeDir(t))
 	b := newBazel(t)
 	b.Write("broken/BUILD", `genrule(name = "broken", srcs = ["in.txt"], outs = ["out.txt"],
     cmd = "echo marker-of-the-broken-rule; cat $(SRCS); exit 7")`)
@@ -104,7 +120,7 @@ func TestBazel_lookAgain(t *testing.T) {
 	if named == nil {
 		t.Fatalf("no command to look at the action again in\n%s", out)
 	}
-	args := append(strings.Fields(named[1]), "--dir="+t.TempDir())
+	args := append(strings.Fields(named[1]), "--dir="+storeDir(t))
 	again := exec.CommandContext(t.Context(), binary(t, "mettle"), args...)
 	printed, err := again.CombinedOutput()
 	if again.ProcessState == nil {
@@ -123,7 +139,7 @@ func TestBazel_lookAgain(t *testing.T) {
 // TestBazel_serverKilled kills the server several times in the middle of one
 // build, which must end right all the same.
 func TestBazel_serverKilled(t *testing.T) {
-	dir := t.TempDir()
+	dir := storeDir(t)
 	s := startDual(t, dir, "--slots=2")
 	b := newBazel(t)
 	b.writeSlowPackage()
@@ -171,9 +187,9 @@ func TestBazel_serverKilled(t *testing.T) {
 // process leaves with status 0, and the build goes on with the next process,
 // without running the action again.
 func TestDual_drains(t *testing.T) {
-	s := startDual(t, t.TempDir())
+	s := startDual(t, storeDir(t))
 	b := newBazel(t)
-	marker := filepath.Join(t.TempDir(), "running")
+	marker := filepath.Join(storeDir(t), "running")
 	if err := os.Chmod(filepath.Dir(marker), 0o777); err != nil { //nolint:gosec // actions run as another user
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,7 +33,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 	if raceEnabled {
 		args = append(args, "-race")
 	}
-	cmd := exec.Command("go", append(args, "./mettle", "./elan")...) //nolint:noctx // bounded by the test's own timeout
+	cmd := exec.Command("go", append(args, "./mettle", "./elan")...)
 	cmd.Dir = filepath.Join("..", "..")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%s: %w\n%s", cmd, err, out)
@@ -59,10 +58,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// A server is a real `mettle dual` process.
+// A server is a real process of ours.
 type server struct {
-	t    *testing.T
-	args []string
+	t       *testing.T
+	program string // mettle or elan
+	args    []string
 	// Port and HTTPPort stay the same when the server is started again.
 	Port, HTTPPort int
 
@@ -79,11 +79,19 @@ func (s *server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.It
 // and waits until it serves. It ends with the test.
 func startDual(t *testing.T, dir string, flags ...string) *server {
 	t.Helper()
-	s := &server{t: t, Port: freePort(t), HTTPPort: freePort(t), log: &logBuffer{}}
-	s.args = append([]string{
-		"dual", "--dir=" + dir,
-		"--port=" + strconv.Itoa(s.Port), "--http_port=" + strconv.Itoa(s.HTTPPort),
-	}, flags...)
+	return start(t, "mettle", append([]string{"dual", "--dir=" + dir}, flags...))
+}
+
+// startElan starts `elan` likewise.
+func startElan(t *testing.T, storage string, flags ...string) *server {
+	t.Helper()
+	return start(t, "elan", append([]string{"--storage=" + storage}, flags...))
+}
+
+func start(t *testing.T, program string, args []string) *server {
+	t.Helper()
+	s := &server{t: t, program: program, Port: freePort(t), HTTPPort: freePort(t), log: &logBuffer{}}
+	s.args = append(args, "--port="+strconv.Itoa(s.Port), "--http_port="+strconv.Itoa(s.HTTPPort))
 	s.Start()
 	t.Cleanup(func() {
 		s.Kill()
@@ -97,7 +105,7 @@ func startDual(t *testing.T, dir string, flags ...string) *server {
 // Start starts the process and returns when it serves.
 func (s *server) Start() {
 	s.t.Helper()
-	s.cmd = exec.Command(binary(s.t, "mettle"), s.args...) //nolint:noctx // ended by Kill or Terminate
+	s.cmd = exec.Command(binary(s.t, s.program), s.args...) //nolint:noctx // ended by Kill or Terminate
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
 		s.t.Fatal(err)
@@ -114,7 +122,7 @@ func (s *server) Start() {
 		var once sync.Once
 		for lines.Scan() {
 			fmt.Fprintln(s.log, lines.Text())
-			if strings.Contains(lines.Text(), "--remote_executor=") {
+			if strings.Contains(lines.Text(), "grpc://") {
 				once.Do(func() { close(ready) })
 			}
 		}
@@ -128,9 +136,9 @@ func (s *server) Start() {
 	select {
 	case <-ready:
 	case <-s.exited:
-		s.t.Fatalf("mettle %s ended: %v\n%s", strings.Join(s.args, " "), s.err, s.log)
+		s.t.Fatalf("%s %s ended: %v\n%s", s.program, strings.Join(s.args, " "), s.err, s.log)
 	case <-time.After(startTimeout):
-		s.t.Fatalf("mettle %s did not say that it serves within %v\n%s", strings.Join(s.args, " "), startTimeout, s.log)
+		s.t.Fatalf("%s %s did not say that it serves within %v\n%s", s.program, strings.Join(s.args, " "), startTimeout, s.log)
 	}
 }
 
@@ -151,13 +159,24 @@ func (s *server) Terminate(ctx context.Context) error {
 	}
 }
 
+// storeDir is a directory that the users of actions can pass through, as those
+// of t.TempDir are not.
+func storeDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o711); err != nil { //nolint:gosec // the point of it
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func freePort(t *testing.T) int {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // only its number is wanted
+	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port
 }
 
@@ -179,22 +198,6 @@ func (b *logBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
-}
-
-// waitFor returns what pattern's first group matches, as soon as it matches.
-func (b *logBuffer) waitFor(ctx context.Context, pattern *regexp.Regexp) (string, error) {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if m := pattern.FindStringSubmatch(b.String()); m != nil {
-			return m[len(m)-1], nil
-		}
-		select {
-		case <-ctx.Done():
-			return "", fmt.Errorf("wait for %s: %w", pattern, ctx.Err())
-		case <-tick.C:
-		}
-	}
 }
 
 var _ io.Writer = (*logBuffer)(nil)
