@@ -30,6 +30,7 @@ type Executor struct {
 	o         *Options
 	dir       string // of the slot
 	owner     inputroot.Owner
+	shelf     *inputroot.Shelf
 	runner    runner.Runner
 	builder   *inputroot.Builder
 	collector *output.Collector
@@ -39,7 +40,7 @@ func (e *Executor) root() string   { return filepath.Join(e.dir, "root") }
 func (e *Executor) stdout() string { return filepath.Join(e.dir, "stdout") }
 func (e *Executor) stderr() string { return filepath.Join(e.dir, "stderr") }
 
-func (e *Executor) close() error { return e.runner.Close() }
+func (e *Executor) close() error { return errors.Join(e.runner.Close(), e.shelf.Close()) }
 
 // maxActionBytes bounds an Action and a Command: a Command's arguments can't be
 // longer than the kernel takes, some MiB, and its outputs are bounded.
@@ -148,7 +149,7 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 	m := r.metadata
 	m.InputFetchStartTimestamp = r.clock.stamp()
 	root, err := e.builder.Build(ctx, inputroot.Request{
-		Dir: e.root(), Digest: r.inputs, Owner: e.owner, Directories: directories(r.command),
+		Dir: e.root(), Digest: r.inputs, Owner: e.owner, Shelf: e.shelf, Directories: directories(r.command),
 	})
 	if err != nil {
 		return nil, err
@@ -256,7 +257,7 @@ func directories(c *repb.Command) []string {
 
 // clean removes what the last run left behind.
 func (e *Executor) clean() error {
-	err := inputroot.Remove(e.root())
+	err := e.shelf.Remove(e.root())
 	for _, p := range []string{e.stdout(), e.stderr()} {
 		// Empty ones serve again: see runner.Spec.
 		if st, e := os.Lstat(p); e == nil && (st.Size() > 0 || !st.Mode().IsRegular()) {

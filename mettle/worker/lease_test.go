@@ -263,9 +263,11 @@ func TestNew_options(t *testing.T) {
 	if _, err := worker.New(worker.Options{}); err == nil {
 		t.Error("New without options succeeded")
 	}
-	f := newFixture(t, func(o *worker.Options, _ *mem.Options) { o.Slots = -1 })
-	if _, err := worker.New(f.opts); err == nil || errors.Is(err, os.ErrExist) {
-		t.Errorf("New with -1 slots: %v", err)
+	for _, n := range []int{-1, 513, 100_000_000} {
+		f := newFixture(t, func(o *worker.Options, _ *mem.Options) { o.Slots = n })
+		if _, err := worker.New(f.opts); err == nil {
+			t.Errorf("New with %d slots succeeded", n)
+		}
 	}
 }
 

@@ -121,14 +121,18 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Exec
 			return nil, err
 		}
 	}
-	r, err := bare.New(bare.Options{User: user, Logger: o.Logger})
-	if err != nil {
+	if e.shelf, err = inputroot.NewShelf(filepath.Join(e.dir, "shelf"), e.owner); err != nil {
 		return nil, err
 	}
+	r, err := bare.New(bare.Options{User: user, Logger: o.Logger})
+	if err != nil {
+		return nil, errors.Join(err, e.shelf.Close())
+	}
 	e.runner = r
+	made := e
 	defer func() {
 		if err != nil {
-			e, err = nil, errors.Join(err, r.Close())
+			e, err = nil, errors.Join(err, made.close())
 		}
 	}()
 	if err := os.Mkdir(e.root(), 0o755); err != nil {

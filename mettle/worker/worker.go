@@ -64,7 +64,8 @@ type Options struct {
 	// Addr is the address of a server from which users can fetch an action to
 	// look at it again; it is only mentioned in messages.
 	Addr string
-	// Slots is the number of actions at once. 0: the number of CPUs.
+	// Slots is the number of actions at once, at most 512. 0: the number of
+	// CPUs.
 	Slots int
 	// Pools are those whose jobs are taken. Default: queue.DefaultPool.
 	Pools []string
@@ -102,6 +103,9 @@ func (o Options) withExecutorDefaults() (Options, error) {
 	if o.Slots < 0 || o.DefaultTimeout < 0 || o.MaxTimeout < 0 || o.LeaseExtendEvery < 0 || o.MaxOutputBytes < 0 {
 		return o, errors.New("worker: negative limit")
 	}
+	if o.Slots > maxSlots {
+		return o, fmt.Errorf("worker: %d slots, at most %d are possible: each has a process of its own", o.Slots, maxSlots)
+	}
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return o, fmt.Errorf("worker directory: %w", err)
@@ -126,6 +130,10 @@ func (o Options) withExecutorDefaults() (Options, error) {
 	o.UIDBase = cmp.Or(o.UIDBase, 65000)
 	return o, nil
 }
+
+// maxSlots is more than any machine has CPUs for, and keeps the users of the
+// slots, from 65000 on, away from 65534, which is nobody.
+const maxSlots = 512
 
 // Worker leases and runs jobs. Its methods are safe for concurrent use.
 type Worker struct {

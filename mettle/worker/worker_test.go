@@ -662,7 +662,7 @@ func TestWorker_leavesNoFiles(t *testing.T) {
 		Files: []*repb.FileNode{{Name: "in", Digest: f.put(t, "in")}},
 	}}, 0)
 	r := f.run(t, request{script: "ls -A; ls -A .. || true"}, 0)
-	if got := string(r.StdoutRaw); os.Getuid() != 0 && got != "root\nstderr\nstdout\n" || os.Getuid() == 0 && got != "" {
+	if got := string(r.StdoutRaw); os.Getuid() != 0 && got != "root\nshelf\nstderr\nstdout\n" || os.Getuid() == 0 && got != "" {
 		t.Errorf("the next action sees %q", got)
 	}
 }

@@ -27,6 +27,7 @@ type work struct {
 	b     *Builder
 	t     *loaded
 	owner Owner
+	shelf *Shelf
 	root  *Root
 
 	seen    map[link]struct{} // what is linked already
@@ -45,8 +46,12 @@ type stamp struct {
 	mtime time.Time
 }
 
-// makeDirectory is mkdir, and chown where the owner is another.
-func makeDirectory(path string, owner Owner) error {
+// makeDirectory takes a directory from the shelf; without one it is mkdir, and
+// chown where the owner is another.
+func makeDirectory(path string, owner Owner, shelf *Shelf) error {
+	if shelf.take(path) {
+		return nil
+	}
 	if err := unix.Mkdir(path, 0o755); err != nil {
 		return &os.PathError{Op: "mkdir", Path: path, Err: err}
 	}
@@ -77,7 +82,7 @@ func (w *work) directory(ctx context.Context, path string, d *directory) error {
 	}
 	for _, c := range d.children {
 		dst := path + "/" + c.name
-		if err := makeDirectory(dst, w.owner); err != nil {
+		if err := makeDirectory(dst, w.owner, w.shelf); err != nil {
 			return err
 		}
 		if err := w.directory(ctx, dst, w.t.all[c.digest]); err != nil {
@@ -258,7 +263,7 @@ func (w *work) directories(root string, dirs []string) error {
 					made = make(map[string]struct{})
 				}
 				if _, ok := made[dir[:end]]; !ok {
-					if err := makeDirectory(path.Join(root, dir[:end]), w.owner); err != nil {
+					if err := makeDirectory(path.Join(root, dir[:end]), w.owner, w.shelf); err != nil {
 						return err
 					}
 					made[dir[:end]] = struct{}{}

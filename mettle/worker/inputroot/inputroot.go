@@ -126,6 +126,8 @@ type Request struct {
 	// the store's owner, and so do copies, except those with a mode of their
 	// own.
 	Owner Owner
+	// Shelf, if not nil, has directories to be used again.
+	Shelf *Shelf
 	// Directories are made where the input root does not have them, with
 	// their parents: the working directory, and the parents of outputs. They
 	// are slash-separated, relative to the root, and clean.
@@ -157,14 +159,14 @@ func (b *Builder) Build(ctx context.Context, req Request) (*Root, error) {
 }
 
 func (b *Builder) build(ctx context.Context, req Request) (*Root, error) {
-	if err := makeDirectory(req.Dir, req.Owner); err != nil {
+	if err := makeDirectory(req.Dir, req.Owner, req.Shelf); err != nil {
 		return nil, err
 	}
 	t, err := b.load(ctx, req.Digest)
 	if err != nil {
 		return nil, err
 	}
-	w := &work{b: b, t: t, owner: req.Owner, root: &Root{auditor: b.auditor}}
+	w := &work{b: b, t: t, owner: req.Owner, shelf: req.Shelf, root: &Root{auditor: b.auditor}}
 	if t.files > 1 && b.linker != nil {
 		w.seen = make(map[link]struct{}, t.files)
 	}
