@@ -34,7 +34,7 @@ type dualCmd struct {
 
 	Dir         string        `help:"The directory for everything that is kept. Default: mettle in the user's cache directory, /var/cache/mettle for root." type:"path"`
 	MaxSize     open.Size     `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for." default:"0"`
-	MinFree     open.Size     `help:"How much of the disk is left to others." default:"2GiB"`
+	MinFree     open.Size     `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
 
 	Slots          int               `help:"How many actions run at once. Default: the number of CPUs."`

@@ -24,7 +24,8 @@ type Options struct {
 	// MaxBytes bounds the blobs and entries of the store. 0 is as much as there
 	// is room for, less MinFreeBytes on a disk.
 	MaxBytes int64
-	// MinFreeBytes is the room on a disk that is left to others.
+	// MinFreeBytes is the room on a disk that is left to others. 0 is a
+	// twentieth of it, and at most 2 GiB.
 	MinFreeBytes int64
 	// MinLifetime is how long a blob stays at least after its last use.
 	MinLifetime time.Duration
