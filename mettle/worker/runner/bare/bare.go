@@ -29,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"time"
 
@@ -155,15 +156,27 @@ func (r *Runner) Run(ctx context.Context, spec runner.Spec) (runner.Result, erro
 	return rep.result, nil
 }
 
+// answerTimeout is how long a helper may take to say that it has killed a
+// command, beside the time to kill it: enough on a machine that is swapping.
+const answerTimeout = 5 * time.Second
+
 // await waits for the reply to the request r.seq, and has the command killed
 // when ctx is done or its output is too large.
 func (r *Runner) await(ctx context.Context, spec *runner.Spec) (rep reply, tooLarge bool, err error) {
 	h, seq := r.helper, r.seq
+	// A helper that is told to kill and does not answer is killed itself: a
+	// command of the same user can stop it.
+	deaf := time.AfterFunc(math.MaxInt64, func() { _ = h.process.Kill() })
+	defer deaf.Stop()
+	kill := func() {
+		deaf.Reset(r.opts.KillTimeout + answerTimeout)
+		h.kill(seq)
+	}
 	if ctx.Done() != nil {
 		killed := make(chan struct{})
 		stop := context.AfterFunc(ctx, func() {
 			defer close(killed)
-			h.kill(seq)
+			kill()
 		})
 		defer func() {
 			if !stop() {
@@ -186,7 +199,7 @@ func (r *Runner) await(ctx context.Context, spec *runner.Spec) (rep reply, tooLa
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			if isOver(spec, sizeOf(spec.Stdout), sizeOf(spec.Stderr)) {
 				tooLarge = true
-				h.kill(seq)
+				kill()
 			}
 		case err != nil:
 			return reply{}, false, err

@@ -123,21 +123,27 @@ func (h *helper) wait(rep *reply) error {
 	left := true
 	for !c.ended {
 		fds[0].Revents = 0
-		if _, err := unix.Poll(fds, timeout); err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("poll: %w", err)
+		// What has been read already, poll does not tell of: the word to kill
+		// may have come together with the command.
+		q, heard, err := h.next()
+		if err == nil && !heard {
+			if _, err := unix.Poll(fds, timeout); err != nil && !errors.Is(err, unix.EINTR) {
+				return fmt.Errorf("poll: %w", err)
+			}
+			if heard = fds[0].Revents != 0; heard {
+				q, err = h.receive()
+			}
 		}
-		if fds[0].Revents != 0 {
-			q, err := h.receive()
-			if err != nil {
-				h.killAll()
-				return err
-			}
-			if q.kind == frameKill && q.seq == rep.seq {
-				rep.killed = true
-				left = h.killAll()
-				break
-			}
-		} else {
+		if err != nil {
+			h.killAll()
+			return err
+		}
+		if heard && q.kind == frameKill && q.seq == rep.seq {
+			rep.killed = true
+			left = h.killAll()
+			break
+		}
+		if !heard {
 			left = h.reap()
 		}
 	}
@@ -201,15 +207,16 @@ type output struct {
 }
 
 func (h *helper) openOutputs(spec *runner.Spec) error {
-	if err := h.stdout.open(spec.Stdout); err != nil {
+	if err := h.stdout.open(spec.Stdout, h.cred); err != nil {
 		return err
 	}
-	return h.stderr.open(spec.Stderr)
+	return h.stderr.open(spec.Stderr, h.cred)
 }
 
 // open makes o an empty file at path that has this one name, and keeps the one
-// from the last command if that wrote nothing, as most do.
-func (o *output) open(path string) error {
+// from the last command if that wrote nothing, as most do. It belongs to the
+// command's user, or /dev/stdout could not be opened: that opens the file anew.
+func (o *output) open(path string, owner *syscall.Credential) error {
 	if o.clean && o.path == path {
 		return nil
 	}
@@ -227,6 +234,12 @@ func (o *output) open(path string) error {
 		return &os.PathError{Op: "create", Path: path, Err: err}
 	}
 	o.fd, o.path = fd, path
+	if owner != nil {
+		if err := unix.Fchown(fd, int(owner.Uid), int(owner.Gid)); err != nil {
+			o.close()
+			return &os.PathError{Op: "chown", Path: path, Err: err}
+		}
+	}
 	return nil
 }
 

@@ -153,18 +153,8 @@ func (h *helper) receive() (request, error) {
 		h.in = make([]byte, 0, 64<<10)
 	}
 	for {
-		if len(h.in) >= frameHeader {
-			n := int(binary.LittleEndian.Uint32(h.in))
-			if n > maxFrame {
-				return request{}, fmt.Errorf("%w: of %d bytes", errFrame, n)
-			}
-			if end := frameHeader + n; len(h.in) >= end {
-				q, err := parseRequest(h.in[frameHeader:end])
-				h.in = h.in[:copy(h.in, h.in[end:])]
-				return q, err
-			} else if end > cap(h.in) {
-				h.in = append(make([]byte, 0, end), h.in...)
-			}
+		if q, ok, err := h.next(); ok || err != nil {
+			return q, err
 		}
 		n, err := unix.Read(h.conn, h.in[len(h.in):cap(h.in)])
 		switch {
@@ -177,4 +167,26 @@ func (h *helper) receive() (request, error) {
 			h.in = h.in[:len(h.in)+n]
 		}
 	}
+}
+
+// next takes a frame from what was read already, if all of it was, and otherwise
+// makes room for it.
+func (h *helper) next() (q request, ok bool, err error) {
+	if len(h.in) < frameHeader {
+		return request{}, false, nil
+	}
+	n := int(binary.LittleEndian.Uint32(h.in))
+	if n > maxFrame {
+		return request{}, false, fmt.Errorf("%w: of %d bytes", errFrame, n)
+	}
+	end := frameHeader + n
+	if len(h.in) < end {
+		if end > cap(h.in) {
+			h.in = append(make([]byte, 0, end), h.in...)
+		}
+		return request{}, false, nil
+	}
+	q, err = parseRequest(h.in[frameHeader:end])
+	h.in = h.in[:copy(h.in, h.in[end:])]
+	return q, err == nil, err
 }
