@@ -42,6 +42,10 @@ func (s *Store) adopt(ctx context.Context, fn digest.Function, f *os.File) (dige
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return digest.Digest{}, fmt.Errorf("mode %o is not that of a regular file", st.Mode)
 	}
+	// A sparse file costs its maker nothing, but as long to hash as any.
+	if err := s.space.fits(st.Size); err != nil {
+		return digest.Digest{}, err
+	}
 	d, err := hashFile(ctx.Done(), fn, fd, st.Size+1)
 	if errors.Is(err, errGivenUp) {
 		err = ctx.Err()

@@ -42,6 +42,22 @@ func missing(t testing.TB, s blob.Finder, ds ...digest.Digest) int {
 	return len(m)
 }
 
+func TestStore_Adopt_larger_than_store(t *testing.T) {
+	s := openQuiet(t, file.Options{MaxBytes: 40 * block})
+	f, err := os.Create(filepath.Join(t.TempDir(), "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	// To hash so much takes a quarter of an hour, with which the test times out.
+	if err := f.Truncate(1 << 40); err != nil {
+		t.Skip("no sparse files here:", err)
+	}
+	if _, err := s.Adopt(t.Context(), digest.SHA256, f); !errors.Is(err, blob.ErrTooLarge) {
+		t.Errorf("Adopt of 1 TiB into 160 KiB: %v, want ErrTooLarge", err)
+	}
+}
+
 func TestStore_lifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openQuiet(t, file.Options{MaxBytes: 40 * block, MinLifetime: 4 * time.Hour})

@@ -166,6 +166,15 @@ func (sp *space) capacity() int64 {
 	return min(sp.max, max(sp.used+sp.free-sp.minFree, 0))
 }
 
+// fits returns an error that wraps ErrTooLarge for a size in bytes that even the
+// empty store had no room for.
+func (sp *space) fits(size int64) error {
+	if n, room := onDisk(size), sp.capacity(); n > room || n < size {
+		return fmt.Errorf("%w: %d bytes, and the store holds %d", blob.ErrTooLarge, size, room)
+	}
+	return nil
+}
+
 func (sp *space) wake() {
 	select {
 	case sp.kick <- struct{}{}:
@@ -200,8 +209,8 @@ func (s *Store) reserveBlob(ctx context.Context, d digest.Digest) error {
 func (s *Store) reserve(ctx context.Context, size int64) error {
 	n := onDisk(size)
 	// What would not fit into the empty store is not worth evicting a byte for.
-	if room := s.space.capacity(); n > room || n < size {
-		return fmt.Errorf("%w: %d bytes, and the store holds %d", blob.ErrTooLarge, size, room)
+	if err := s.space.fits(size); err != nil {
+		return err
 	}
 	// A pass may free too little where others write at the same time.
 	for range 3 {
