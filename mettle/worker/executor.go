@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -36,9 +37,17 @@ type Executor struct {
 	collector *output.Collector
 }
 
-func (e *Executor) root() string   { return filepath.Join(e.dir, "root") }
-func (e *Executor) stdout() string { return filepath.Join(e.dir, "stdout") }
-func (e *Executor) stderr() string { return filepath.Join(e.dir, "stderr") }
+// What is in a slot's directory.
+const (
+	rootName   = "root"
+	stdoutName = "stdout"
+	stderrName = "stderr"
+	shelfName  = "shelf"
+)
+
+func (e *Executor) root() string   { return filepath.Join(e.dir, rootName) }
+func (e *Executor) stdout() string { return filepath.Join(e.dir, stdoutName) }
+func (e *Executor) stderr() string { return filepath.Join(e.dir, stderrName) }
 
 func (e *Executor) close() error { return errors.Join(e.runner.Close(), e.shelf.Close()) }
 
@@ -108,13 +117,13 @@ func (e *Executor) message(ctx context.Context, data []byte, d digest.Digest, m 
 	return nil
 }
 
-// timeout is the first of ds that is there, else the default. An absent one is
-// never 0, which would be the end of every action.
+// timeout is the first of ds that is there and not 0, else the default: 0 would
+// be the end of every action.
 func (e *Executor) timeout(ds ...*durationpb.Duration) time.Duration {
 	t := e.o.DefaultTimeout
 	for _, d := range ds {
-		if d != nil {
-			t = d.AsDuration()
+		if v := d.AsDuration(); v > 0 {
+			t = v
 			break
 		}
 	}
@@ -169,7 +178,7 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 	}
 	m.OutputUploadStartTimestamp = r.clock.stamp()
 	got, err := e.collector.Collect(ctx, output.Request{
-		Root: e.root(), Command: r.command, Function: r.digest.Function(),
+		Root: e.root(), Command: r.command, Owner: output.Owner(e.owner), Function: r.digest.Function(),
 		Stdout: e.stdout(), Stderr: e.stderr(), StdoutBytes: res.StdoutBytes, StderrBytes: res.StderrBytes,
 	})
 	if got == nil {
@@ -257,11 +266,34 @@ func directories(c *repb.Command) []string {
 
 // clean removes what the last run left behind.
 func (e *Executor) clean() error {
-	err := e.shelf.Remove(e.root())
+	err := errors.Join(e.repair(), e.shelf.Remove(e.root()))
 	for _, p := range []string{e.stdout(), e.stderr()} {
 		// Empty ones serve again: see runner.Spec.
 		if st, e := os.Lstat(p); e == nil && (st.Size() > 0 || !st.Mode().IsRegular()) {
-			err = errors.Join(err, os.Remove(p))
+			err = errors.Join(err, inputroot.Remove(p))
+		}
+	}
+	return err
+}
+
+// repair undoes what a command can do to the slot's directory where it has no
+// user of its own.
+func (e *Executor) repair() error {
+	if e.owner.Set {
+		return nil
+	}
+	if err := os.Mkdir(e.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := os.Chmod(e.dir, 0o700); err != nil { //nolint:gosec // a directory
+		return err
+	}
+	entries, err := os.ReadDir(e.dir)
+	for _, entry := range entries {
+		switch entry.Name() {
+		case rootName, stdoutName, stderrName, shelfName:
+		default:
+			err = errors.Join(err, inputroot.Remove(filepath.Join(e.dir, entry.Name())))
 		}
 	}
 	return err

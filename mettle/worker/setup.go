@@ -121,7 +121,7 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Exec
 			return nil, err
 		}
 	}
-	if e.shelf, err = inputroot.NewShelf(filepath.Join(e.dir, "shelf"), e.owner); err != nil {
+	if e.shelf, err = inputroot.NewShelf(filepath.Join(e.dir, shelfName), e.owner); err != nil {
 		return nil, err
 	}
 	r, err := bare.New(bare.Options{User: user, Logger: o.Logger})

@@ -411,6 +411,7 @@ func (f *fixture) wantNoProcesses(t *testing.T) {
 func TestWorker_absentTimeoutIsTheDefault(t *testing.T) {
 	f := newFixture(t, func(o *worker.Options, _ *mem.Options) { o.DefaultTimeout = 10 * time.Second }).start(t)
 	f.run(t, request{script: "sleep 0.1"}, 0)
+	f.run(t, request{script: "sleep 0.1", action: &repb.Action{Timeout: durationpb.New(0)}}, 0)
 	f.opts.DefaultTimeout = 0
 	g := newFixture(t, func(o *worker.Options, _ *mem.Options) {
 		o.DefaultTimeout, o.MaxTimeout = time.Hour, 100*time.Millisecond

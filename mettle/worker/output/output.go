@@ -86,6 +86,9 @@ type Request struct {
 	Root string
 	// Command is valid by package command.
 	Command *repb.Command
+	// Owner is whom the command ran as. Files that this user can't read are
+	// not returned.
+	Owner Owner
 	// Function makes the digests.
 	Function digest.Function
 	// Stdout and Stderr are files; the sizes are theirs, in bytes. Those of
@@ -93,6 +96,12 @@ type Request struct {
 	// the caller removes them and never writes to them again.
 	Stdout, Stderr           string
 	StdoutBytes, StderrBytes int64
+}
+
+// Owner is a user and a group, by number. The zero Owner is the worker's own.
+type Owner struct {
+	Set      bool
+	UID, GID int
 }
 
 // Collected is what Collect found.
@@ -181,6 +190,11 @@ func (w *work) output(ctx context.Context, path string, want want) error {
 		return nil
 	case err != nil:
 		return &os.PathError{Op: "open", Path: rel, Err: err}
+	}
+	if w.foreign(&st) {
+		unix.Close(fd) //nolint:errcheck // opened for reading
+		w.note("output %q is not returned: it belongs to somebody else, and the command can't read it", path)
+		return nil
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:

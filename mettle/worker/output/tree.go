@@ -186,6 +186,10 @@ func (w *work) entry(ctx context.Context, t *treeBuilder, m *repb.Directory, e e
 		unix.Close(fd) //nolint:errcheck // opened for reading
 		return &os.PathError{Op: "stat", Path: e.rel, Err: err}
 	}
+	if w.foreign(&st) {
+		unix.Close(fd) //nolint:errcheck // opened for reading
+		return fmt.Errorf("%w: %q belongs to somebody else, and the command can't read it", ErrUnusable, e.rel)
+	}
 	f, err := w.file(ctx, e.rel, fd, &st)
 	if err != nil {
 		return err

@@ -112,6 +112,19 @@ func (w *work) properties(st *unix.Stat_t) *repb.NodeProperties {
 	return p
 }
 
+// foreign reports whether the command's user may not read a file. The worker may
+// be able to where the command is not: it must not fetch for it what it moved or
+// linked here.
+func (w *work) foreign(st *unix.Stat_t) bool {
+	o := w.req.Owner
+	switch {
+	case !o.Set || int(st.Uid) == o.UID || st.Mode&0o004 != 0:
+		return false
+	default:
+		return int(st.Gid) != o.GID || st.Mode&0o040 == 0
+	}
+}
+
 // file takes in the regular file fd, which it closes.
 func (w *work) file(ctx context.Context, rel string, fd int, st *unix.Stat_t) (file, error) {
 	f := os.NewFile(uintptr(fd), rel)
@@ -260,7 +273,7 @@ func (w *work) stream(ctx context.Context, path string, size int64) (raw []byte,
 	if size == 0 {
 		return nil, nil, nil
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := openStream(path, size)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -285,4 +298,29 @@ func (w *work) stream(ctx context.Context, path string, size int64) (raw []byte,
 		return nil, nil, err
 	}
 	return raw, d.Proto(), nil
+}
+
+// openStream opens stdout or stderr of that size. Where commands have no user of
+// their own, one may have put something else in its place: a FIFO, say, whose
+// opening would wait for a writer.
+func openStream(path string, size int64) (*os.File, error) {
+	fd, err := unix.Open(path, openFlags|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return nil, fmt.Errorf("%w: the command has removed or replaced it", ErrUnusable)
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size < size) {
+		err = fmt.Errorf("%w: the command has replaced it", ErrUnusable)
+	}
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0) // see rootDir.open
+	}
+	if err != nil {
+		unix.Close(fd) //nolint:errcheck // opened for reading
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
