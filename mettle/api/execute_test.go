@@ -179,6 +179,34 @@ func TestExecute_inlineHints(t *testing.T) {
 	}
 }
 
+// What is inlined leaves the message within what clients take by default.
+func TestExecute_inlineHintsOfALargeResult(t *testing.T) {
+	const limit = 4 << 20
+	for _, name := range []string{"cached", "executed"} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, b *bench) {
+				data := []byte(strings.Repeat("x", 1<<20))
+				large := b.store.putBytes(digest.Of(digest.SHA256, data), data)
+				r := &repb.ActionResult{StdoutDigest: large, StderrDigest: large}
+				for i := range 20_000 {
+					r.OutputFiles = append(r.OutputFiles, &repb.OutputFile{Path: fmt.Sprintf("a/rather/long/path/of/an/output/file/%060d", i), Digest: large})
+				}
+				d := b.store.action("a")
+				if name == "cached" {
+					b.store.cache(d, proto.CloneOf(r))
+				}
+				w := b.execute(&repb.ExecuteRequest{ActionDigest: d, InlineStdout: true, InlineStderr: true})
+				if name == "executed" {
+					b.complete(b.lease(), &repb.ExecuteResponse{Result: r})
+				}
+				if size := proto.Size(w.response()); size > limit-64<<10 {
+					t.Errorf("a response of %d bytes, over the %d that a message may have", size, limit)
+				}
+			})
+		})
+	}
+}
+
 // However slow the storage is, the client hears something within milliseconds,
 // and again and again; and what is wrong is then the operation's end.
 func TestExecute_slowStorage(t *testing.T) {

@@ -11,9 +11,11 @@ import (
 )
 
 const (
-	// maxInlinedBytes bounds what one response gets inlined, so that it stays
-	// under the 4 MiB that gRPC clients take by default.
+	// maxInlinedBytes bounds what one response gets inlined.
 	maxInlinedBytes = 2 << 20
+	// maxResultBytes bounds a result with what was inlined into it, so that its
+	// message stays under the 4 MiB that gRPC clients take by default.
+	maxResultBytes = 4<<20 - 128<<10
 	// maxInlinedBlob bounds one of them: a larger one is better streamed.
 	maxInlinedBlob = 1 << 20
 )
@@ -61,7 +63,7 @@ func (s *Server) inline(ctx context.Context, c *call, res *repb.ActionResult) {
 	if c.hints.none() {
 		return
 	}
-	room := int64(maxInlinedBytes)
+	room := int64(min(maxInlinedBytes, maxResultBytes-proto.Size(res)))
 	fetch := func(p *repb.Digest) []byte {
 		d, err := digest.FromProto(c.name.Action.Function(), p)
 		if err != nil || d.Size() > min(room, maxInlinedBlob) {
