@@ -255,11 +255,11 @@ var survivors = map[string]string{
 	"double fork":     `(sleep 1000 & echo $! >> pids); echo ready`,
 	"setsid":          `setsid sh -c 'echo $$ >> pids; touch up; exec sleep 1000' & until [ -e up ]; do sleep 0.01; done; echo ready`,
 	"daemon":          `(setsid sh -c '(sh -c "echo \$\$ >> pids; touch up; exec sleep 1000" &)' &); until [ -e up ]; do sleep 0.01; done; echo ready`,
-	"ignores SIGTERM": `trap '' TERM HUP INT; sh -c 'echo $$ >> pids; while :; do sleep 0.01; done' & sleep 0.05; echo ready`,
+	"ignores SIGTERM": `trap '' TERM HUP INT; sh -c 'echo $$ >> pids; while :; do sleep 0.01; done' & until [ -s pids ]; do sleep 0.01; done; echo ready`,
 	"stopped":         `sleep 1000 & echo $! >> pids; kill -STOP $!; echo ready`,
-	"respawner":       `cat > r.sh <<'E'` + "\n" + `trap '' TERM; while :; do sh -c 'echo $$ >> pids; exec sleep 1000'; done` + "\nE\n" + `setsid sh r.sh & sleep 0.05; echo ready`,
+	"respawner":       `cat > r.sh <<'E'` + "\n" + `trap '' TERM; while :; do sh -c 'echo $$ >> pids; exec sleep 1000'; done` + "\nE\n" + `setsid sh r.sh & until [ -s pids ]; do sleep 0.01; done; echo ready`,
 	"comet":           `printf '#!/bin/sh\n[ -e stop ] || ./c.sh &\n' > c.sh; chmod +x c.sh; ./c.sh; echo $$ > pids; echo ready`,
-	"many":            `for i in 1 2 3 4 5 6 7 8 9 10; do (setsid sh -c 'for j in 1 2 3 4 5; do sleep 1000 & echo $! >> pids; done; wait' &) ; done; sleep 0.1; echo ready`,
+	"many":            `for i in 1 2 3 4 5 6 7 8 9 10; do (setsid sh -c 'for j in 1 2 3 4 5; do sleep 1000 & echo $! >> pids; done; wait' &) ; done; until [ "$(wc -l < pids)" = 50 ]; do sleep 0.01; done 2>/dev/null; echo ready`,
 }
 
 func TestRunner_Run_leavesNothing(t *testing.T) {
