@@ -192,9 +192,12 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 		Slots:          slots,
 		Name:           hostname,
 		DefaultTimeout: c.DefaultTimeout,
-		Addr:           d.listener.Addr().String(),
-		Logger:         d.log,
-		Registerer:     d.registry,
+		MaxTimeout:     c.MaxTimeout,
+		// Less than what the store leaves free, so that a full store stops nothing.
+		MinFreeDiskBytes: int64(c.MinFree) / 4,
+		Addr:             d.listener.Addr().String(),
+		Logger:           d.log,
+		Registerer:       d.registry,
 	})
 	return err
 }

@@ -88,8 +88,8 @@ const diskPoll = time.Second
 // is: not when ctx is done before.
 func (s *slot) waitForDisk(ctx context.Context) bool {
 	for waiting := false; ctx.Err() == nil; waiting = true {
-		free, err := freeBytes(s.w.o.Dir)
-		if err == nil && free >= s.w.o.MinFreeDiskBytes {
+		free, limit, err := s.w.o.freeDisk()
+		if err == nil && free >= limit {
 			if waiting {
 				s.log.Info("there is room on the disk again, taking jobs", "free_bytes", free)
 				s.w.setState(nil)
@@ -98,7 +98,7 @@ func (s *slot) waitForDisk(ctx context.Context) bool {
 		}
 		if !waiting {
 			if err == nil {
-				err = fmt.Errorf("%d bytes are free at %s, less than the limit of %d", free, s.w.o.Dir, s.w.o.MinFreeDiskBytes)
+				err = fmt.Errorf("%d bytes are free at %s, less than the limit of %d", free, s.w.o.Dir, limit)
 			}
 			s.log.Error("no job is taken, the disk is full", "error", err)
 			s.w.setState(err)
@@ -108,10 +108,19 @@ func (s *slot) waitForDisk(ctx context.Context) bool {
 	return false
 }
 
-func freeBytes(dir string) (int64, error) {
+// maxDefaultFree is the most that must be free where Options do not say: room
+// for what the slots' actions write while one is being leased. Of a disk the
+// store leaves a twentieth free, at most 2 GiB; this is a quarter of that.
+const maxDefaultFree = 512 << 20
+
+// freeDisk is what is free on the file system of Dir, and what must be, in bytes.
+func (o *Options) freeDisk() (free, limit int64, err error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, err
+	if err := unix.Statfs(o.Dir, &st); err != nil {
+		return 0, 0, err
 	}
-	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // no disk has 8 EiB
+	if limit = o.MinFreeDiskBytes; limit == 0 {
+		limit = min(maxDefaultFree, int64(st.Blocks)*st.Bsize/80) //nolint:gosec // no disk has 8 EiB
+	}
+	return int64(st.Bavail) * st.Bsize, limit, nil //nolint:gosec // as above
 }

@@ -77,7 +77,9 @@ type Options struct {
 	// lease time. 0: 10 s, a third of the usual one.
 	LeaseExtendEvery time.Duration
 	// MinFreeDiskBytes is what must be free on the file system of Dir before a
-	// job is leased. 0: 512 MiB. Negative: no bound.
+	// job is leased. It is to be well below what the store leaves free, or a
+	// full store ends all work. 0: an eightieth of the disk, at most 512 MiB.
+	// Negative: no bound.
 	MinFreeDiskBytes int64
 	// MaxOutputBytes bounds stdout and stderr, each. 0: 128 MiB.
 	MaxOutputBytes int64
@@ -125,7 +127,6 @@ func (o Options) withExecutorDefaults() (Options, error) {
 	o.Slots = cmp.Or(o.Slots, runtime.NumCPU())
 	o.DefaultTimeout = cmp.Or(o.DefaultTimeout, time.Hour)
 	o.LeaseExtendEvery = cmp.Or(o.LeaseExtendEvery, 10*time.Second)
-	o.MinFreeDiskBytes = cmp.Or(o.MinFreeDiskBytes, 512<<20)
 	o.MaxOutputBytes = cmp.Or(o.MaxOutputBytes, 128<<20)
 	o.UIDBase = cmp.Or(o.UIDBase, 65000)
 	return o, nil
