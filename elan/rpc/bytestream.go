@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/genproto/googleapis/bytestream"
@@ -18,14 +19,24 @@ import (
 	"github.com/mettle-build/mettle/elan/status"
 )
 
-// readChunk is how much of a blob goes into one message: what a client's message
-// limit surely holds, and what makes the cost of a message small.
-const readChunk = 1 << 20
+const (
+	// readChunk is how much of a blob goes into one message: what a client's
+	// message limit surely holds, and what makes the cost of a message small.
+	readChunk = 1 << 20
+	// maxLargeReads is how many Reads at once send such chunks. One whose client
+	// takes its time holds about three: the one that is read into, one on its
+	// way, and one that waits for it.
+	maxLargeReads = 32
+	// smallReadChunk is what the others send. With what a message adds it fits
+	// into the largest of gRPC's pooled buffers below a whole MiB.
+	smallReadChunk = 32<<10 - 64
+)
 
 type byteStreamServer struct {
 	bytestream.UnimplementedByteStreamServer
 	o       Options
 	uploads *uploads
+	readers atomic.Int64 // the Reads that are going on
 }
 
 // Read streams a blob from an offset, up to a limit.
@@ -52,22 +63,27 @@ func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.B
 		return status.FromRead(fmt.Errorf("open blob %s: %w", d, err))
 	}
 	defer r.Close() //nolint:errcheck // opened for reading
-	return send(stream, r, d, due)
+	return s.send(stream, r, d, due)
 }
 
 // send streams the next due bytes of r.
-func send(stream bytestream.ByteStream_ReadServer, r io.Reader, d digest.Digest, due int64) error {
+func (s *byteStreamServer) send(stream bytestream.ByteStream_ReadServer, r io.Reader, d digest.Digest, due int64) error {
 	if due == 0 {
 		return nil
 	}
+	chunk := min(due, readChunk)
+	if s.readers.Add(1) > maxLargeReads {
+		chunk = min(due, smallReadChunk)
+	}
+	defer s.readers.Add(-1)
 	// A message is on its way, as a copy, when Send returns, so that one buffer
 	// serves all of them.
 	pool := mem.DefaultBufferPool()
-	buf := pool.Get(int(min(due, readChunk)))
+	buf := pool.Get(int(chunk))
 	defer pool.Put(buf)
 	msg := &bytestream.ReadResponse{}
 	for due > 0 {
-		n, err := io.ReadFull(r, (*buf)[:min(due, readChunk)])
+		n, err := io.ReadFull(r, (*buf)[:min(due, chunk)])
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			err = fmt.Errorf("%w: the store's copy ends %d bytes early", blob.ErrCorrupt, due-int64(n))
 		}

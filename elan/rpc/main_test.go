@@ -50,6 +50,7 @@ func start(tb testing.TB, o rpc.Options) *server {
 	go func() { done <- g.Serve(l) }()
 	s.conn, err = grpc.NewClient("passthrough:bufconn",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithInitialWindowSize(64<<10), // a fixed one: what is not read stays with the server
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 	if err != nil {
 		tb.Fatal(err)

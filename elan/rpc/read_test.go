@@ -2,6 +2,7 @@ package rpc_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -66,6 +67,35 @@ func TestRead_offsets_and_limits(t *testing.T) {
 				t.Errorf("read %d bytes, want other %d", len(got), len(want))
 			}
 		})
+	}
+}
+
+// Each message of a reader that has stalled is held in memory.
+func TestRead_many_at_once(t *testing.T) {
+	const readers, most = 128, 40 << 20
+	s := start(t, rpc.Options{})
+	data := pattern(4 << 20)
+	name := "blobs/" + s.store.put(data).String()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var total int
+	for range readers {
+		stream, err := s.streams.Read(ctx, &bytestream.ReadRequest{ResourceName: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		msg, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += len(msg.Data)
+	}
+	if total > most {
+		t.Errorf("%d readers have messages of %d bytes, want at most %d", readers, total, most)
+	}
+	got, err := s.read(t, &bytestream.ReadRequest{ResourceName: name})
+	if err != nil || !bytes.Equal(got, data) {
+		t.Errorf("one more read %d bytes, %v, want %d", len(got), err, len(data))
 	}
 }
 
