@@ -46,6 +46,28 @@ func TestWorker_slotIsAttacked(t *testing.T) {
 	}
 }
 
+// Nor may a command leave something in the directories that wait for the next
+// input root.
+func TestWorker_shelfIsAttacked(t *testing.T) {
+	for name, script := range map[string]string{
+		"a file":    "for d in ../shelf/*; do touch $d/evil; done",
+		"a mode":    "chmod 777 ../shelf/*",
+		"a symlink": "for d in ../shelf/*; do rmdir $d; mkdir -p ../../evil; touch ../../evil/evil; ln -s $(realpath ../../evil) $d; done",
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, sameUser).start(t)
+			d := f.putMessage(t, &repb.Directory{})
+			root := &repb.Directory{Directories: []*repb.DirectoryNode{{Name: "a", Digest: d}, {Name: "b", Digest: d}}}
+			f.run(t, request{script: "true", root: root}, 0)
+			f.run(t, request{script: script}, 0)
+			r := f.run(t, request{script: "find . -follow -printf '%P %m\n' | sort", root: root}, 0)
+			if got, want := string(r.StdoutRaw), " 755\na 755\nb 755\n"; got != want {
+				t.Errorf("the next command finds %q, want %q", got, want)
+			}
+		})
+	}
+}
+
 // The worker may read what a command may not, and must not do so for it.
 func TestWorker_outputsOfOthers(t *testing.T) {
 	if os.Getuid() != 0 {

@@ -30,10 +30,13 @@ type Shelf struct {
 	fd    int
 	owner Owner
 	flags int // of a new directory
-	spare []string
-	made  int // names so far
-	deep  []string
-	buf   []byte
+	// exposed says that commands are the worker's own user, and can reach it:
+	// what is taken from it is looked at once more.
+	exposed bool
+	spare   []string
+	made    int // names so far
+	deep    []string
+	buf     []byte
 }
 
 const (
@@ -63,7 +66,7 @@ func NewShelf(dir string, owner Owner) (*Shelf, error) {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	s := &Shelf{dir: dir, fd: fd, owner: owner, buf: make([]byte, 32<<10)}
-	if !owner.Set {
+	if s.exposed = !owner.Set; s.exposed {
 		s.owner.UID, s.owner.GID = os.Geteuid(), os.Getegid()
 	}
 	s.flags = flagsOf(fd)
@@ -90,7 +93,23 @@ func (s *Shelf) take(path string) bool {
 	}
 	name := s.spare[len(s.spare)-1]
 	s.spare = s.spare[:len(s.spare)-1]
+	if s.exposed && !s.untouched(name) {
+		_ = Remove(s.dir + "/" + name) // its name is not given again
+		return false
+	}
 	return unix.Renameat(s.fd, name, unix.AT_FDCWD, path) == nil
+}
+
+// untouched reports whether a spare directory is as it was put there.
+func (s *Shelf) untouched(name string) bool {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(s.fd, name, flags, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd) //nolint:errcheck // opened for reading
+	n, err := unix.ReadDirent(fd, s.buf)
+	return err == nil && len(parseDirents(s.buf[:n])) == 0 && s.likeNew(fd)
 }
 
 // Remove is like the function Remove, but keeps what can be used again.
