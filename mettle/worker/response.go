@@ -10,8 +10,8 @@ import (
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	codepb "google.golang.org/genproto/googleapis/rpc/code"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -35,30 +35,30 @@ var (
 // for a server; here, trouble without a class is the machine's, and another
 // attempt may succeed.
 func statusOf(err error) *spb.Status {
-	code := codes.OK
+	code := codepb.Code_OK
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, errTimeout):
-		code = codes.DeadlineExceeded
+		code = codepb.Code_DEADLINE_EXCEEDED
 	case errors.Is(err, errCancelled):
-		code = codes.Canceled
+		code = codepb.Code_CANCELLED
 	case errors.Is(err, errPanic):
-		code = codes.Internal
+		code = codepb.Code_INTERNAL
 	case errors.Is(err, errTampered), errors.Is(err, command.ErrInvalid), errors.Is(err, runner.ErrOutputTooLarge):
-		code = codes.InvalidArgument
+		code = codepb.Code_INVALID_ARGUMENT
 	case errors.Is(err, output.ErrUnusable):
-		code = codes.FailedPrecondition
+		code = codepb.Code_FAILED_PRECONDITION
 	case errors.Is(err, blob.ErrCorrupt):
-		code = codes.Unavailable // the store's bytes, not the client's
+		code = codepb.Code_UNAVAILABLE // the store's bytes, not the client's
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		code = codes.Unavailable // a call of ours; the action's own time is errTimeout
+		code = codepb.Code_UNAVAILABLE // a call of ours; the action's own time is errTimeout
 	}
 	s := status.Proto(err)
-	if code != codes.OK {
+	if code != codepb.Code_OK {
 		s.Code, s.Details = int32(code), nil
-	} else if s.Code == int32(codes.Internal) || s.Code == int32(codes.NotFound) {
-		s.Code = int32(codes.Unavailable)
+	} else if s.Code == int32(codepb.Code_INTERNAL) || s.Code == int32(codepb.Code_NOT_FOUND) {
+		s.Code = int32(codepb.Code_UNAVAILABLE)
 	}
 	return s
 }
@@ -66,8 +66,8 @@ func statusOf(err error) *spb.Status {
 // isOurFault reports whether an error says something about this worker rather
 // than about the action.
 func isOurFault(s *spb.Status) bool {
-	switch codes.Code(s.GetCode()) { //nolint:exhaustive // the others are not
-	case codes.Unavailable, codes.Internal, codes.ResourceExhausted, codes.Unknown:
+	switch codepb.Code(s.GetCode()) { //nolint:exhaustive // the others are not
+	case codepb.Code_UNAVAILABLE, codepb.Code_INTERNAL, codepb.Code_RESOURCE_EXHAUSTED, codepb.Code_UNKNOWN:
 		return true
 	}
 	return false
@@ -75,17 +75,17 @@ func isOurFault(s *spb.Status) bool {
 
 // outcome is the label of a metric.
 func outcome(resp *repb.ExecuteResponse) string {
-	switch code := codes.Code(resp.Status.GetCode()); code { //nolint:exhaustive // the others are errors
-	case codes.OK:
+	switch code := codepb.Code(resp.Status.GetCode()); code { //nolint:exhaustive // the others are errors
+	case codepb.Code_OK:
 		if resp.Result.GetExitCode() != 0 {
 			return "nonzero_exit"
 		}
 		return "success"
-	case codes.DeadlineExceeded:
+	case codepb.Code_DEADLINE_EXCEEDED:
 		return "timeout"
-	case codes.Canceled:
+	case codepb.Code_CANCELLED:
 		return "cancelled"
-	case codes.InvalidArgument, codes.FailedPrecondition:
+	case codepb.Code_INVALID_ARGUMENT, codepb.Code_FAILED_PRECONDITION:
 		return "refused"
 	default:
 		return "error"
