@@ -74,7 +74,7 @@ func Dir(dir string, o Options) (Storage, error) {
 		Registerer:   o.Registerer,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open store %s: %w", dir, err)
+		return nil, err // it names the directory
 	}
 	return s, nil
 }
