@@ -48,7 +48,7 @@ type cli struct {
 
 	LogFormat string           `name:"log_format" help:"How to log: text or json." enum:"text,json" default:"text"`
 	LogLevel  string           `name:"log_level" help:"The least level that is logged: debug, info, warn or error." default:"info"`
-	Version   kong.VersionFlag `help:"Print the version and exit."`
+	Version   kong.VersionFlag `help:"Print the version and exit." env:"-"`
 }
 
 func main() {
@@ -57,6 +57,7 @@ func main() {
 		&c,
 		kong.Name("elan"),
 		kong.Description("Storage for the Bazel Remote Execution API: CAS, ActionCache and ByteStream."),
+		kong.ShortUsageOnError(),
 		kong.FlagNamer(snakeCase),
 		kong.DefaultEnvars("ELAN"),
 		kong.Vars{"version": version},
@@ -92,7 +93,7 @@ func (c *cli) serve(ctx context.Context, out io.Writer, log *slog.Logger) (err e
 	if err != nil {
 		return err
 	}
-	listener, err := listen(ctx, c.Host, c.Port)
+	listener, err := listen(ctx, c.Host, c.Port, "--port")
 	if err != nil {
 		return err
 	}
@@ -123,7 +124,7 @@ func (c *cli) serve(ctx context.Context, out io.Writer, log *slog.Logger) (err e
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	if c.HTTPPort >= 0 {
-		adminListener, err := listen(ctx, c.Host, c.HTTPPort)
+		adminListener, err := listen(ctx, c.Host, c.HTTPPort, "--http_port")
 		if err != nil {
 			return err
 		}
@@ -154,10 +155,11 @@ func (c *cli) storageURL() (string, error) {
 	return "file://" + filepath.Join(cache, "elan"), nil
 }
 
-func listen(ctx context.Context, host string, port int) (net.Listener, error) {
+// listen names the flag where another port would do.
+func listen(ctx context.Context, host string, port int, flag string) (net.Listener, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
-	if err != nil {
-		return nil, fmt.Errorf("%w (choose another with --port or --http_port)", err)
+	if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES) {
+		return nil, fmt.Errorf("%w (choose another port with %s)", err, flag)
 	}
-	return l, nil
+	return l, err
 }

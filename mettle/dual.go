@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,6 +46,14 @@ type dualCmd struct {
 	DrainTimeout   time.Duration     `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
 }
 
+// Validate is called by kong, before Run.
+func (c *dualCmd) Validate() error {
+	if c.Slots < 0 {
+		return fmt.Errorf("--slots: %d is negative", c.Slots)
+	}
+	return nil
+}
+
 // Run serves until ctx is done and everything has been brought to an end.
 func (c *dualCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
 	dir, err := c.directory()
@@ -52,7 +61,7 @@ func (c *dualCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) erro
 		return err
 	}
 	// Ports first: a port in use is the commonest mistake, and costs nothing to find.
-	listener, err := listen(ctx, c.Host, c.Port)
+	listener, err := listen(ctx, c.Host, c.Port, "--port")
 	if err != nil {
 		return err
 	}
@@ -97,12 +106,13 @@ func makeDir(dir string) error {
 	return os.Chmod(dir, info.Mode().Perm()|0o111)
 }
 
-func listen(ctx context.Context, host string, port int) (net.Listener, error) {
+// listen names the flag where another port would do.
+func listen(ctx context.Context, host string, port int, flag string) (net.Listener, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
-	if err != nil {
-		return nil, fmt.Errorf("%w (choose another with --port or --http_port)", err)
+	if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES) {
+		return nil, fmt.Errorf("%w (choose another port with %s)", err, flag)
 	}
-	return l, nil
+	return l, err
 }
 
 // dual is the parts of a running dualCmd.
@@ -125,7 +135,7 @@ type dual struct {
 func (d *dual) wire(ctx context.Context) (err error) {
 	c := d.cmd
 	if c.HTTPPort >= 0 {
-		if d.admin, err = listen(ctx, c.Host, c.HTTPPort); err != nil {
+		if d.admin, err = listen(ctx, c.Host, c.HTTPPort, "--http_port"); err != nil {
 			return err
 		}
 	}

@@ -35,7 +35,7 @@ type cli struct {
 
 	LogFormat string           `help:"How to log: text or json." enum:"text,json" default:"text"`
 	LogLevel  string           `help:"The least level that is logged: debug, info, warn or error." default:"info"`
-	Version   kong.VersionFlag `help:"Print the version and exit."`
+	Version   kong.VersionFlag `help:"Print the version and exit." env:"-"`
 }
 
 func main() {
@@ -52,7 +52,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	parser, err := kong.New(&c,
 		kong.Name("mettle"),
 		kong.Description("Remote execution for Bazel, Please, Buck2 and everything else that speaks the Bazel Remote Execution API."),
-		kong.UsageOnError(),
+		kong.ShortUsageOnError(),
 		kong.FlagNamer(snakeCase),
 		kong.DefaultEnvars("METTLE"),
 		kong.Vars{"version": version},

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
@@ -22,9 +23,9 @@ import (
 // it fails. It stores nothing and asks no cache.
 type oneCmd struct {
 	Action   string `arg:"" help:"The digest of the Action, hash/size, as in the message of a failed build."`
-	Remote   string `help:"The server that has the action and its inputs, host:port." default:"localhost:7778"`
+	Remote   string `help:"The server that has the action and its inputs, host:port or grpc://host:port." default:"localhost:7778"`
 	Instance string `help:"The instance name that the build used."`
-	Dir      string `help:"Where to build the input root and run. Default: a new temporary directory. What is left there stays, to be looked at." type:"path"`
+	Dir      string `help:"Where to build the input root and run. Default: a new temporary directory. What is left there stays, to be looked at." type:"path" env:"-"`
 }
 
 // Run ends with the action's own exit status.
@@ -33,16 +34,16 @@ func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error
 	if err != nil {
 		return err
 	}
-	dir, err := c.directory()
+	conn, err := client.Dial(ctx, strings.TrimPrefix(c.Remote, "grpc://"))
 	if err != nil {
-		return err
-	}
-	conn, err := client.Dial(ctx, c.Remote)
-	if err != nil {
-		return err
+		return fmt.Errorf("%w (is a server running there? --remote names another)", err)
 	}
 	defer conn.Close() //nolint:errcheck // nothing was written
 	remote, err := client.New(client.Options{Conn: conn, Instance: c.Instance})
+	if err != nil {
+		return err
+	}
+	dir, err := c.directory()
 	if err != nil {
 		return err
 	}
@@ -50,6 +51,9 @@ func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error
 		worker.Options{Store: readOnly{remote}, Dir: dir, Name: "mettle one", Logger: log},
 		&queuepb.Job{InstanceName: c.Instance, ActionDigest: d.String()})
 	if err != nil {
+		if c.Dir == "" && root == "" {
+			_ = os.RemoveAll(dir) // nothing ran there
+		}
 		return fmt.Errorf("run action %s: %w", d, err)
 	}
 	return c.report(out, resp, root)
