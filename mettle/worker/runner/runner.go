@@ -54,7 +54,7 @@ type Usage struct {
 }
 
 // ErrOutputTooLarge: the command wrote more to stdout or stderr than it may.
-var ErrOutputTooLarge = errors.New("output too large")
+var ErrOutputTooLarge = errors.New("the command printed too much")
 
 // A Runner runs commands, one at a time: each slot of a worker has its own.
 type Runner interface {
