@@ -304,11 +304,11 @@ func TestUnprivileged(t *testing.T) {
 		t.Skip("needs root to become another user")
 	}
 	const uid = testUIDBase + 50
-	dir, err := os.MkdirTemp("", "worker-test-")
+	dir, err := os.MkdirTemp("", "worker-test-") //nolint:usetesting // t.TempDir is below a directory that the user can't enter
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	if err := os.Chown(dir, uid, uid); err != nil {
 		t.Fatal(err)
 	}

@@ -230,7 +230,7 @@ func (s *slot) store(ctx context.Context, r *run, resp *repb.ExecuteResponse) er
 	var missing *blob.MissingError
 	switch {
 	case errors.As(err, &missing):
-		err = fmt.Errorf("%w: outputs were evicted as soon as they were stored: %s", blob.ErrUnavailable, missing)
+		err = fmt.Errorf("%w: outputs were evicted as soon as they were stored: %s", blob.ErrUnavailable, missing.Error())
 		resp.Result = nil
 		r.finish(resp, err)
 		s.exec.explain(r, resp)
@@ -250,10 +250,10 @@ func withoutInline(r *repb.ActionResult) *repb.ActionResult {
 	}
 	return &repb.ActionResult{
 		OutputFiles:             r.OutputFiles,
-		OutputFileSymlinks:      r.OutputFileSymlinks, //nolint:staticcheck // API 2.0
+		OutputFileSymlinks:      r.OutputFileSymlinks,
 		OutputSymlinks:          r.OutputSymlinks,
 		OutputDirectories:       r.OutputDirectories,
-		OutputDirectorySymlinks: r.OutputDirectorySymlinks, //nolint:staticcheck // API 2.0
+		OutputDirectorySymlinks: r.OutputDirectorySymlinks,
 		ExitCode:                r.ExitCode,
 		StdoutDigest:            r.StdoutDigest,
 		StderrDigest:            r.StderrDigest,

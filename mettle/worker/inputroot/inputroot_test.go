@@ -33,17 +33,19 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // stores are a store elsewhere, and one on the local disk by each policy.
-var stores = map[string]func(t testing.TB) (blob.Store, inputroot.LinkPolicy){
-	"remote": func(t testing.TB) (blob.Store, inputroot.LinkPolicy) {
-		s, err := mem.New(mem.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s, inputroot.Link
-	},
-	"copy":  func(t testing.TB) (blob.Store, inputroot.LinkPolicy) { return fileStore(t), inputroot.Copy },
-	"link":  func(t testing.TB) (blob.Store, inputroot.LinkPolicy) { return fileStore(t), inputroot.Link },
-	"audit": func(t testing.TB) (blob.Store, inputroot.LinkPolicy) { return fileStore(t), inputroot.LinkAndAudit },
+func stores() map[string]func(t testing.TB) (blob.Store, inputroot.LinkPolicy) {
+	return map[string]func(t testing.TB) (blob.Store, inputroot.LinkPolicy){
+		"remote": func(t testing.TB) (blob.Store, inputroot.LinkPolicy) {
+			s, err := mem.New(mem.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s, inputroot.Link
+		},
+		"copy":  func(t testing.TB) (blob.Store, inputroot.LinkPolicy) { return fileStore(t), inputroot.Copy },
+		"link":  func(t testing.TB) (blob.Store, inputroot.LinkPolicy) { return fileStore(t), inputroot.Link },
+		"audit": func(t testing.TB) (blob.Store, inputroot.LinkPolicy) { return fileStore(t), inputroot.LinkAndAudit },
+	}
 }
 
 func fileStore(t testing.TB) blob.Store {
@@ -142,7 +144,7 @@ func list(t testing.TB, dir string) []string {
 }
 
 func TestBuilder_Build(t *testing.T) {
-	for name, newStore := range stores {
+	for name, newStore := range stores() {
 		t.Run(name, func(t *testing.T) {
 			store, policy := newStore(t)
 			f := newFixture(t, store, inputroot.Options{Policy: policy})
@@ -226,7 +228,7 @@ func TestBuilder_Build(t *testing.T) {
 }
 
 func TestBuilder_Build_missing(t *testing.T) {
-	for name, newStore := range stores {
+	for name, newStore := range stores() {
 		t.Run(name, func(t *testing.T) {
 			store, policy := newStore(t)
 			f := newFixture(t, store, inputroot.Options{Policy: policy})
@@ -276,7 +278,7 @@ func TestBuilder_Build_missing(t *testing.T) {
 }
 
 func TestBuilder_Build_invalid(t *testing.T) {
-	store, policy := stores["remote"](t)
+	store, policy := stores()["remote"](t)
 	f := newFixture(t, store, inputroot.Options{Policy: policy, MaxDepth: 10, MaxEntries: 1000})
 	x := f.put(t, "x")
 	for name, m := range map[string]proto.Message{
@@ -304,7 +306,7 @@ func TestBuilder_Build_invalid(t *testing.T) {
 
 // A few small messages describe 2^40 directories, or very deep ones.
 func TestBuilder_Build_bounds(t *testing.T) {
-	store, policy := stores["remote"](t)
+	store, policy := stores()["remote"](t)
 	f := newFixture(t, store, inputroot.Options{Policy: policy, MaxDepth: 50, MaxEntries: 1000})
 	diamond := f.putMessage(t, &repb.Directory{})
 	chain := diamond
@@ -334,7 +336,7 @@ func TestBuilder_Build_bounds(t *testing.T) {
 }
 
 func TestRoot_Audit(t *testing.T) {
-	store, policy := stores["audit"](t)
+	store, policy := stores()["audit"](t)
 	f := newFixture(t, store, inputroot.Options{Policy: policy})
 	root, err := f.build(t, f.putMessage(t, &repb.Directory{Files: []*repb.FileNode{{Name: "a", Digest: f.put(t, "a")}}}))
 	if err != nil {
@@ -376,7 +378,7 @@ func (f flipped) Read(p []byte) (int, error) {
 }
 
 func TestBuilder_Build_verifiesWhatCameOverANetwork(t *testing.T) {
-	store, policy := stores["remote"](t)
+	store, policy := stores()["remote"](t)
 	f := newFixture(t, wrong{store}, inputroot.Options{Policy: policy})
 	if _, err := f.build(t, f.putMessage(t, &repb.Directory{Files: []*repb.FileNode{{Name: "a", Digest: f.put(t, "abc")}}})); !errors.Is(err, blob.ErrCorrupt) {
 		t.Errorf("Build: %v, want blob.ErrCorrupt", err)

@@ -125,7 +125,7 @@ func setNoDump(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // only a handle
+	defer unix.Close(fd)
 	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
 	if err != nil {
 		return err
@@ -189,10 +189,10 @@ func TestShelf_Remove_deep(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		unix.Close(fd) //nolint:errcheck // only a handle
+		unix.Close(fd)
 		fd = next
 	}
-	unix.Close(fd) //nolint:errcheck // only a handle
+	unix.Close(fd)
 	if err := s.Remove(root); err != nil {
 		t.Fatal(err)
 	}

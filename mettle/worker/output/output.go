@@ -255,9 +255,9 @@ func (w *work) outputSymlink(path, rel string, want want) error {
 		r.OutputSymlinks = append(r.OutputSymlinks, s)
 	}
 	if w.root.isDirectory(rel) {
-		r.OutputDirectorySymlinks = append(r.OutputDirectorySymlinks, s) //nolint:staticcheck // API 2.0
+		r.OutputDirectorySymlinks = append(r.OutputDirectorySymlinks, s)
 	} else {
-		r.OutputFileSymlinks = append(r.OutputFileSymlinks, s) //nolint:staticcheck // API 2.0
+		r.OutputFileSymlinks = append(r.OutputFileSymlinks, s)
 	}
 	return nil
 }

@@ -80,7 +80,7 @@ func classify(spec *runner.Spec, path string, err error) (code int, _ error) {
 		}
 		return codeNotFound, err
 	case errors.Is(err, unix.ENOEXEC):
-		return codeNotExecutable, fmt.Errorf("%w: neither a program of this machine nor a script that begins with #!", err)
+		return codeNotExecutable, fmt.Errorf("%w: it is neither a program of this machine nor a script whose first line is #! and an interpreter", err)
 	default:
 		return codeNotExecutable, fmt.Errorf("cannot execute: %w", err)
 	}
