@@ -40,6 +40,7 @@ type dualCmd struct {
 
 	Slots          int               `help:"How many actions run at once. Default: the number of CPUs."`
 	Platform       map[string]string `help:"Platform properties that this machine serves beside OSFamily and ISA, as key=value." placeholder:"KEY=VALUE"`
+	UIDBase        int               `name:"uid_base" help:"Where root runs this: the user and group of the first slot's actions, the second slot has the next. -1: root itself, which no action is kept from anything then." default:"65000"`
 	DefaultTimeout time.Duration     `help:"How long an action may run that sets no timeout." default:"1h"`
 	MaxTimeout     time.Duration     `help:"The longest timeout that an action may set." default:"24h"`
 	AbandonAfter   time.Duration     `help:"How long an action goes on that no client waits for." default:"5m"`
@@ -205,6 +206,7 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 		MaxTimeout:     c.MaxTimeout,
 		// Less than what the store leaves free, so that a full store stops nothing.
 		MinFreeDiskBytes: int64(c.MinFree) / 4,
+		UIDBase:          c.UIDBase,
 		Addr:             d.listener.Addr().String(),
 		Logger:           d.log,
 		Registerer:       d.registry,

@@ -51,6 +51,8 @@ func NewServer(opts ...grpc.ServerOption) (*grpc.Server, *health.Server) {
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.ReadBufferSize(bufferBytes),
 		grpc.WriteBufferSize(bufferBytes),
+		// What handlers use is closed after the server.
+		grpc.WaitForHandlers(true),
 	}, opts...)...)
 	h := health.NewServer()
 	healthpb.RegisterHealthServer(s, h)
