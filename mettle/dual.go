@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
@@ -267,10 +268,23 @@ func (d *dual) serve(ctx context.Context) error {
 				d.worker.Abort()
 				<-worked
 			}
+			d.sync()
 			d.api.Shutdown()
 		})
 	})
 	return group.Wait()
+}
+
+// sync writes to the disk what the store has yet to write, while clients can
+// still fetch outputs, so that the time in which nobody answers is short.
+func (d *dual) sync() {
+	s, ok := d.storage.(blob.Syncer)
+	if !ok {
+		return
+	}
+	if err := s.Sync(); err != nil {
+		d.log.Error("writing the store to the disk", "error", err)
+	}
 }
 
 // closeGrace is how long calls may take to end once nothing is left to wait for.

@@ -198,7 +198,7 @@ func TestDual_drains(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), bazelTimeout)
 	defer cancel()
-	cmd := b.command(ctx, "build", append(b.remote(s), "//drain")...)
+	cmd := b.command(ctx, "build", append(b.remote(s), "--remote_retries=10", "//drain")...)
 	log := &logBuffer{}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {

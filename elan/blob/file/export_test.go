@@ -18,9 +18,6 @@ func (s *Store) Recovering() bool { return s.recovery.active.Load() }
 // Used is the space that the store believes to take, in bytes.
 func (s *Store) Used() int64 { return s.space.state().used }
 
-// Checkpoint is what happens every half minute.
-func (s *Store) Checkpoint() error { return s.checkpoint(false) }
-
 // Crash ends the Store as a kill does: nothing is written any more.
 func (s *Store) Crash() error {
 	var err error
