@@ -35,24 +35,29 @@ const (
 type byteStreamServer struct {
 	bytestream.UnimplementedByteStreamServer
 	o       Options
+	codec   *codec
 	uploads *uploads
 	readers atomic.Int64 // the Reads that are going on
 }
 
-// Read streams a blob from an offset, up to a limit.
+// Read streams a blob from an offset, up to a limit. The offset is in bytes of the
+// blob, compressed or not; a compressed one has no limit.
 func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.ByteStream_ReadServer) error {
 	name, err := resource.ParseRead(req.ResourceName)
 	if err != nil {
 		return status.From(err)
 	}
-	d, offset := name.Digest, req.ReadOffset
+	if err := checkCompressor(name.Compressor); err != nil {
+		return err
+	}
+	d, offset, compressed := name.Digest, req.ReadOffset, name.Compressor != repb.Compressor_IDENTITY
 	switch {
-	case name.Compressor != repb.Compressor_IDENTITY:
-		return unsupportedCompressor(name.Compressor)
 	case offset < 0 || offset > d.Size():
 		return gstatus.Errorf(codes.OutOfRange, "read_offset is %d, want 0 to %d, the size of the blob", offset, d.Size())
 	case req.ReadLimit < 0:
 		return gstatus.Errorf(codes.InvalidArgument, "read_limit is %d, want 0 for no limit, or more", req.ReadLimit)
+	case compressed && req.ReadLimit != 0:
+		return gstatus.Errorf(codes.InvalidArgument, "read_limit is %d, want 0 for a compressed blob", req.ReadLimit)
 	}
 	due := d.Size() - offset
 	if req.ReadLimit > 0 {
@@ -63,6 +68,9 @@ func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.B
 		return status.FromRead(fmt.Errorf("open blob %s: %w", d, err))
 	}
 	defer r.Close() //nolint:errcheck // opened for reading
+	if compressed {
+		return s.sendCompressed(stream, r, d, due)
+	}
 	return s.send(stream, r, d, due)
 }
 
@@ -71,10 +79,7 @@ func (s *byteStreamServer) send(stream bytestream.ByteStream_ReadServer, r io.Re
 	if due == 0 {
 		return nil
 	}
-	chunk := min(due, readChunk)
-	if s.readers.Add(1) > maxLargeReads {
-		chunk = min(due, smallReadChunk)
-	}
+	chunk := s.beginRead(due)
 	defer s.readers.Add(-1)
 	// A message is on its way, as a copy, when Send returns, so that one buffer
 	// serves all of them.
@@ -83,10 +88,7 @@ func (s *byteStreamServer) send(stream bytestream.ByteStream_ReadServer, r io.Re
 	defer pool.Put(buf)
 	msg := &bytestream.ReadResponse{}
 	for due > 0 {
-		n, err := io.ReadFull(r, (*buf)[:min(due, chunk)])
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			err = fmt.Errorf("%w: the store's copy ends %d bytes early", blob.ErrCorrupt, due-int64(n))
-		}
+		n, err := readFull(r, (*buf)[:min(due, chunk)], due)
 		if err != nil {
 			return status.FromRead(fmt.Errorf("read blob %s: %w", d, err))
 		}
@@ -99,15 +101,34 @@ func (s *byteStreamServer) send(stream bytestream.ByteStream_ReadServer, r io.Re
 	return nil
 }
 
+// beginRead counts a Read of due bytes, which the caller takes off the count at
+// its end, and returns how much of them is to be read for one message.
+func (s *byteStreamServer) beginRead(due int64) int64 {
+	if s.readers.Add(1) > maxLargeReads {
+		return min(due, smallReadChunk)
+	}
+	return min(due, readChunk)
+}
+
+// readFull fills p from r, the store's, which has due bytes more to bring.
+func readFull(r io.Reader, p []byte, due int64) (int, error) {
+	n, err := io.ReadFull(r, p)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("%w: the store's copy ends %d bytes early", blob.ErrCorrupt, due-int64(n))
+	}
+	return n, err //nolint:wrapcheck // the store's own
+}
+
 // QueryWriteStatus says how much of an upload is here. Of one that nobody knows
-// that is nothing: clients begin anew then, whereas NOT_FOUND makes them fail.
+// that is nothing: clients begin anew then, whereas NOT_FOUND makes them fail. So
+// it is for a compressed one that is not complete.
 func (s *byteStreamServer) QueryWriteStatus(ctx context.Context, req *bytestream.QueryWriteStatusRequest) (*bytestream.QueryWriteStatusResponse, error) {
 	name, err := resource.ParseWrite(req.ResourceName)
 	if err != nil {
 		return nil, status.From(err)
 	}
-	if name.Compressor != repb.Compressor_IDENTITY {
-		return nil, unsupportedCompressor(name.Compressor)
+	if err := checkCompressor(name.Compressor); err != nil {
+		return nil, err
 	}
 	there, err := s.has(ctx, name.Digest)
 	if err != nil {

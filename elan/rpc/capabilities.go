@@ -31,6 +31,9 @@ func (s *capabilitiesServer) GetCapabilities(context.Context, *repb.GetCapabilit
 			MaxBatchTotalSizeBytes:      s.o.MaxBatchBytes,
 			SymlinkAbsolutePathStrategy: repb.SymlinkAbsolutePathStrategy_ALLOWED,
 			MaxCasBlobSizeBytes:         s.o.MaxBlobBytes,
+
+			SupportedCompressors:            compressors(),
+			SupportedBatchUpdateCompressors: compressors(),
 		},
 		ExecutionCapabilities: s.o.Execution,
 		// Please and Bazel before 7 refuse a server whose lowest version is above

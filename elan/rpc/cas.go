@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -29,7 +30,8 @@ const maxStatusBytes = 64 << 10
 // served, and not announced.
 type casServer struct {
 	repb.UnimplementedContentAddressableStorageServer
-	o Options
+	o     Options
+	codec *codec
 }
 
 // FindMissingBlobs asks the store once, however many blobs are asked for.
@@ -61,10 +63,14 @@ func (s *casServer) FindMissingBlobs(ctx context.Context, req *repb.FindMissingB
 func (s *casServer) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateBlobsRequest) (*repb.BatchUpdateBlobsResponse, error) {
 	total := int64(0)
 	for _, r := range req.Requests {
-		total += int64(len(r.GetData()))
-	}
-	if total > s.o.MaxBatchBytes {
-		return nil, gstatus.Errorf(codes.InvalidArgument, "the blobs of the batch have %d bytes, at most %d are taken at once; write larger ones by ByteStream", total, s.o.MaxBatchBytes)
+		n := int64(len(r.GetData()))
+		if r.GetCompressor() != repb.Compressor_IDENTITY {
+			// The limit is on the blobs as they are: they are to be in memory.
+			n = max(n, min(r.GetDigest().GetSizeBytes(), s.o.MaxBatchBytes+1))
+		}
+		if total += n; total > s.o.MaxBatchBytes {
+			return nil, gstatus.Errorf(codes.InvalidArgument, "the blobs of the batch have more than the %d bytes that are taken at once; write larger ones by ByteStream", s.o.MaxBatchBytes)
+		}
 	}
 	resp := &repb.BatchUpdateBlobsResponse{Responses: make([]*repb.BatchUpdateBlobsResponse_Response, len(req.Requests))}
 	parallel(len(req.Requests), func(i int) {
@@ -86,16 +92,20 @@ func (s *casServer) update(ctx context.Context, named repb.DigestFunction_Value,
 	if err != nil {
 		return err
 	}
-	if r.Compressor != repb.Compressor_IDENTITY {
-		return unsupportedCompressor(r.Compressor)
+	if err := checkCompressor(r.Compressor); err != nil {
+		return err
 	}
 	if err := checkSize(s.o, d); err != nil {
 		return err
 	}
+	if r.Compressor != repb.Compressor_IDENTITY {
+		return s.codec.receiveBytes(ctx, s.o.Store, d, r.Data)
+	}
 	return blob.ReceiveBytes(ctx, s.o.Store, d, r.Data) //nolint:wrapcheck // it says what was received
 }
 
-// BatchReadBlobs reads each blob for itself, and answers in the order asked.
+// BatchReadBlobs reads each blob for itself, and answers in the order asked. It
+// compresses those that it is worthwhile for, where the client takes them so.
 func (s *casServer) BatchReadBlobs(ctx context.Context, req *repb.BatchReadBlobsRequest) (*repb.BatchReadBlobsResponse, error) {
 	total := int64(0)
 	message := int64(s.o.MaxMessageBytes) - int64(len(req.Digests))*responseOverhead
@@ -110,9 +120,14 @@ func (s *casServer) BatchReadBlobs(ctx context.Context, req *repb.BatchReadBlobs
 		return nil, gstatus.Errorf(codes.InvalidArgument, "the reply with %d blobs of %d bytes would be over the message limit of %d bytes; ask for fewer at once", len(req.Digests), total, s.o.MaxMessageBytes)
 	}
 	resp := &repb.BatchReadBlobsResponse{Responses: make([]*repb.BatchReadBlobsResponse_Response, len(req.Digests))}
+	compressed := slices.Contains(req.AcceptableCompressors, repb.Compressor_ZSTD)
 	parallel(len(req.Digests), func(i int) {
 		data, err := s.read(ctx, req.DigestFunction, req.Digests[i])
-		resp.Responses[i] = &repb.BatchReadBlobsResponse_Response{Digest: req.Digests[i], Data: data, Status: readStatus(err)}
+		r := &repb.BatchReadBlobsResponse_Response{Digest: req.Digests[i], Data: data, Status: readStatus(err)}
+		if compressed {
+			s.codec.compressBatched(r)
+		}
+		resp.Responses[i] = r
 	})
 	room := maxStatusBytes
 	for _, r := range resp.Responses {
@@ -166,10 +181,4 @@ func checkSize(o Options, d digest.Digest) error {
 		return fmt.Errorf("blob %s: %w: at most %d bytes are taken", d, blob.ErrTooLarge, o.MaxBlobBytes)
 	}
 	return nil
-}
-
-// unsupportedCompressor is the error about bytes that come or are to go
-// compressed. None is announced by GetCapabilities.
-func unsupportedCompressor(c repb.Compressor_Value) error {
-	return gstatus.Errorf(codes.InvalidArgument, "compressor %v is not supported by this server, which announces none: send and ask for blobs as they are", c)
 }

@@ -3,6 +3,7 @@ package rpc_test
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"testing"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -89,7 +90,7 @@ func TestBatchUpdateBlobs_status_of_each(t *testing.T) {
 		{Digest: good.Proto(), Data: []byte("good")},
 		{Digest: &repb.Digest{Hash: "xyz"}, Data: []byte("x")},
 		{Data: []byte("x")},
-		{Digest: bad.Proto(), Data: []byte("bad"), Compressor: repb.Compressor_ZSTD},
+		{Digest: bad.Proto(), Data: []byte("bad"), Compressor: repb.Compressor_DEFLATE},
 		{Digest: of(large).Proto(), Data: large},
 		{Digest: digest.Empty(digest.SHA256).Proto()},
 		{Digest: b3.Proto(), Data: []byte("good")}, // BLAKE3 must be named
@@ -239,8 +240,12 @@ func TestGetCapabilities(t *testing.T) {
 	}
 	c := got.CacheCapabilities
 	if c.MaxBatchTotalSizeBytes != 12345 || c.MaxCasBlobSizeBytes != 1<<40 || !c.ActionCacheUpdateCapabilities.GetUpdateEnabled() ||
-		c.SymlinkAbsolutePathStrategy != repb.SymlinkAbsolutePathStrategy_ALLOWED || len(c.SupportedCompressors) != 0 || c.SplitBlobSupport {
+		c.SymlinkAbsolutePathStrategy != repb.SymlinkAbsolutePathStrategy_ALLOWED || c.SplitBlobSupport {
 		t.Errorf("cache_capabilities: %v", c)
+	}
+	zstd := []repb.Compressor_Value{repb.Compressor_ZSTD}
+	if !slices.Equal(c.SupportedCompressors, zstd) || !slices.Equal(c.SupportedBatchUpdateCompressors, zstd) {
+		t.Errorf("compressors: %v, in batches %v, want zstd", c.SupportedCompressors, c.SupportedBatchUpdateCompressors)
 	}
 	if c.DigestFunctions[0] != repb.DigestFunction_SHA256 || len(c.DigestFunctions) != len(digest.Functions()) {
 		t.Errorf("digest_functions: %v, want all, SHA256 first", c.DigestFunctions)

@@ -121,7 +121,6 @@ func TestRead_refusals(t *testing.T) {
 		want codes.Code
 	}{
 		{"malformed", &bytestream.ReadRequest{ResourceName: "blobs/x/5"}, codes.InvalidArgument},
-		{"compressed", &bytestream.ReadRequest{ResourceName: "compressed-blobs/zstd/" + d.String()}, codes.InvalidArgument},
 		{"negative offset", &bytestream.ReadRequest{ResourceName: "blobs/" + d.String(), ReadOffset: -1}, codes.OutOfRange},
 		{"offset past the end", &bytestream.ReadRequest{ResourceName: "blobs/" + d.String(), ReadOffset: 6}, codes.OutOfRange},
 		{"negative limit", &bytestream.ReadRequest{ResourceName: "blobs/" + d.String(), ReadLimit: -1}, codes.InvalidArgument},

@@ -38,6 +38,9 @@ const (
 	// connections leave behind. Clients come back within seconds or not at all.
 	defaultMaxPartialUploads    = 64
 	defaultPartialUploadTimeout = 5 * time.Minute
+	// defaultMaxDecoders makes for at most some 300 MiB, with windows as large as
+	// they may be; those of Bazel, of 2 MiB, make for 70.
+	defaultMaxDecoders = 32
 )
 
 // Actions is an ActionCache: an *action.Cache, or one that is elsewhere.
@@ -66,6 +69,9 @@ type Options struct {
 	// resumed; 0 means 64. MaxPartialAge is for how long; 0 means 5 minutes.
 	MaxPartialUploads int
 	MaxPartialAge     time.Duration
+	// MaxDecoders is how many uploads of large blobs are decompressed at once,
+	// each with a window of up to 8 MiB; others wait. 0 means 32.
+	MaxDecoders int
 	// Logger gets what clients can't be told; nil discards it.
 	Logger *slog.Logger
 }
@@ -90,6 +96,12 @@ func (o Options) withDefaults() (Options, error) {
 	if o.MaxPartialAge == 0 {
 		o.MaxPartialAge = defaultPartialUploadTimeout
 	}
+	if o.MaxDecoders < 0 {
+		return o, errors.New("rpc: MaxDecoders may not be negative")
+	}
+	if o.MaxDecoders == 0 {
+		o.MaxDecoders = defaultMaxDecoders
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -104,9 +116,13 @@ func Register(s *grpc.Server, o Options) error {
 	if err != nil {
 		return err
 	}
+	codec, err := newCodec(o)
+	if err != nil {
+		return err
+	}
 	repb.RegisterCapabilitiesServer(s, &capabilitiesServer{o: o})
-	repb.RegisterContentAddressableStorageServer(s, &casServer{o: o})
+	repb.RegisterContentAddressableStorageServer(s, &casServer{o: o, codec: codec})
 	repb.RegisterActionCacheServer(s, &actionCacheServer{o: o})
-	bytestream.RegisterByteStreamServer(s, &byteStreamServer{o: o, uploads: newUploads(o)})
+	bytestream.RegisterByteStreamServer(s, &byteStreamServer{o: o, codec: codec, uploads: newUploads(o)})
 	return nil
 }

@@ -22,7 +22,8 @@ type writeStream = bytestream.ByteStream_WriteServer
 // Write takes a blob in messages of any size. It ends at once, without reading
 // on, where the blob is there already. Where the stream breaks, what came is
 // kept for a while, and another stream of the same resource name goes on at the
-// offset that QueryWriteStatus tells, or begins anew at 0.
+// offset that QueryWriteStatus tells, or begins anew at 0. A compressed one
+// always begins anew.
 func (s *byteStreamServer) Write(stream writeStream) error {
 	req, err := stream.Recv()
 	if errors.Is(err, io.EOF) {
@@ -35,10 +36,10 @@ func (s *byteStreamServer) Write(stream writeStream) error {
 	if err != nil {
 		return status.From(err)
 	}
-	if name.Compressor != repb.Compressor_IDENTITY {
-		return unsupportedCompressor(name.Compressor)
+	if err := checkCompressor(name.Compressor); err != nil {
+		return err
 	}
-	d := name.Digest
+	d, compressed := name.Digest, name.Compressor != repb.Compressor_IDENTITY
 	if err := checkSize(s.o, d); err != nil {
 		return status.From(err)
 	}
@@ -46,8 +47,14 @@ func (s *byteStreamServer) Write(stream writeStream) error {
 	if err != nil {
 		return status.FromRead(err)
 	}
+	if there && compressed {
+		return stream.SendAndClose(&bytestream.WriteResponse{CommittedSize: committedElsewhere})
+	}
 	if there {
 		return stream.SendAndClose(&bytestream.WriteResponse{CommittedSize: d.Size()})
+	}
+	if compressed {
+		return s.writeCompressed(stream, req, d)
 	}
 	if req.FinishWrite && req.WriteOffset == 0 {
 		// Most blobs are small, and come in one message.
@@ -102,6 +109,11 @@ func wrongOffset(got, want int64) error {
 	return gstatus.Errorf(codes.InvalidArgument, "write_offset is %d, want %d, the number of bytes received so far", got, want)
 }
 
+// wrongName is the error about a resource_name that changes within a stream.
+func wrongName(got, want string) error {
+	return gstatus.Errorf(codes.InvalidArgument, "resource_name is %q, want that of the first message, %q, or none", got, want)
+}
+
 // receive takes the messages of the stream from req on, and returns the size
 // that is committed. It ends the upload u, or suspends it where the stream broke.
 func (s *byteStreamServer) receive(stream writeStream, u *upload, req *bytestream.WriteRequest) (int64, error) {
@@ -143,7 +155,7 @@ func (s *byteStreamServer) commit(u *upload) (int64, error) {
 // take writes the bytes of one message, and reports whether it is the last.
 func (u *upload) take(req *bytestream.WriteRequest) (finish bool, err error) {
 	if req.ResourceName != "" && req.ResourceName != u.name {
-		return false, gstatus.Errorf(codes.InvalidArgument, "resource_name is %q, want that of the first message, %q, or none", req.ResourceName, u.name)
+		return false, wrongName(req.ResourceName, u.name)
 	}
 	// Offsets count what was received, which is what the client knows.
 	n := u.received.Load()
