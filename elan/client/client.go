@@ -1,7 +1,8 @@
 // Package client is a blob.Store and an ActionCache over gRPC, to any server of
 // the REAPI: a store among others, that passes the same suite as they do.
 //
-// It verifies nothing that it reads, as no store does, but for the length. It
+// Large blobs travel as zstd, where that is wanted and the server offers it. The
+// client verifies nothing that it reads, as no store does, but for the length. It
 // does not try again what failed: errors are of blob's classes, by which a
 // caller knows whether to. The load generator, mettle one, and a server whose
 // storage is another server use it.
@@ -11,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/genproto/googleapis/bytestream"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/compress"
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
@@ -40,6 +43,11 @@ type Options struct {
 	ChunkBytes int
 	// MaxDigests is how many blobs are looked up by one call; 0 means 20,000.
 	MaxDigests int
+	// CompressFrom, in bytes, is from which size on blobs travel compressed, to a
+	// server whose capabilities offer zstd; 0 means that none do. It is worthwhile
+	// where the network is slower than some 100 MiB/s. Each blob that is read so
+	// takes a window's memory, mostly 1 MiB and at most 8, while it is open.
+	CompressFrom int64
 }
 
 // Client is a connection's other end as a store. It is safe for concurrent use
@@ -49,6 +57,10 @@ type Client struct {
 	cas     repb.ContentAddressableStorageClient
 	actions repb.ActionCacheClient
 	streams bytestream.ByteStreamClient
+
+	codec        *compress.Codec // nil if nothing is compressed
+	capabilities repb.CapabilitiesClient
+	offer        atomic.Int32 // an offer
 }
 
 var (
@@ -62,8 +74,8 @@ func New(o Options) (*Client, error) {
 	if o.Conn == nil {
 		return nil, errors.New("client: Options need a Conn")
 	}
-	if o.ChunkBytes < 0 || o.MaxDigests < 0 {
-		return nil, errors.New("client: ChunkBytes and MaxDigests may not be negative")
+	if o.ChunkBytes < 0 || o.MaxDigests < 0 || o.CompressFrom < 0 {
+		return nil, errors.New("client: ChunkBytes, MaxDigests and CompressFrom may not be negative")
 	}
 	if o.ChunkBytes == 0 {
 		o.ChunkBytes = defaultChunkBytes
@@ -71,12 +83,20 @@ func New(o Options) (*Client, error) {
 	if o.MaxDigests == 0 {
 		o.MaxDigests = defaultMaxDigests
 	}
-	return &Client{
-		o:       o,
-		cas:     repb.NewContentAddressableStorageClient(o.Conn),
-		actions: repb.NewActionCacheClient(o.Conn),
-		streams: bytestream.NewByteStreamClient(o.Conn),
-	}, nil
+	c := &Client{
+		o:            o,
+		cas:          repb.NewContentAddressableStorageClient(o.Conn),
+		actions:      repb.NewActionCacheClient(o.Conn),
+		streams:      bytestream.NewByteStreamClient(o.Conn),
+		capabilities: repb.NewCapabilitiesClient(o.Conn),
+	}
+	if o.CompressFrom > 0 {
+		var err error
+		if c.codec, err = compress.New(); err != nil {
+			return nil, fmt.Errorf("client: %w", err)
+		}
+	}
+	return c, nil
 }
 
 // FindMissing implements blob.Finder, by one call for each MaxDigests blobs and

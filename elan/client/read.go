@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/genproto/googleapis/bytestream"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -27,13 +28,21 @@ func (c *Client) Open(ctx context.Context, d digest.Digest, offset int64) (io.Re
 		return io.NopCloser(bytes.NewReader(nil)), nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	name := resource.Name{Instance: c.o.Instance, Digest: d}
+	due := d.Size() - offset
+	name := resource.Name{Instance: c.o.Instance, Digest: d, Compressor: c.compressor(ctx, due)}
 	stream, err := c.streams.Read(ctx, &bytestream.ReadRequest{ResourceName: name.String(), ReadOffset: offset})
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("open blob %s: %w", d, fromStatus(err))
 	}
-	r := &reader{stream: stream, cancel: cancel, digest: d, due: d.Size() - offset}
+	if name.Compressor != repb.Compressor_IDENTITY {
+		r, err := c.openCompressed(&messages{stream: stream, digest: d}, cancel, due)
+		if err != nil {
+			cancel()
+		}
+		return r, err
+	}
+	r := &reader{stream: stream, cancel: cancel, digest: d, due: due}
 	// That a blob is not there is known only by the first answer.
 	if err := r.fill(); err != nil && !errors.Is(err, io.EOF) {
 		cancel()

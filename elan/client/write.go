@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/genproto/googleapis/bytestream"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/compress"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/resource"
 )
@@ -20,14 +22,18 @@ func (c *Client) Create(ctx context.Context, d digest.Digest) (blob.Writer, erro
 	if d.IsZero() {
 		return nil, fmt.Errorf("create blob: %w: it is the zero digest", digest.ErrInvalid)
 	}
-	name := resource.Name{Instance: c.o.Instance, UUID: newUUID(), Digest: d}
+	name := resource.Name{Instance: c.o.Instance, UUID: newUUID(), Digest: d, Compressor: c.compressor(ctx, d.Size())}
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := c.streams.Write(ctx)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("create blob %s: %w", d, fromStatus(err))
 	}
-	return &writer{stream: stream, cancel: cancel, digest: d, name: name.String(), chunk: c.o.ChunkBytes}, nil
+	w := &writer{stream: stream, cancel: cancel, digest: d, name: name.String(), chunk: c.o.ChunkBytes}
+	if name.Compressor != repb.Compressor_IDENTITY {
+		w.codec = c.codec
+	}
+	return w, nil
 }
 
 // writer writes a blob to a stream.
@@ -35,12 +41,15 @@ type writer struct {
 	stream bytestream.ByteStream_WriteClient
 	cancel context.CancelFunc
 	digest digest.Digest
-	name   string // until it is sent
-	chunk  int    // bytes of a message
+	name   string          // until it is sent
+	chunk  int             // bytes of a message
+	codec  *compress.Codec // nil where the blob travels as it is
 
 	buf   []byte // written and not yet sent, less than chunk
-	sent  int64
-	done  bool // the server ended the call: it failed, or has the blob already
+	frame []byte // a buffer for what codec makes of a chunk
+	taken int64  // bytes of the blob that were sent
+	sent  int64  // bytes as they were sent, compressed or not
+	done  bool   // the server ended the call: it failed, or has the blob already
 	ended error
 }
 
@@ -61,7 +70,7 @@ func (w *writer) Write(p []byte) (int, error) {
 		return 0, w.ended
 	}
 	total := len(p)
-	if int64(total) > w.digest.Size()-w.sent-int64(len(w.buf)) {
+	if int64(total) > w.digest.Size()-w.taken-int64(len(w.buf)) {
 		return 0, w.fail(fmt.Errorf("write blob %s: more than its %d bytes", w.digest, w.digest.Size()))
 	}
 	for len(p) > 0 {
@@ -75,7 +84,7 @@ func (w *writer) Write(p []byte) (int, error) {
 			continue
 		}
 		if w.buf == nil {
-			w.buf = make([]byte, 0, min(int64(w.chunk), w.digest.Size()-w.sent))
+			w.buf = make([]byte, 0, min(int64(w.chunk), w.digest.Size()-w.taken))
 		}
 		if len(w.buf) == w.chunk {
 			if err := w.send(w.buf, false); err != nil {
@@ -96,6 +105,11 @@ func (w *writer) send(data []byte, finish bool) error {
 	if w.done {
 		return nil
 	}
+	n := int64(len(data))
+	if w.codec != nil {
+		w.frame = w.codec.Append(w.frame[:0], data)
+		data = w.frame
+	}
 	err := w.stream.Send(&bytestream.WriteRequest{ResourceName: w.name, WriteOffset: w.sent, FinishWrite: finish, Data: data})
 	w.name = ""
 	switch {
@@ -106,6 +120,7 @@ func (w *writer) send(data []byte, finish bool) error {
 	case err != nil:
 		return fmt.Errorf("write blob %s: %w", w.digest, fromStatus(err))
 	}
+	w.taken += n
 	w.sent += int64(len(data))
 	return nil
 }
@@ -116,10 +131,20 @@ func (w *writer) result() error {
 	if err != nil {
 		return fmt.Errorf("write blob %s: %w", w.digest, fromStatus(err))
 	}
-	if resp.CommittedSize != w.digest.Size() {
-		return fmt.Errorf("write blob %s: %w: the server committed %d of %d bytes", w.digest, blob.ErrUnavailable, resp.CommittedSize, w.digest.Size())
+	if n := resp.CommittedSize; !w.complete(n) {
+		return fmt.Errorf("write blob %s: %w: the server committed %d of %d bytes", w.digest, blob.ErrUnavailable, n, w.digest.Size())
 	}
 	return nil
+}
+
+// complete reports whether a committed_size says that the blob is there.
+func (w *writer) complete(n int64) bool {
+	if w.codec == nil {
+		return n == w.digest.Size()
+	}
+	// It counts what was sent, or is -1 where another's upload came first. Some
+	// servers tell the size of the blob in both cases.
+	return n == -1 || n == w.digest.Size() || (!w.done && n == w.sent)
 }
 
 // Commit implements blob.Writer.
@@ -131,7 +156,7 @@ func (w *writer) Commit() error {
 	if w.done {
 		return nil
 	}
-	if n := w.sent + int64(len(w.buf)); n != w.digest.Size() {
+	if n := w.taken + int64(len(w.buf)); n != w.digest.Size() {
 		return fmt.Errorf("commit blob %s: %d of %d bytes were written", w.digest, n, w.digest.Size())
 	}
 	if err := w.send(w.buf, true); err != nil || w.done {
@@ -143,7 +168,7 @@ func (w *writer) Commit() error {
 // Close implements blob.Writer.
 func (w *writer) Close() error {
 	w.cancel()
-	w.ended, w.buf = errClosed, nil
+	w.ended, w.buf, w.frame = errClosed, nil, nil
 	return nil
 }
 
