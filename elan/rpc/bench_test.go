@@ -256,6 +256,25 @@ func BenchmarkUnary(b *testing.B) {
 			}
 		}
 	})
+	for _, compressor := range []repb.Compressor_Value{repb.Compressor_IDENTITY, repb.Compressor_ZSTD} {
+		b.Run(fmt.Sprintf("BatchRead100x4KiB/%v", compressor), func(b *testing.B) {
+			req := &repb.BatchReadBlobsRequest{AcceptableCompressors: []repb.Compressor_Value{compressor}}
+			for i := range 100 {
+				d, err := blob.PutBytes(b.Context(), store, digest.SHA256, sources(4096+i))
+				if err != nil {
+					b.Fatal(err)
+				}
+				req.Digests = append(req.Digests, d.Proto())
+			}
+			b.SetBytes(100 * 4096)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := cas.BatchReadBlobs(b.Context(), req); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 	b.Run("GetActionResult", func(b *testing.B) {
 		out, err := blob.PutBytes(b.Context(), store, digest.SHA256, []byte("out"))
 		if err != nil {
