@@ -2,6 +2,7 @@ package digest_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -196,4 +197,22 @@ func BenchmarkOf(b *testing.B) {
 			}
 		})
 	}
+}
+
+// A FindMissingBlobs brings thousands of digests to check, all different, so
+// that a processor can foretell nothing of them.
+func BenchmarkFromProto(b *testing.B) {
+	ds := make([]*repb.Digest, 1000)
+	for i := range ds {
+		ds[i] = digest.Of(digest.SHA256, fmt.Append(nil, i)).Proto()
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, d := range ds {
+			if _, err := digest.FromProto(digest.SHA256, d); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(ds)), "ns/digest")
 }
