@@ -14,36 +14,6 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
-// FindMissing implements blob.Finder: newfstatat for each digest, and at most
-// once in touchEvery, for each that is there, utimensat.
-func (s *Store) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
-	var missing []digest.Digest
-	var seen map[digest.Digest]struct{}
-	for _, d := range ds {
-		if err := s.check(ctx, d); err != nil {
-			return nil, fmt.Errorf("find blob %s: %w", d, err)
-		}
-		if d.IsEmpty() {
-			continue
-		}
-		err := s.use(ctx, d, blob.LinkRegular)
-		if err == nil {
-			continue
-		}
-		if !errors.Is(err, blob.ErrNotFound) {
-			return nil, fmt.Errorf("find blob %s: %w", d, err)
-		}
-		if seen == nil {
-			seen = make(map[digest.Digest]struct{})
-		}
-		if _, again := seen[d]; !again {
-			seen[d] = struct{}{}
-			missing = append(missing, d)
-		}
-	}
-	return missing, nil
-}
-
 // Open implements blob.Opener: openat, fstat, and at most once in touchEvery
 // utimensat. The reader is a *Reader.
 func (s *Store) Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error) {

@@ -60,17 +60,37 @@ var errGivenUp = errors.New("given up")
 // useDone is use for as long as done is not closed; then errGivenUp.
 func (s *Store) useDone(done <-chan struct{}, d digest.Digest, mode blob.LinkMode) error {
 	path := s.blobPath(d, mode)
+	switch s.look(path, d.Size(), perm(mode)) {
+	case lookGood:
+		return nil
+	case lookNothing:
+		return s.absent(d.Function(), path)
+	}
+	return s.useLocked(done, d, mode)
+}
+
+// looked is what there is to see of a blob's file without its lock.
+type looked int
+
+const (
+	lookGood    looked = iota // it is sound, and its lifetime need not be begun anew
+	lookNothing               // it is not there, if its folder is
+	lookOther                 // something is to be done, under the lock
+)
+
+// look looks at the file at path, of a blob of size bytes: newfstatat.
+func (s *Store) look(path string, size int64, perm uint32) looked {
 	// Asked first: what recovery moves back before it ends, Lstat sees.
 	recovering := s.recovery.active.Load()
 	var st unix.Stat_t
 	err := unix.Lstat(path, &st)
-	if err == nil && s.sound(&st, d.Size(), perm(mode)) && !s.stale(&st, time.Now()) {
-		return nil
+	switch {
+	case err == nil && s.sound(&st, size, perm) && !s.stale(&st, time.Now()):
+		return lookGood
+	case err == unix.ENOENT && !recovering:
+		return lookNothing
 	}
-	if err == unix.ENOENT && !recovering {
-		return s.absent(d.Function(), path)
-	}
-	return s.useLocked(done, d, mode)
+	return lookOther
 }
 
 // useLocked is use where there is something to be done.
@@ -107,11 +127,19 @@ func (s *Store) absent(fn digest.Function, path string) error {
 	if !s.prepared[fn].Load() {
 		return blob.ErrNotFound
 	}
-	var st unix.Stat_t
-	if err := unix.Lstat(filepath.Dir(path), &st); err != nil {
-		return fmt.Errorf("%w: its folder is not there: %w", blob.ErrUnavailable, err)
+	if err := checkFolder(filepath.Dir(path)); err != nil {
+		return err
 	}
 	return blob.ErrNotFound
+}
+
+// checkFolder finds out whether a folder of blobs or entries is still there.
+func checkFolder(path string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return fmt.Errorf("%w: its folder is not there: %w", blob.ErrUnavailable, err)
+	}
+	return nil
 }
 
 // repair looks into a file of d that was changed from outside. Where only its
