@@ -38,9 +38,9 @@ const (
 	// connections leave behind. Clients come back within seconds or not at all.
 	defaultMaxPartialUploads    = 64
 	defaultPartialUploadTimeout = 5 * time.Minute
-	// defaultMaxDecoders makes for at most some 300 MiB, with windows as large as
-	// they may be; those of Bazel, of 2 MiB, make for 70.
-	defaultMaxDecoders = 32
+	// defaultMaxDecoders makes for at most some 140 MiB, with windows as large as
+	// they may be; those of Bazel, of 2 MiB, make for 40.
+	defaultMaxDecoders = 16
 )
 
 // Actions is an ActionCache: an *action.Cache, or one that is elsewhere.
@@ -70,7 +70,7 @@ type Options struct {
 	MaxPartialUploads int
 	MaxPartialAge     time.Duration
 	// MaxDecoders is how many uploads of large blobs are decompressed at once,
-	// each with a window of up to 8 MiB; others wait. 0 means 32.
+	// each with a window of up to 8 MiB; others wait. 0 means 16.
 	MaxDecoders int
 	// Logger gets what clients can't be told; nil discards it.
 	Logger *slog.Logger
