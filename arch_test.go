@@ -34,6 +34,9 @@ var arrows = map[string][]string{
 	"elan/blob":                {"elan/digest"},
 	"elan/blob/...":            {"elan/digest", "elan/blob"}, // stores and decorators: each alone
 	"elan/blob/file/...":       {"elan/digest", "elan/blob", "elan/blob/file/..."},
+	"elan/blob/bucket/...":     {"elan/digest", "elan/blob", "elan/blob/bucket/..."},
+	"elan/blob/gcs":            {"elan/digest", "elan/blob", "elan/blob/bucket"},
+	"elan/blob/s3":             {"elan/digest", "elan/blob", "elan/blob/bucket"},
 	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client"},
 	"elan/compress":            {"elan/digest"},
 	"elan/tree":                {"elan/digest", "elan/blob"},

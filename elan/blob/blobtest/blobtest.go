@@ -31,6 +31,9 @@ type Options struct {
 	// LargeBytes is the size of the largest blob of Run. 0: 9 MiB and one byte,
 	// more than the buffers and messages on any way.
 	LargeBytes int
+	// FindDigests is how many digests Run asks for in one call. 0: 20,000, as
+	// Bazel does. Stores over a slow fake of a server set less.
+	FindDigests int
 	// Functions are the digest functions that the store takes. nil: all.
 	Functions []digest.Function
 }
@@ -47,6 +50,13 @@ func (o Options) largeBytes() int {
 		return 9<<20 + 1
 	}
 	return o.LargeBytes
+}
+
+func (o Options) findDigests() int {
+	if o.FindDigests == 0 {
+		return 20_000
+	}
+	return o.FindDigests
 }
 
 // Run tests the store that o.New makes.

@@ -1,0 +1,89 @@
+package bucket
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+// The objects' names, after the prefix:
+//
+//	cas/FUNCTION/HASH-SIZE            a blob
+//	ac/INSTANCE/FUNCTION/HASH-SIZE    an entry: those of an instance are one folder
+//
+// INSTANCE is the name itself where that is made of letters, digits, - and _
+// only, "~" for the empty name, and "~" and the SHA-256 of all others.
+
+// maxPrefix keeps the longest name, with a SHA-512, within the 1,024 bytes that
+// buckets allow.
+const maxPrefix = 512
+
+// CleanPrefix makes of a URL's path the prefix of the objects' names: without
+// the slash in front, and with one at the end unless it is empty.
+func CleanPrefix(path string) (string, error) {
+	prefix := strings.Trim(path, "/")
+	if prefix == "" {
+		return "", nil
+	}
+	if len(prefix) > maxPrefix {
+		return "", fmt.Errorf("the prefix has %d bytes, at most %d are possible", len(prefix), maxPrefix)
+	}
+	for part := range strings.SplitSeq(prefix, "/") {
+		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\uFFFD' }) {
+			return "", fmt.Errorf("the prefix %q has a part %q", prefix, part)
+		}
+	}
+	return prefix + "/", nil
+}
+
+func (s *Store) blobName(d digest.Digest) string {
+	var buf [256]byte
+	b := append(buf[:0], s.prefix...)
+	b = append(b, "cas/"...)
+	return string(appendDigest(b, d))
+}
+
+func (s *Store) entryName(k blob.EntryKey) string {
+	var buf [384]byte
+	b := append(buf[:0], s.prefix...)
+	b = append(b, "ac/"...)
+	switch {
+	case k.Instance == "":
+		b = append(b, '~')
+	case plain(k.Instance):
+		b = append(b, k.Instance...)
+	default:
+		sum := sha256.Sum256([]byte(k.Instance))
+		b = append(b, '~')
+		b = hex.AppendEncode(b, sum[:])
+	}
+	b = append(b, '/')
+	return string(appendDigest(b, k.Action))
+}
+
+func appendDigest(b []byte, d digest.Digest) []byte {
+	b = append(b, d.Function().String()...)
+	b = append(b, '/')
+	b = append(b, d.Hash()...)
+	b = append(b, '-')
+	return strconv.AppendInt(b, d.Size(), 10)
+}
+
+// plain reports whether an instance's name may stand in an object's name.
+func plain(instance string) bool {
+	if len(instance) > 100 {
+		return false
+	}
+	for i := range len(instance) {
+		c := instance[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return true
+}
