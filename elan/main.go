@@ -37,7 +37,7 @@ var version = "dev"
 const closeGrace = 30 * time.Second
 
 type cli struct {
-	Storage     string        `help:"Where blobs are kept: file:///DIRECTORY or mem://. Default: elan in the user's cache directory, /var/cache/elan for root." placeholder:"URL"`
+	Storage     string        `help:"Where blobs are kept: file:///DIRECTORY, mem://, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX. Default: elan in the user's cache directory, /var/cache/elan for root." placeholder:"URL"`
 	MaxSize     open.Size     `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for; in memory, the store's own default." default:"0"`
 	MinFree     open.Size     `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
@@ -99,7 +99,7 @@ func (c *cli) serve(ctx context.Context, out io.Writer, log *slog.Logger) (err e
 	}
 	defer listener.Close() //nolint:errcheck // closed already where it served
 	registry := metrics.NewRegistry()
-	storage, err := open.Open(storageURL, open.Options{
+	storage, err := open.Open(ctx, storageURL, open.Options{
 		MaxBytes:     int64(c.MaxSize),
 		MinFreeBytes: int64(c.MinFree),
 		MinLifetime:  c.MinLifetime,

@@ -3,9 +3,12 @@
 //
 //	file:///var/cache/elan   blobs in a local directory (see elan/blob/file)
 //	mem://                   blobs in memory, gone with the process (see elan/blob/mem)
+//	gs://BUCKET/PREFIX       blobs in Google Cloud Storage (see elan/blob/gcs)
+//	s3://BUCKET/PREFIX       blobs in Amazon S3 and the like (see elan/blob/s3)
 package open
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,14 +18,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/bucket"
 	"github.com/mettle-build/mettle/elan/blob/file"
+	"github.com/mettle-build/mettle/elan/blob/gcs"
 	"github.com/mettle-build/mettle/elan/blob/mem"
+	"github.com/mettle-build/mettle/elan/blob/s3"
 )
 
 // Options are what a URL does not say. The zero Options are valid.
 type Options struct {
 	// MaxBytes bounds the blobs and entries of the store. 0 is as much as there
-	// is room for, less MinFreeBytes on a disk.
+	// is room for, less MinFreeBytes on a disk. A bucket has no bound.
 	MaxBytes int64
 	// MinFreeBytes is the room on a disk that is left to others. 0 is a
 	// twentieth of it, and at most 2 GiB.
@@ -41,8 +47,8 @@ type Storage interface {
 	io.Closer
 }
 
-// Open opens the store that a URL names.
-func Open(storage string, o Options) (Storage, error) {
+// Open opens the store that a URL names. The context bounds the opening only.
+func Open(ctx context.Context, storage string, o Options) (Storage, error) {
 	u, err := url.Parse(storage)
 	if err != nil {
 		return nil, fmt.Errorf("storage URL %q: %w", storage, err)
@@ -58,9 +64,40 @@ func Open(storage string, o Options) (Storage, error) {
 			return nil, fmt.Errorf("storage URL %q: want just mem://", storage)
 		}
 		return openMem(o)
+	case "gs", "s3":
+		s, err := openBucket(ctx, u, o)
+		if err != nil {
+			return nil, fmt.Errorf("storage URL %q: %w", storage, err)
+		}
+		return s, nil
 	default:
-		return nil, fmt.Errorf("storage URL %q: scheme %q is unknown, want file:///DIRECTORY or mem://", storage, u.Scheme)
+		return nil, fmt.Errorf("storage URL %q: scheme %q is unknown, want file:///DIRECTORY, mem://, gs://BUCKET or s3://BUCKET", storage, u.Scheme)
 	}
+}
+
+// openBucket opens a store in an object storage. What the URL says goes before
+// what o says.
+func openBucket(ctx context.Context, u *url.URL, o Options) (*bucket.Store, error) {
+	complete := func(b *bucket.Options) {
+		if b.MinLifetime == 0 {
+			b.MinLifetime = o.MinLifetime
+		}
+		b.Logger, b.Registerer = o.Logger, o.Registerer
+	}
+	if u.Scheme == "s3" {
+		so, err := s3.ParseURL(u)
+		if err != nil {
+			return nil, err
+		}
+		complete(&so.Options)
+		return s3.New(ctx, so)
+	}
+	gso, err := gcs.ParseURL(u)
+	if err != nil {
+		return nil, err
+	}
+	complete(&gso.Options)
+	return gcs.New(ctx, gso)
 }
 
 // Dir opens the store of a local directory, which it creates if need be.

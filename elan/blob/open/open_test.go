@@ -11,15 +11,21 @@ import (
 
 func TestOpen(t *testing.T) {
 	for name, tc := range map[string]struct{ url, wantErr string }{
-		"file":            {url: "file://" + t.TempDir()},
-		"mem":             {url: "mem://"},
-		"relative file":   {url: "file://some/dir", wantErr: "three slashes"},
-		"mem with a path": {url: "mem:///x", wantErr: "just mem://"},
-		"unknown scheme":  {url: "gopher://x", wantErr: "file:///DIRECTORY"},
-		"plain path":      {url: "/var/cache", wantErr: "file:///DIRECTORY"},
+		"file":                       {url: "file://" + t.TempDir()},
+		"mem":                        {url: "mem://"},
+		"relative file":              {url: "file://some/dir", wantErr: "three slashes"},
+		"mem with a path":            {url: "mem:///x", wantErr: "just mem://"},
+		"bucket without a name":      {url: "gs:///x", wantErr: "name of a bucket"},
+		"bucket with a password":     {url: "s3://id:secret@b/x", wantErr: "BUCKET/PREFIX"},
+		"bucket's unknown option":    {url: "gs://b/x?region=here", wantErr: "option region"},
+		"bucket's wrong option":      {url: "s3://b/x?expire_after=soon", wantErr: "option expire_after"},
+		"bucket's impossible option": {url: "s3://b/x?expire_after=2h", wantErr: "expiry"},
+		"bucket's strange prefix":    {url: "gs://b/x/../y", wantErr: "prefix"},
+		"unknown scheme":             {url: "gopher://x", wantErr: "file:///DIRECTORY"},
+		"plain path":                 {url: "/var/cache", wantErr: "file:///DIRECTORY"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := open.Open(tc.url, open.Options{})
+			s, err := open.Open(t.Context(), tc.url, open.Options{})
 			if tc.wantErr != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
 					t.Fatalf("Open(%q) = %v, want an error with %q", tc.url, err, tc.wantErr)
