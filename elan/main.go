@@ -26,6 +26,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob/open"
+	"github.com/mettle-build/mettle/elan/bytesize"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 )
@@ -38,8 +39,8 @@ const closeGrace = 30 * time.Second
 
 type cli struct {
 	Storage     string        `help:"Where blobs are kept: file:///DIRECTORY, mem://, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX. Default: elan in the user's cache directory, /var/cache/elan for root." placeholder:"URL"`
-	MaxSize     open.Size     `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for; in memory, the store's own default." default:"0"`
-	MinFree     open.Size     `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
+	MaxSize     bytesize.Size `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for; in memory, the store's own default." default:"0"`
+	MinFree     bytesize.Size `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
 
 	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can read and write." default:"127.0.0.1"`

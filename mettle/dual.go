@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/elan/action"
-	"github.com/mettle-build/mettle/elan/blob"
-	"github.com/mettle-build/mettle/elan/blob/open"
+	"github.com/mettle-build/mettle/elan/blob/file"
+	"github.com/mettle-build/mettle/elan/bytesize"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/api"
@@ -35,8 +35,8 @@ type dualCmd struct {
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7779"`
 
 	Dir         string        `help:"The directory for everything that is kept. Default: mettle in the user's cache directory, /var/cache/mettle for root." type:"path"`
-	MaxSize     open.Size     `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for." default:"0"`
-	MinFree     open.Size     `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
+	MaxSize     bytesize.Size `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for." default:"0"`
+	MinFree     bytesize.Size `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
 
 	Slots          int               `help:"How many actions run at once. Default: the number of CPUs."`
@@ -126,7 +126,7 @@ type dual struct {
 	registry *prometheus.Registry
 
 	admin   net.Listener // nil without HTTP
-	storage open.Storage
+	storage *file.Store
 	actions *action.Cache
 	jobs    *mem.Queue
 	api     *api.Server
@@ -144,7 +144,10 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	if err := makeDir(d.dir); err != nil {
 		return err
 	}
-	d.storage, err = open.Dir(filepath.Join(d.dir, "store"), open.Options{
+	// The store that has files for inputs, and no other: the libraries of
+	// buckets would be in every slot's helper too.
+	d.storage, err = file.New(file.Options{
+		Dir:          filepath.Join(d.dir, "store"),
 		MaxBytes:     int64(c.MaxSize),
 		MinFreeBytes: int64(c.MinFree),
 		MinLifetime:  c.MinLifetime,
@@ -278,11 +281,7 @@ func (d *dual) serve(ctx context.Context) error {
 // sync writes to the disk what the store has yet to write, while clients can
 // still fetch outputs, so that the time in which nobody answers is short.
 func (d *dual) sync() {
-	s, ok := d.storage.(blob.Syncer)
-	if !ok {
-		return
-	}
-	if err := s.Sync(); err != nil {
+	if err := d.storage.Sync(); err != nil {
 		d.log.Error("writing the store to the disk", "error", err)
 	}
 }

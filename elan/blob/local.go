@@ -11,13 +11,6 @@ import (
 // found by type assertion, and let a worker in the same process build input
 // roots and take outputs without copying a byte.
 
-// Syncer is a Store that writes to the disk later than it acknowledges.
-type Syncer interface {
-	// Sync returns when all that was acknowledged before the call would survive
-	// a power failure. That can take seconds; other calls go on meanwhile.
-	Sync() error
-}
-
 // LinkMode is how a linked file may be used. A file's mode belongs to its
 // inode, so a store keeps one inode for each mode.
 type LinkMode uint8

@@ -61,7 +61,9 @@ func (s *Store) keepDurable() {
 	}
 }
 
-// Sync implements blob.Syncer. A Close soon after it takes little time.
+// Sync returns when all that was acknowledged before the call would survive a
+// power failure. That can take seconds; other calls go on meanwhile. A Close
+// soon after it takes little time.
 func (s *Store) Sync() error { return s.checkpoint(false) }
 
 // checkpoint makes all files durable, then says so: openat, syncfs, close,

@@ -102,7 +102,6 @@ var (
 	_ blob.Linker  = (*Store)(nil)
 	_ blob.Adopter = (*Store)(nil)
 	_ blob.Auditor = (*Store)(nil)
-	_ blob.Syncer  = (*Store)(nil)
 	_ io.Closer    = (*Store)(nil)
 )
 

@@ -1,4 +1,6 @@
-package open
+// Package bytesize reads and prints numbers of bytes as people write them. The
+// mains have flags of its type.
+package bytesize
 
 import (
 	"fmt"
