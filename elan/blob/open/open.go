@@ -58,7 +58,7 @@ func Open(ctx context.Context, storage string, o Options) (Storage, error) {
 		if u.Host != "" || u.Path == "" {
 			return nil, fmt.Errorf("storage URL %q: want three slashes and an absolute path, as in file:///var/cache/elan", storage)
 		}
-		return Dir(u.Path, o)
+		return openDir(u.Path, o)
 	case "mem":
 		if u.Host != "" || u.Path != "" {
 			return nil, fmt.Errorf("storage URL %q: want just mem://", storage)
@@ -100,8 +100,8 @@ func openBucket(ctx context.Context, u *url.URL, o Options) (*bucket.Store, erro
 	return gcs.New(ctx, gso)
 }
 
-// Dir opens the store of a local directory, which it creates if need be.
-func Dir(dir string, o Options) (Storage, error) {
+// openDir opens the store of a local directory, which it creates if need be.
+func openDir(dir string, o Options) (Storage, error) {
 	s, err := file.New(file.Options{
 		Dir:          dir,
 		MaxBytes:     o.MaxBytes,
