@@ -38,7 +38,7 @@ var arrows = map[string][]string{
 	"elan/blob/gcs":            {"elan/digest", "elan/blob", "elan/blob/bucket"},
 	"elan/blob/s3":             {"elan/digest", "elan/blob", "elan/blob/bucket"},
 	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client"},
-	"elan/bytesize":            {},
+	"elan/flags":               {"metrics"},
 	"elan/compress":            {"elan/digest"},
 	"elan/tree":                {"elan/digest", "elan/blob"},
 	"elan/action":              {"elan/digest", "elan/blob", "elan/tree"},

@@ -7,17 +7,10 @@
 package main
 
 import (
-	"context"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"strings"
-	"syscall"
 
-	"github.com/alecthomas/kong"
-
-	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/elan/flags"
 )
 
 // version is set by the linker.
@@ -25,47 +18,22 @@ var version = "dev"
 
 // cli is the command line: serving is what is done without a command.
 type cli struct {
+	flags.Common
+
 	Serve serveCmd `cmd:"" default:"withargs" help:"Serve a store to clients; what is done where no command is given."`
-
-	LogFormat string           `name:"log_format" help:"How to log: text or json." enum:"text,json" default:"text"`
-	LogLevel  string           `name:"log_level" help:"The least level that is logged: debug, info, warn or error." default:"info"`
-	Version   kong.VersionFlag `help:"Print the version and exit." env:"-"`
 }
 
-func main() {
-	var c cli
-	kctx := kong.Parse(
-		&c,
-		kong.Name("elan"),
-		kong.Description("Storage for the Bazel Remote Execution API: CAS, ActionCache and ByteStream."),
-		kong.ShortUsageOnError(),
-		kong.FlagNamer(snakeCase),
-		kong.DefaultEnvars("ELAN"),
-		kong.Vars{"version": version},
-	)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	log, err := metrics.NewLogger(os.Stderr, c.LogFormat, c.LogLevel)
-	if err == nil {
-		kctx.BindTo(ctx, (*context.Context)(nil))
-		kctx.BindTo(os.Stdout, (*io.Writer)(nil))
-		err = kctx.Run(log)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "elan:", err)
-		os.Exit(1)
-	}
-}
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
-// snakeCase makes of MinFree the flag min_free. Names with initials say theirs
-// in a tag.
-func snakeCase(field string) string {
-	var b strings.Builder
-	for i, r := range field {
-		if i > 0 && r >= 'A' && r <= 'Z' {
-			b.WriteByte('_')
-		}
-		b.WriteRune(r)
-	}
-	return strings.ToLower(b.String())
+// run is main with its effects as parameters. It returns the exit status.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return flags.Program{
+		Name:        "elan",
+		Description: "Storage for the Bazel Remote Execution API: CAS, ActionCache and ByteStream.",
+		Env:         "ELAN",
+		Version:     version,
+		Stdin:       stdin,
+		Stdout:      stdout,
+		Stderr:      stderr,
+	}.Run(&cli{}, args)
 }

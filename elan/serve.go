@@ -6,18 +6,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"os"
-	"path/filepath"
-	"strconv"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob/open"
-	"github.com/mettle-build/mettle/elan/bytesize"
+	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 )
@@ -28,8 +23,8 @@ const closeGrace = 30 * time.Second
 // serveCmd serves a store.
 type serveCmd struct {
 	Storage     string        `help:"Where blobs are kept: file:///DIRECTORY, mem://, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX. Default: elan in the user's cache directory, /var/cache/elan for root." placeholder:"URL"`
-	MaxSize     bytesize.Size `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for; in memory, the store's own default." default:"0"`
-	MinFree     bytesize.Size `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
+	MaxSize     flags.Size    `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for; in memory, the store's own default." default:"0"`
+	MinFree     flags.Size    `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
 
 	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can read and write." default:"127.0.0.1"`
@@ -43,7 +38,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
-	listener, err := listen(ctx, c.Host, c.Port, "--port")
+	listener, err := flags.Listen(ctx, c.Host, c.Port, "--port")
 	if err != nil {
 		return err
 	}
@@ -74,7 +69,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	if c.HTTPPort >= 0 {
-		adminListener, err := listen(ctx, c.Host, c.HTTPPort, "--http_port")
+		adminListener, err := flags.Listen(ctx, c.Host, c.HTTPPort, "--http_port")
 		if err != nil {
 			return err
 		}
@@ -92,24 +87,9 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 }
 
 func (c *serveCmd) storageURL() (string, error) {
-	switch {
-	case c.Storage != "":
+	if c.Storage != "" {
 		return c.Storage, nil
-	case os.Geteuid() == 0:
-		return "file:///var/cache/elan", nil
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("no cache directory, give --storage: %w", err)
-	}
-	return "file://" + filepath.Join(cache, "elan"), nil
-}
-
-// listen names the flag where another port would do.
-func listen(ctx context.Context, host string, port int, flag string) (net.Listener, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
-	if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES) {
-		return nil, fmt.Errorf("%w (choose another port with %s)", err, flag)
-	}
-	return l, err
+	dir, err := flags.CacheDir("elan", "--storage")
+	return "file://" + dir, err
 }

@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,7 +17,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob/file"
-	"github.com/mettle-build/mettle/elan/bytesize"
+	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/api"
@@ -35,8 +33,8 @@ type dualCmd struct {
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7779"`
 
 	Dir         string        `help:"The directory for everything that is kept. Default: mettle in the user's cache directory, /var/cache/mettle for root." type:"path"`
-	MaxSize     bytesize.Size `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for." default:"0"`
-	MinFree     bytesize.Size `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
+	MaxSize     flags.Size    `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for." default:"0"`
+	MinFree     flags.Size    `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
 
 	Slots          int               `help:"How many actions run at once. Default: the number of CPUs."`
@@ -63,7 +61,7 @@ func (c *dualCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) erro
 		return err
 	}
 	// Ports first: a port in use is the commonest mistake, and costs nothing to find.
-	listener, err := listen(ctx, c.Host, c.Port, "--port")
+	listener, err := flags.Listen(ctx, c.Host, c.Port, "--port")
 	if err != nil {
 		return err
 	}
@@ -78,17 +76,10 @@ func (c *dualCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) erro
 // directory is where everything is kept. For root it is not below /root, which
 // the users that actions run as can't enter.
 func (c *dualCmd) directory() (string, error) {
-	switch {
-	case c.Dir != "":
+	if c.Dir != "" {
 		return filepath.Abs(c.Dir)
-	case os.Geteuid() == 0:
-		return "/var/cache/mettle", nil
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("no cache directory, give --dir: %w", err)
-	}
-	return filepath.Join(cache, "mettle"), nil
+	return flags.CacheDir("mettle", "--dir")
 }
 
 // makeDir makes the directory for everything, if need be. Where root runs this,
@@ -106,15 +97,6 @@ func makeDir(dir string) error {
 		return err
 	}
 	return os.Chmod(dir, info.Mode().Perm()|0o111)
-}
-
-// listen names the flag where another port would do.
-func listen(ctx context.Context, host string, port int, flag string) (net.Listener, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
-	if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES) {
-		return nil, fmt.Errorf("%w (choose another port with %s)", err, flag)
-	}
-	return l, err
 }
 
 // dual is the parts of a running dualCmd.
@@ -137,7 +119,7 @@ type dual struct {
 func (d *dual) wire(ctx context.Context) (err error) {
 	c := d.cmd
 	if c.HTTPPort >= 0 {
-		if d.admin, err = listen(ctx, c.Host, c.HTTPPort, "--http_port"); err != nil {
+		if d.admin, err = flags.Listen(ctx, c.Host, c.HTTPPort, "--http_port"); err != nil {
 			return err
 		}
 	}

@@ -10,18 +10,10 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"strings"
-	"syscall"
 
-	"github.com/alecthomas/kong"
-
-	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
 )
 
@@ -29,13 +21,11 @@ import (
 var version = "dev"
 
 type cli struct {
+	flags.Common
+
 	Dual  dualCmd  `cmd:"" help:"Serve remote execution and storage on this machine, all in one process."`
 	One   oneCmd   `cmd:"" help:"Run one action here, by the digest that a failed build named."`
 	Bench benchCmd `cmd:"" help:"Measure an REAPI server and give each figure as a share of what the machine allows."`
-
-	LogFormat string           `help:"How to log: text or json." enum:"text,json" default:"text"`
-	LogLevel  string           `help:"The least level that is logged: debug, info, warn or error." default:"info"`
-	Version   kong.VersionFlag `help:"Print the version and exit." env:"-"`
 }
 
 func main() {
@@ -48,63 +38,13 @@ func main() {
 
 // run is main with its effects as parameters. It returns the exit status.
 func run(args []string, stdout, stderr io.Writer) int {
-	var c cli
-	parser, err := kong.New(&c,
-		kong.Name("mettle"),
-		kong.Description("Remote execution for Bazel, Please, Buck2 and everything else that speaks the Bazel Remote Execution API."),
-		kong.ShortUsageOnError(),
-		kong.FlagNamer(snakeCase),
-		kong.DefaultEnvars("METTLE"),
-		kong.Vars{"version": version},
-		kong.Writers(stdout, stderr),
-	)
-	if err != nil {
-		fmt.Fprintln(stderr, "mettle:", err)
-		return 2
-	}
-	kctx, err := parser.Parse(args)
-	if err != nil {
-		parser.FatalIfErrorf(err)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	log, err := metrics.NewLogger(stderr, c.LogFormat, c.LogLevel)
-	if err != nil {
-		fmt.Fprintln(stderr, "mettle:", err)
-		return 2
-	}
-	kctx.BindTo(ctx, (*context.Context)(nil))
-	kctx.BindTo(stdout, (*io.Writer)(nil))
-	kctx.Bind(log)
-	var exit exitError
-	switch err := kctx.Run(); {
-	case err == nil:
-		return 0
-	case errors.As(err, &exit):
-		return int(exit)
-	default:
-		fmt.Fprintln(stderr, "mettle:", err)
-		return 1
-	}
-}
-
-// exitError is the exit status of a command that was run for the user, and has
-// said for itself what went wrong.
-type exitError int
-
-// Error implements error.
-func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
-
-// snakeCase makes of MinFree the flag min_free, as with Bazel and Please. Names
-// with initials say theirs in a tag.
-func snakeCase(field string) string {
-	var b strings.Builder
-	for i, r := range field {
-		if i > 0 && r >= 'A' && r <= 'Z' {
-			b.WriteByte('_')
-		}
-		b.WriteRune(r)
-	}
-	return strings.ToLower(b.String())
+	return flags.Program{
+		Name:        "mettle",
+		Description: "Remote execution for Bazel, Please, Buck2 and everything else that speaks the Bazel Remote Execution API.",
+		Env:         "METTLE",
+		Version:     version,
+		Stdin:       os.Stdin,
+		Stdout:      stdout,
+		Stderr:      stderr,
+	}.Run(&cli{}, args)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/mettle/worker"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
@@ -98,7 +99,7 @@ func (c *oneCmd) report(out io.Writer, resp *repb.ExecuteResponse, root string) 
 	}
 	fmt.Fprintf(os.Stderr, "mettle: the command ended with %d\n", result.GetExitCode())
 	if code := result.GetExitCode(); code != 0 {
-		return exitError(code)
+		return flags.Exit(code)
 	}
 	return nil
 }

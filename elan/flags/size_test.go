@@ -1,9 +1,9 @@
-package bytesize_test
+package flags_test
 
 import (
 	"testing"
 
-	"github.com/mettle-build/mettle/elan/bytesize"
+	"github.com/mettle-build/mettle/elan/flags"
 )
 
 func TestSize(t *testing.T) {
@@ -21,14 +21,14 @@ func TestSize(t *testing.T) {
 		"1048576": {1 << 20, "1MiB"},
 	} {
 		t.Run(in, func(t *testing.T) {
-			var s bytesize.Size
+			var s flags.Size
 			if err := s.UnmarshalText([]byte(in)); err != nil || int64(s) != want.bytes || s.String() != want.out {
 				t.Errorf("Size(%q) = %d (%s), %v; want %d (%s)", in, s, s, err, want.bytes, want.out)
 			}
 		})
 	}
 	for _, in := range []string{"", "GB", "-1", "four", "1e40", "5 bytes"} {
-		var s bytesize.Size
+		var s flags.Size
 		if err := s.UnmarshalText([]byte(in)); err == nil {
 			t.Errorf("Size(%q) = %d, want an error", in, s)
 		}

@@ -1,6 +1,4 @@
-// Package bytesize reads and prints numbers of bytes as people write them. The
-// mains have flags of its type.
-package bytesize
+package flags
 
 import (
 	"fmt"
