@@ -50,8 +50,9 @@ cover: ## run the tests, and show which statements they reach, in bin/coverage.h
 
 proto: ## generate the Go code of proto/, with protoc
 	@mkdir -p bin $(PROTO_OUT)
-	$(GO) build -modfile=third_party/tools/go.mod -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
-	PATH="$(CURDIR)/bin:$$PATH" protoc -I proto --go_out=$(PROTO_OUT) --go_opt=paths=source_relative $(PROTOS)
+	$(GO) build -modfile=third_party/tools/go.mod -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	PATH="$(CURDIR)/bin:$$PATH" protoc -I proto --go_out=$(PROTO_OUT) --go_opt=paths=source_relative \
+		--go-grpc_out=$(PROTO_OUT) --go-grpc_opt=paths=source_relative $(PROTOS)
 
 check: check-fmt check-tidy check-proto build lint race ## all that the CI runs
 

@@ -41,10 +41,12 @@ var arrows = map[string][]string{
 	"elan/flags":               {"metrics"},
 	"elan/compress":            {"elan/digest"},
 	"elan/tree":                {"elan/digest", "elan/blob"},
+	"elan/inventory":           {"elan/digest", "elan/blob"},
 	"elan/action":              {"elan/digest", "elan/blob", "elan/tree"},
 	"elan/status":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action"},
-	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress"},
-	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress"},
+	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/inventory", "proto/store"},
+	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/inventory", "proto/store"},
+	"elan/tool":                {"elan/digest", "elan/blob", "elan/tree", "elan/inventory"},
 	"elan":                     {"elan/...", "metrics", "creds"},
 	"mettle/command":           {"elan/digest"},
 	"mettle/operation":         {"elan/digest", "proto/..."},
@@ -80,6 +82,7 @@ var arrows = map[string][]string{
 //nolint:gochecknoglobals // an immutable table
 var edges = []string{
 	"elan", "elan/rpc", "elan/client", "elan/status", "mettle", "mettle/api", "mettle/bench", "mettle/e2e", "metrics", "creds",
+	"proto/store",
 }
 
 // apart lists packages that not even tests may bring together.

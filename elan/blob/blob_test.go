@@ -166,3 +166,19 @@ func FuzzReceive(f *testing.F) {
 		}
 	})
 }
+
+// looking is a store that looks after itself, within another.
+type looking struct{ blob.Store }
+
+func (looking) Stat(context.Context, digest.Digest) (blob.Info, error) { return blob.Info{}, nil }
+
+func TestAs(t *testing.T) {
+	s := looking{newStore(t)}
+	outer := blobtest.Faulty{Store: blobtest.Faulty{Store: s}}
+	if got, ok := blob.As[blob.Statter](outer); !ok || got != blob.Statter(s) {
+		t.Errorf("As of a store two layers down: %v, %v", got, ok)
+	}
+	if _, ok := blob.As[blob.Linker](outer); ok {
+		t.Error("As found a Linker where there is none")
+	}
+}

@@ -49,3 +49,43 @@ type EntryInfo struct {
 type EntryLister interface {
 	EntryInfos(ctx context.Context) iter.Seq2[EntryInfo, error]
 }
+
+// Statter tells of one blob what a Lister tells of all.
+type Statter interface {
+	// Stat starts no lifetime anew. Where d is not in the store, the error wraps
+	// ErrNotFound.
+	Stat(ctx context.Context, d digest.Digest) (Info, error)
+}
+
+// EntryStatter tells of one entry what an EntryLister tells of all.
+type EntryStatter interface {
+	// StatEntry starts no lifetime anew. Where there is none, the error wraps
+	// ErrNotFound.
+	StatEntry(ctx context.Context, k EntryKey) (EntryInfo, error)
+}
+
+// Checker looks whether what it keeps is what it was given.
+type Checker interface {
+	// Check reads the store's copy of d, all of it, and compares it with d. It
+	// starts no lifetime anew. A copy that is corrupt is taken away, so that the
+	// blob is missing from then on, and the error wraps ErrCorrupt. Where d is
+	// not in the store, it wraps ErrNotFound.
+	Check(ctx context.Context, d digest.Digest) error
+}
+
+// As finds an ability A of a store, or of the first of the stores inside that
+// has it: a decorator that must know what is done by it has the ability itself,
+// and the others have Unwrap.
+func As[A any](s any) (A, bool) {
+	for {
+		if a, ok := s.(A); ok {
+			return a, true
+		}
+		u, ok := s.(interface{ Unwrap() Store })
+		if !ok {
+			var none A
+			return none, false
+		}
+		s = u.Unwrap()
+	}
+}
