@@ -7,7 +7,8 @@
 //	}
 //
 // Abilities that not all stores have (blob.Entries, blob.Linker, blob.Adopter,
-// blob.Auditor) are found by type assertion, and tested where they are.
+// blob.Auditor, blob.Lister, ...) are found by type assertion, and tested where
+// they are.
 package blobtest
 
 import (
@@ -85,6 +86,9 @@ func Run(t *testing.T, o Options) {
 		{"linker", testLinker},
 		{"adopter", testAdopter},
 		{"auditor", testAuditor},
+		{"lister", testLister},
+		{"remover", testRemover},
+		{"entry_lister", testEntryLister},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { c.run(t, o) })

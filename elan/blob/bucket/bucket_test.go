@@ -45,7 +45,20 @@ func TestNames(t *testing.T) {
 		}
 		add(s.blobName(d))
 		for _, instance := range []string{"", "a", "A", "~", "a/b", "..", strings.Repeat("a", 100), strings.Repeat("a", 101), "\x00", "~2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"} {
-			add(s.entryName(blob.EntryKey{Instance: instance, Action: d}))
+			k := blob.EntryKey{Instance: instance, Action: d}
+			name := s.entryName(k)
+			add(name)
+			if got, ok := parseEntryName(strings.TrimPrefix(name, s.prefix+"ac/")); !ok || got != k {
+				t.Errorf("%s is read as %+v, %v; want %+v", name, got, ok, k)
+			}
+		}
+		long := strings.Repeat("a/", maxEncoded)
+		for _, instance := range []string{long[:maxEncoded], long[:maxEncoded+1]} {
+			name := s.entryName(blob.EntryKey{Instance: instance, Action: d})
+			add(name)
+			if got, ok := parseEntryName(strings.TrimPrefix(name, s.prefix+"ac/")); ok != (len(instance) == maxEncoded) || ok && got.Instance != instance {
+				t.Errorf("%s is read as %+v, %v", name, got, ok)
+			}
 		}
 	}
 	d := digest.Of(digest.SHA1, []byte("x"))

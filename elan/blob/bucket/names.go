@@ -2,6 +2,7 @@ package bucket
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"strconv"
@@ -17,7 +18,9 @@ import (
 //	ac/INSTANCE/FUNCTION/HASH-SIZE    an entry: those of an instance are one folder
 //
 // INSTANCE is the name itself where that is made of letters, digits, - and _
-// only, "~" for the empty name, and "~" and the SHA-256 of all others.
+// only, and at most 100 of them; "~" for the empty name; "~" and the name in
+// base64 (that of URLs, without padding) for other names of at most 240 bytes; and
+// "~~" and the name's SHA-256 in hexadecimal for longer ones.
 
 // maxPrefix keeps the longest name, with a SHA-512, within the 1,024 bytes that
 // buckets allow.
@@ -52,18 +55,54 @@ func (s *Store) entryName(k blob.EntryKey) string {
 	var buf [384]byte
 	b := append(buf[:0], s.prefix...)
 	b = append(b, "ac/"...)
-	switch {
-	case k.Instance == "":
-		b = append(b, '~')
-	case plain(k.Instance):
-		b = append(b, k.Instance...)
-	default:
-		sum := sha256.Sum256([]byte(k.Instance))
-		b = append(b, '~')
-		b = hex.AppendEncode(b, sum[:])
-	}
+	b = appendInstance(b, k.Instance)
 	b = append(b, '/')
 	return string(appendDigest(b, k.Action))
+}
+
+// maxEncoded is the length of the longest instance name that an object's name
+// tells: longer ones could make it too long.
+const maxEncoded = 240
+
+func appendInstance(b []byte, instance string) []byte {
+	switch {
+	case plain(instance):
+		return append(b, instance...)
+	case len(instance) <= maxEncoded:
+		return base64.RawURLEncoding.AppendEncode(append(b, '~'), []byte(instance))
+	}
+	sum := sha256.Sum256([]byte(instance))
+	return hex.AppendEncode(append(b, "~~"...), sum[:])
+}
+
+// parseInstance is the reverse of appendInstance. It can't be for long names.
+func parseInstance(part string) (instance string, ok bool) {
+	if plain(part) {
+		return part, true
+	}
+	encoded, ok := strings.CutPrefix(part, "~")
+	if !ok {
+		return "", false
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(encoded)
+	return string(raw), err == nil
+}
+
+// parseDigest is the reverse of appendDigest.
+func parseDigest(name string) (digest.Digest, bool) {
+	function, rest, ok := strings.Cut(name, "/")
+	hash, size, sized := strings.Cut(rest, "-")
+	n, err := digest.ParseSize(size)
+	if !ok || !sized || err != nil {
+		return digest.Digest{}, false
+	}
+	for _, fn := range digest.Functions() {
+		if fn.String() == function {
+			d, err := digest.New(fn, hash, n)
+			return d, err == nil
+		}
+	}
+	return digest.Digest{}, false
 }
 
 func appendDigest(b []byte, d digest.Digest) []byte {
@@ -76,7 +115,7 @@ func appendDigest(b []byte, d digest.Digest) []byte {
 
 // plain reports whether an instance's name may stand in an object's name.
 func plain(instance string) bool {
-	if len(instance) > 100 {
+	if instance == "" || len(instance) > 100 {
 		return false
 	}
 	for i := range len(instance) {

@@ -40,6 +40,10 @@ type ObjectReader interface {
 	// Get returns the bytes of an object from offset, in bytes, and what is
 	// known of it. The context bounds the reading too.
 	Get(ctx context.Context, name string, offset int64) (io.ReadCloser, Object, error)
+	// List returns some objects whose names begin with prefix, in one request,
+	// in the order of their names. token is that of the page before, and next
+	// that of the page after; both are "" where there is none.
+	List(ctx context.Context, prefix, token string) (os []Object, next string, err error)
 }
 
 // ObjectWriter changes objects. A change is whole, or not at all.

@@ -15,11 +15,14 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
-// An entry's file is entryMagic, the CRC-32C of the value as 4 bytes big-endian,
-// and the value. The checksum tells what a power failure left half-written: an
-// entry's name says nothing of its bytes.
+// An entry's file is entryMagic, the CRC-32C of all that follows as 4 bytes
+// big-endian, the length of the instance's name as a uvarint, that name, and the
+// value. The checksum tells what a power failure left half-written: an entry's
+// file name says nothing of its bytes, and of the instance no more than a hash,
+// so that the name is in here for EntryInfos. Files of entryMagic1 have no name.
 const (
-	entryMagic  = "ME1\n"
+	entryMagic  = "ME2\n"
+	entryMagic1 = "ME1\n"
 	entryHeader = len(entryMagic) + 4
 	// maxEntryBytes bounds what is read at once. ActionResults with inlined
 	// outputs stay below the size of a gRPC message, 4 MiB by default.
@@ -85,23 +88,57 @@ func (s *Store) readEntry(fn digest.Function, path string) (value []byte, st uni
 	if st.Size < int64(entryHeader) || st.Size > maxEntryBytes || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return damaged()
 	}
-	data := make([]byte, st.Size)
-	for off := 0; off < len(data); {
-		n, err := pread(fd, data[off:], int64(off))
-		if err != nil {
-			return nil, st, classify(err)
-		}
-		if n == 0 {
-			return damaged()
-		}
-		off += n
+	data, err := readAll(fd, st.Size)
+	if err != nil {
+		return nil, st, classify(err)
 	}
-	value = data[entryHeader:]
-	sum := binary.BigEndian.Uint32(data[len(entryMagic):])
-	if string(data[:len(entryMagic)]) != entryMagic || sum != crc32.Checksum(value, castagnoli) {
+	e, ok := parseEntry(data)
+	if !ok {
 		return damaged()
 	}
-	return value, st, nil
+	return e.value, st, nil
+}
+
+// entry is the content of an entry's file.
+type entry struct {
+	instance string
+	named    bool // instance is known
+	value    []byte
+}
+
+// parseEntry reads the content of an entry's file, and reports whether it is
+// whole. The value is a part of data.
+func parseEntry(data []byte) (e entry, ok bool) {
+	if len(data) < entryHeader {
+		return e, false
+	}
+	magic, rest := string(data[:len(entryMagic)]), data[entryHeader:]
+	sum := binary.BigEndian.Uint32(data[len(entryMagic):])
+	if sum != crc32.Checksum(rest, castagnoli) {
+		return e, false
+	}
+	switch magic {
+	case entryMagic1:
+		return entry{value: rest}, true
+	case entryMagic:
+		n, used := binary.Uvarint(rest)
+		if used <= 0 || n > uint64(len(rest)-used) {
+			return e, false
+		}
+		name := rest[used : used+int(n)] //nolint:gosec // not over the length of rest
+		return entry{instance: string(name), named: true, value: rest[used+len(name):]}, true
+	}
+	return e, false
+}
+
+// formatEntry is the reverse of parseEntry.
+func formatEntry(instance string, value []byte) []byte {
+	data := make([]byte, entryHeader, entryHeader+binary.MaxVarintLen64+len(instance)+len(value))
+	data = binary.AppendUvarint(data, uint64(len(instance)))
+	data = append(append(data, instance...), value...)
+	copy(data, entryMagic)
+	binary.BigEndian.PutUint32(data[len(entryMagic):], crc32.Checksum(data[entryHeader:], castagnoli))
+	return data
 }
 
 // PutEntry implements blob.Entries: openat, writev, close, utimensat,
@@ -117,10 +154,11 @@ func (s *Store) putEntry(ctx context.Context, k blob.EntryKey, value []byte) err
 	if err := s.check(ctx, k.Action); err != nil {
 		return err
 	}
-	size := int64(entryHeader + len(value))
-	if size > maxEntryBytes {
-		return fmt.Errorf("%w: an entry has at most %d bytes", blob.ErrTooLarge, maxEntryBytes-entryHeader)
+	if len(k.Instance)+len(value) > maxEntryBytes-entryHeader-binary.MaxVarintLen64 {
+		return fmt.Errorf("%w: an entry has at most %d bytes", blob.ErrTooLarge, maxEntryBytes)
 	}
+	data := formatEntry(k.Instance, value)
+	size := int64(len(data))
 	if err := s.prepare(ctx, k.Action.Function()); err != nil {
 		return err
 	}
@@ -128,7 +166,7 @@ func (s *Store) putEntry(ctx context.Context, k blob.EntryKey, value []byte) err
 		return err
 	}
 	tmp := s.tmpPath()
-	err := s.writeEntry(tmp, value)
+	err := s.writeEntry(tmp, data)
 	if err == nil {
 		err = s.replaceEntry(ctx, tmp, s.entryPath(k))
 	}
@@ -141,15 +179,11 @@ func (s *Store) putEntry(ctx context.Context, k blob.EntryKey, value []byte) err
 	return nil
 }
 
-func (s *Store) writeEntry(tmp string, value []byte) error {
+func (s *Store) writeEntry(tmp string, data []byte) error {
 	fd, err := s.createTmp(tmp)
 	if err != nil {
 		return err
 	}
-	var head [entryHeader]byte
-	copy(head[:], entryMagic)
-	binary.BigEndian.PutUint32(head[len(entryMagic):], crc32.Checksum(value, castagnoli))
-	data := append(head[:], value...)
 	err = writeAll(fd, data)
 	if e := unix.Close(fd); err == nil {
 		err = e

@@ -34,3 +34,12 @@ func (s *Store) BlobPath(d digest.Digest, mode blob.LinkMode) string { return s.
 
 // Counted is closed when what was there at the start is counted.
 func (s *Store) Counted() <-chan struct{} { return s.counted }
+
+// FormatEntry is the content of an entry's file.
+func FormatEntry(instance string, value []byte) []byte { return formatEntry(instance, value) }
+
+// ParseEntry reads the content of an entry's file.
+func ParseEntry(data []byte) (instance string, value []byte, ok bool) {
+	e, ok := parseEntry(data)
+	return e.instance, e.value, ok
+}

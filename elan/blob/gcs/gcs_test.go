@@ -46,6 +46,8 @@ func operation(r *http.Request) string {
 		return "delete"
 	case r.URL.Query().Get("alt") == "media":
 		return "get"
+	case r.URL.Query().Get("maxResults") != "1":
+		return "list"
 	}
 	return "check"
 }

@@ -14,6 +14,7 @@ import (
 	"cloud.google.com/go/storage"
 	"github.com/googleapis/gax-go/v2"
 	"google.golang.org/api/googleapi"
+	"google.golang.org/api/iterator"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/bucket"
@@ -75,6 +76,30 @@ func (d *objects) Get(ctx context.Context, name string, offset int64) (io.ReadCl
 		o.CRC32C = &r.Attrs.CRC32C
 	}
 	return r, o, nil
+}
+
+// listSize is the most that Google lists in a request.
+const listSize = 1000
+
+// List implements bucket.ObjectReader: one request.
+func (d *objects) List(ctx context.Context, prefix, token string) ([]bucket.Object, string, error) {
+	query := &storage.Query{Prefix: prefix, Projection: storage.ProjectionNoACL}
+	if err := query.SetAttrSelection([]string{"Name", "Size", "CustomTime", "Generation", "Metageneration"}); err != nil {
+		return nil, "", err
+	}
+	var page []*storage.ObjectAttrs
+	next, err := iterator.NewPager(d.handle.Objects(withOnce(ctx), query), listSize, token).NextPage(&page)
+	if err != nil {
+		return nil, "", classify(err)
+	}
+	os := make([]bucket.Object, len(page))
+	for i, a := range page {
+		os[i] = bucket.Object{
+			Name: a.Name, SizeBytes: a.Size, Used: a.CustomTime,
+			Version: fmt.Sprintf("%d.%d", a.Generation, a.Metageneration),
+		}
+	}
+	return os, next, nil
 }
 
 // Put implements bucket.ObjectWriter: one multipart upload, with the CRC32C in

@@ -32,6 +32,8 @@ const (
 func operation(r *http.Request) string {
 	q := r.URL.Query()
 	switch {
+	case q.Has("list-type"):
+		return "list"
 	case strings.Count(strings.Trim(r.URL.Path, "/"), "/") == 0:
 		return "check"
 	case r.Method == http.MethodHead:

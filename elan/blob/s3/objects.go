@@ -123,6 +123,29 @@ func (d *objects) Get(ctx context.Context, name string, offset int64) (io.ReadCl
 	return out.Body, o, nil
 }
 
+// List implements bucket.ObjectReader: one GET of the bucket, for up to 1,000.
+func (d *objects) List(ctx context.Context, prefix, token string) ([]bucket.Object, string, error) {
+	in := &s3.ListObjectsV2Input{Bucket: &d.bucket, Prefix: &prefix}
+	if token != "" {
+		in.ContinuationToken = &token
+	}
+	out, err := d.client.ListObjectsV2(ctx, in)
+	if err != nil {
+		return nil, "", classify(err)
+	}
+	os := make([]bucket.Object, len(out.Contents))
+	for i, c := range out.Contents {
+		os[i] = bucket.Object{
+			Name: aws.ToString(c.Key), SizeBytes: aws.ToInt64(c.Size),
+			Used: aws.ToTime(c.LastModified), Version: aws.ToString(c.ETag),
+		}
+	}
+	if !aws.ToBool(out.IsTruncated) {
+		return os, "", nil
+	}
+	return os, aws.ToString(out.NextContinuationToken), nil
+}
+
 // totalOf reads the size of the object in the Content-Range of an answer that
 // begins at offset.
 func totalOf(contentRange string, offset int64) (int64, error) {

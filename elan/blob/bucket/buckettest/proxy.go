@@ -119,7 +119,7 @@ type injected struct {
 }
 
 // NewProxy starts a Proxy, until the test ends. The operation of a request is
-// one of: check, stat, get, put, begin, part, end, touch, delete, abort.
+// one of: check, stat, get, list, put, begin, part, end, touch, delete, abort.
 func NewProxy(t testing.TB, next http.Handler, op func(r *http.Request) string) *Proxy {
 	p := &Proxy{next: next, op: op, counts: map[string]int{}, faults: map[string]injected{}}
 	p.Server = httptest.NewServer(p)

@@ -102,6 +102,7 @@ func Run(t *testing.T, o Options) {
 		{"touch_fails", testTouchFails},
 		{"wrong_size", testWrongSize},
 		{"no_bucket", testNoBucket},
+		{"list", testList},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, o) })
 	}
