@@ -12,7 +12,7 @@ import (
 // bytes fail with an error that wraps ErrCorrupt. It is Receive for bytes that
 // come in pieces, over more than one call. Closing it closes w.
 func Verify(w Writer, d digest.Digest) Writer {
-	return &verifying{w: w, want: d, h: d.Function().New()}
+	return &verifying{w: w, want: d, h: d.Function().New(d.Size())}
 }
 
 type verifying struct {

@@ -126,7 +126,7 @@ func ParseSize(s string) (int64, error) {
 
 // Of computes the Digest of data.
 func Of(fn Function, data []byte) Digest {
-	h := fn.New()
+	h := fn.New(int64(len(data)))
 	h.Write(data)
 	return FromHash(fn, h, int64(len(data)))
 }
@@ -141,7 +141,7 @@ func OfMessage(fn Function, m proto.Message) (Digest, []byte, error) {
 }
 
 // FromHash is the Digest of sizeBytes bytes that were written to h, a hash that
-// fn.New made. It does not change the state of h.
+// fn.New made for as many. It does not change the state of h.
 func FromHash(fn Function, h hash.Hash, sizeBytes int64) Digest {
 	var raw [64]byte
 	return Digest{hash: hex.EncodeToString(h.Sum(raw[:0])), size: sizeBytes, fn: fn}
@@ -150,7 +150,7 @@ func FromHash(fn Function, h hash.Hash, sizeBytes int64) Digest {
 //nolint:gochecknoglobals // an immutable table, indexed by Function
 var empties = func() (e [len(functions)]Digest) {
 	for _, f := range Functions() {
-		e[f] = FromHash(f, f.New(), 0)
+		e[f] = FromHash(f, f.New(0), 0)
 	}
 	return e
 }()
@@ -205,7 +205,7 @@ type Verifier struct {
 // NewVerifier returns a Verifier of the bytes of r against d. The caller keeps
 // r, and closes it if that is needed.
 func NewVerifier(r io.Reader, d Digest) *Verifier {
-	return &Verifier{r: r, want: d, h: d.fn.New()}
+	return &Verifier{r: r, want: d, h: d.fn.New(d.size)}
 }
 
 // Read implements io.Reader.

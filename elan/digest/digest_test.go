@@ -15,11 +15,12 @@ import (
 
 // Hashes of "abc", from the functions' own specifications.
 const (
-	abcSHA256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-	abcSHA1   = "a9993e364706816aba3e25717850c26c9cd0d89d"
-	abcSHA384 = "cb00753f45a35e8bb5a03d699ac65007272c32ab0eded1631a8b605a43ff5bed8086072ba1e7cc2358baeca134c825a7"
-	abcSHA512 = "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f"
-	abcBLAKE3 = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
+	abcSHA256  = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+	abcSHA1    = "a9993e364706816aba3e25717850c26c9cd0d89d"
+	abcSHA384  = "cb00753f45a35e8bb5a03d699ac65007272c32ab0eded1631a8b605a43ff5bed8086072ba1e7cc2358baeca134c825a7"
+	abcSHA512  = "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f"
+	abcGITSHA1 = "f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f"
+	abcBLAKE3  = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
 )
 
 func TestOf(t *testing.T) {
@@ -29,6 +30,9 @@ func TestOf(t *testing.T) {
 		digest.SHA384: abcSHA384 + "/3",
 		digest.SHA512: abcSHA512 + "/3",
 		digest.BLAKE3: "blake3/" + abcBLAKE3 + "/3",
+		// Of up to 1024 bytes it is the SHA-256, and the name tells them apart.
+		digest.SHA256TREE: "sha256tree/" + abcSHA256 + "/3",
+		digest.GITSHA1:    "gitsha1/" + abcGITSHA1 + "/3",
 	} {
 		d := digest.Of(fn, []byte("abc"))
 		if d.String() != want || d.Function() != fn || d.Size() != 3 || len(d.Hash()) != fn.HexLen() || d.IsEmpty() || d.IsZero() {

@@ -22,13 +22,16 @@ const (
 	SHA384
 	SHA512
 	BLAKE3
+	SHA256TREE
+	GITSHA1
 )
 
 // function is what the rest of this package knows of one Function.
 type function struct {
 	name  string                    // as it stands in resource names, lower case
 	proto repb.DigestFunction_Value // as it stands in messages
-	new   func() hash.Hash
+	// new takes the size of the blob in bytes, which some hash before its bytes.
+	new   func(sizeBytes int64) hash.Hash
 	bytes int // length of the raw hash
 	// named says that resource names carry the function's name, because its
 	// hash length alone does not tell it (remote_execution.proto, on resource names).
@@ -37,16 +40,23 @@ type function struct {
 
 //nolint:gochecknoglobals // an immutable table, indexed by Function
 var functions = [...]function{
-	SHA256: {name: "sha256", proto: repb.DigestFunction_SHA256, new: sha256.New, bytes: sha256.Size},
-	SHA1:   {name: "sha1", proto: repb.DigestFunction_SHA1, new: sha1.New, bytes: sha1.Size},
-	SHA384: {name: "sha384", proto: repb.DigestFunction_SHA384, new: sha512.New384, bytes: sha512.Size384},
-	SHA512: {name: "sha512", proto: repb.DigestFunction_SHA512, new: sha512.New, bytes: sha512.Size},
-	BLAKE3: {name: "blake3", proto: repb.DigestFunction_BLAKE3, new: func() hash.Hash { return blake3.New() }, bytes: 32, named: true},
+	SHA256:     {name: "sha256", proto: repb.DigestFunction_SHA256, new: of(sha256.New), bytes: sha256.Size},
+	SHA1:       {name: "sha1", proto: repb.DigestFunction_SHA1, new: of(sha1.New), bytes: sha1.Size},
+	SHA384:     {name: "sha384", proto: repb.DigestFunction_SHA384, new: of(sha512.New384), bytes: sha512.Size384},
+	SHA512:     {name: "sha512", proto: repb.DigestFunction_SHA512, new: of(sha512.New), bytes: sha512.Size},
+	BLAKE3:     {name: "blake3", proto: repb.DigestFunction_BLAKE3, new: of(blake3.New), bytes: 32, named: true},
+	SHA256TREE: {name: "sha256tree", proto: repb.DigestFunction_SHA256TREE, new: of(newTree), bytes: sha256.Size, named: true},
+	GITSHA1:    {name: "gitsha1", proto: repb.DigestFunction_GITSHA1, new: newGitSHA1, bytes: sha1.Size, named: true},
+}
+
+// of is for functions to which the size means nothing.
+func of[H hash.Hash](newHash func() H) func(int64) hash.Hash {
+	return func(int64) hash.Hash { return newHash() }
 }
 
 // Functions lists every supported Function, the preferred one first.
 func Functions() []Function {
-	return []Function{SHA256, BLAKE3, SHA1, SHA384, SHA512}
+	return []Function{SHA256, BLAKE3, SHA1, SHA384, SHA512, SHA256TREE, GITSHA1}
 }
 
 func (f Function) row() function {
@@ -70,8 +80,10 @@ func (f Function) String() string {
 // Proto is f as the REAPI's messages carry it; UNKNOWN where f is not valid.
 func (f Function) Proto() repb.DigestFunction_Value { return f.row().proto }
 
-// New returns a new hash of function f. It panics where f is not valid.
-func (f Function) New() hash.Hash { return f.row().new() }
+// New returns a new hash of function f for a blob of sizeBytes bytes: GITSHA1
+// hashes the size before the bytes, and of another number of bytes gives the hash
+// of no blob. The others pay no heed to it. It panics where f is not valid.
+func (f Function) New(sizeBytes int64) hash.Hash { return f.row().new(sizeBytes) }
 
 // HexLen is the length of a hash of function f in hexadecimal digits.
 func (f Function) HexLen() int { return 2 * f.row().bytes }
@@ -91,8 +103,8 @@ func FunctionNamed(name string) (Function, bool) {
 }
 
 // FunctionOfLen infers the function from the length of a hash in hexadecimal
-// digits, as the REAPI asks where a client names none: SHA256 for 64 digits,
-// never BLAKE3.
+// digits, as the REAPI asks where a client names none: SHA256 for 64 digits and
+// SHA1 for 40, never BLAKE3, SHA256TREE or GITSHA1, which must be named.
 func FunctionOfLen(hexLen int) (Function, bool) {
 	for _, f := range Functions() {
 		if functions[f].bytes*2 == hexLen && !functions[f].named {

@@ -175,7 +175,7 @@ const tailSize = 16
 // newSeries returns a series of blobs of size bytes, at least tailSize+8, that
 // do not compress.
 func (c *client) newSeries(size int) *series {
-	s := &series{fn: c.fn, shared: make([]byte, size-tailSize), state: c.fn.New()}
+	s := &series{fn: c.fn, shared: make([]byte, size-tailSize), state: c.fn.New(int64(size))}
 	_, _ = rand.Read(s.shared) // never fails, by its contract
 	s.state.Write(s.shared)
 	return s
@@ -192,7 +192,7 @@ func (s *series) blob(n uint64) (digest.Digest, []byte) {
 			return digest.FromHash(s.fn, h, size), tail
 		}
 	}
-	h := s.fn.New()
+	h := s.fn.New(size)
 	h.Write(s.shared)
 	h.Write(tail)
 	return digest.FromHash(s.fn, h, size), tail

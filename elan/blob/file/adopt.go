@@ -46,7 +46,7 @@ func (s *Store) adopt(ctx context.Context, fn digest.Function, f *os.File) (dige
 	if err := s.space.fits(st.Size); err != nil {
 		return digest.Digest{}, err
 	}
-	d, err := hashFile(ctx.Done(), fn, fd, st.Size+1)
+	d, err := hashFile(ctx.Done(), fn, fd, st.Size)
 	if errors.Is(err, errGivenUp) {
 		err = ctx.Err()
 	}

@@ -219,17 +219,19 @@ func holds(path string, d digest.Digest) (bool, error) {
 		return false, err
 	}
 	defer unix.Close(fd) //nolint:errcheck // opened for reading
-	got, err := hashFile(nil, d.Function(), fd, d.Size()+1)
+	got, err := hashFile(nil, d.Function(), fd, d.Size())
 	return err == nil && got == d, err
 }
 
-// hashFile computes the digest of the file's bytes, of at most limit bytes,
-// until it ends or done is closed.
-func hashFile(done <-chan struct{}, fn digest.Function, fd int, limit int64) (digest.Digest, error) {
+// hashFile computes the digest of the file's bytes, which are to be size bytes,
+// until it ends or done is closed. Of a file that has other than size bytes the
+// digest has another size too: no more than one byte past it is looked at.
+func hashFile(done <-chan struct{}, fn digest.Function, fd int, size int64) (digest.Digest, error) {
 	buf := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
-	h := fn.New()
+	h := fn.New(size)
 	var off int64
+	limit := size + 1
 	for off < limit {
 		select {
 		case <-done:

@@ -160,7 +160,11 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b 
 func hashFile(ctx context.Context, fn digest.Function, f *os.File) (digest.Digest, error) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	h := fn.New()
+	st, err := f.Stat()
+	if err != nil {
+		return digest.Digest{}, err
+	}
+	h := fn.New(st.Size())
 	var size int64
 	for {
 		if err := context.Cause(ctx); err != nil {
@@ -170,12 +174,16 @@ func hashFile(ctx context.Context, fn digest.Function, f *os.File) (digest.Diges
 		h.Write((*buf)[:n])
 		size += int64(n)
 		if errors.Is(err, io.EOF) {
-			return digest.FromHash(fn, h, size), nil
+			break
 		}
 		if err != nil {
 			return digest.Digest{}, err
 		}
 	}
+	if size != st.Size() {
+		return digest.Digest{}, fmt.Errorf("%s: its size changed from %d to %d bytes while it was read", f.Name(), st.Size(), size)
+	}
+	return digest.FromHash(fn, h, size), nil
 }
 
 func (w *work) upload(d digest.Digest, u upload) {
