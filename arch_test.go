@@ -37,6 +37,7 @@ var arrows = map[string][]string{
 	"elan/blob/bucket/...":     {"elan/digest", "elan/blob", "elan/blob/bucket/..."},
 	"elan/blob/gcs":            {"elan/digest", "elan/blob", "elan/blob/bucket"},
 	"elan/blob/s3":             {"elan/digest", "elan/blob", "elan/blob/bucket"},
+	"elan/blob/chunked":        {"elan/digest", "elan/blob", "elan/chunk"},
 	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client"},
 	"elan/flags":               {"metrics"},
 	"elan/compress":            {"elan/digest"},
