@@ -3,7 +3,6 @@ package bucket
 import (
 	"context"
 	"errors"
-	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -69,36 +68,6 @@ func TestNames(t *testing.T) {
 	if got, want := s.entryName(blob.EntryKey{Instance: "main", Action: d}), "pre/ac/main/sha1/"+d.Hash()+"-1"; got != want {
 		t.Errorf("entry %s, want %s", got, want)
 	}
-}
-
-func TestRecent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRecent(time.Hour)
-		if !r.claim("a") || r.claim("a") {
-			t.Error("a name is new once")
-		}
-		r.forget("a")
-		if !r.claim("a") {
-			t.Error("a forgotten name is new")
-		}
-		time.Sleep(29 * time.Minute)
-		if r.claim("a") {
-			t.Error("a name is new after less than half of the window")
-		}
-		for range 4 {
-			time.Sleep(31 * time.Minute)
-			r.claim("others")
-		}
-		if !r.claim("a") {
-			t.Error("a name is not new after the window")
-		}
-		for i := range 5 * maxRecent {
-			r.claim(strconv.Itoa(i))
-		}
-		if n := len(r.young) + len(r.old); n > 2*maxRecent {
-			t.Errorf("%d names are remembered, want at most %d", n, 2*maxRecent)
-		}
-	})
 }
 
 func TestRetry(t *testing.T) {

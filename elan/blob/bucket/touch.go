@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/recent"
 )
 
 const (
@@ -18,6 +19,9 @@ const (
 	// touchQueue bounds the uses that wait to be written: those of one large
 	// FindMissing.
 	touchQueue = 20_000
+	// maxRecent bounds the names that are remembered, in 6 MiB. One that is
+	// forgotten too early costs a request.
+	maxRecent = 1 << 18
 	// touchGrace is how long Close waits for them.
 	touchGrace = 5 * time.Second
 )
@@ -28,7 +32,7 @@ const (
 // and what fails waits for the next use.
 type touches struct {
 	s      *Store
-	recent *recent
+	recent *recent.Set // the names whose last use is written, or queued
 	queue  chan Object
 	ending chan struct{} // closed by close
 	cancel context.CancelFunc
@@ -38,7 +42,7 @@ type touches struct {
 func newTouches(ctx context.Context, s *Store) *touches {
 	t := &touches{
 		s:      s,
-		recent: newRecent(s.o.TouchEvery / 2),
+		recent: recent.New(maxRecent, s.o.TouchEvery/2),
 		queue:  make(chan Object, touchQueue),
 		ending: make(chan struct{}),
 	}
@@ -64,10 +68,10 @@ func (t *touches) close() {
 }
 
 // fresh says that the use of an object was written lately.
-func (t *touches) fresh(name string) { t.recent.claim(name) }
+func (t *touches) fresh(name string) { t.recent.Claim([]byte(name)) }
 
 // forget says that nothing is known of an object any more.
-func (t *touches) forget(name string) { t.recent.forget(name) }
+func (t *touches) forget(name string) { t.recent.Forget([]byte(name)) }
 
 // seen looks after an object that is being read: where its last use is not
 // known, or long ago, it is queued.
@@ -81,7 +85,7 @@ func (t *touches) seen(o Object) {
 
 // add queues an object, unless it was lately.
 func (t *touches) add(o Object) {
-	if !t.recent.claim(o.Name) {
+	if !t.recent.Claim([]byte(o.Name)) {
 		return
 	}
 	select {
