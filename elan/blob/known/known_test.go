@@ -30,9 +30,6 @@ type inside struct {
 	calls  atomic.Int64
 	before func(ctx context.Context) error // of a FindMissing; nil: nothing
 	after  func()                          // of one, before it returns; nil: nothing
-
-	mu      sync.Mutex
-	removed map[digest.Digest]bool
 }
 
 func (s *inside) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
@@ -44,24 +41,10 @@ func (s *inside) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.
 		}
 	}
 	missing, err := s.Store.FindMissing(ctx, ds)
-	s.mu.Lock()
-	for _, d := range ds {
-		if s.removed[d] {
-			missing = append(missing, d)
-		}
-	}
-	s.mu.Unlock()
 	if s.after != nil {
 		s.after()
 	}
 	return missing, err
-}
-
-func (s *inside) Remove(_ context.Context, d digest.Digest) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.removed[d] = true
-	return nil
 }
 
 func newInside(t testing.TB) *inside {
@@ -70,7 +53,7 @@ func newInside(t testing.TB) *inside {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &inside{Store: m, removed: map[digest.Digest]bool{}}
+	return &inside{Store: m}
 }
 
 func newKnown(t testing.TB, o known.Options) blob.Store {
