@@ -89,6 +89,9 @@ func Run(t *testing.T, o Options) {
 		{"lister", testLister},
 		{"remover", testRemover},
 		{"entry_lister", testEntryLister},
+		{"statter", testStatter},
+		{"entry_statter", testEntryStatter},
+		{"checker", testChecker},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { c.run(t, o) })
