@@ -46,6 +46,7 @@ var arrows = map[string][]string{
 	"elan/compress":            {"elan/digest"},
 	"elan/tree":                {"elan/digest", "elan/blob"},
 	"elan/inventory":           {"elan/digest", "elan/blob"},
+	"elan/inventory/...":       {"elan/digest", "elan/blob", "elan/blob/mem", "elan/inventory"}, // its suite
 	"elan/action":              {"elan/digest", "elan/blob", "elan/tree"},
 	"elan/status":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action"},
 	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/inventory", "proto/store"},

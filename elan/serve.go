@@ -13,6 +13,7 @@ import (
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/flags"
+	"github.com/mettle-build/mettle/elan/inventory"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 )
@@ -29,6 +30,7 @@ type serveCmd struct {
 
 	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can read and write." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7777"`
+	Admin    bool   `help:"Let whoever reaches the server list, remove and verify what is in the store (elan ls, rm, ...) even if it listens on other than loopback."`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7780"`
 }
 
@@ -67,6 +69,11 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	if err := rpc.Register(server, rpc.Options{Store: storage, Actions: actions, Logger: log}); err != nil {
 		return err
 	}
+	inv, err := inventory.NewLocal(inventory.Options{Store: storage, Entries: storage})
+	if err != nil {
+		return err
+	}
+	rpc.RegisterAdmin(server, rpc.AdminOptions{Inventory: inv, Addr: listener.Addr(), Anywhere: c.Admin})
 	group, groupCtx := errgroup.WithContext(ctx)
 	if c.HTTPPort >= 0 {
 		adminListener, err := flags.Listen(ctx, c.Host, c.HTTPPort, "--http_port")

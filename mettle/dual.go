@@ -18,6 +18,7 @@ import (
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob/file"
 	"github.com/mettle-build/mettle/elan/flags"
+	"github.com/mettle-build/mettle/elan/inventory"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/api"
@@ -30,6 +31,7 @@ import (
 type dualCmd struct {
 	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can run commands here." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7778"`
+	Admin    bool   `help:"Let whoever reaches the server list, remove and verify what is in the store (elan ls, rm, ...) even if it listens on other than loopback."`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7779"`
 
 	Dir         string        `help:"The directory for everything that is kept. Default: mettle in the user's cache directory, /var/cache/mettle for root." type:"path"`
@@ -285,6 +287,11 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 	}); err != nil {
 		return err
 	}
+	inv, err := inventory.NewLocal(inventory.Options{Store: d.storage, Entries: d.storage})
+	if err != nil {
+		return err
+	}
+	rpc.RegisterAdmin(server, rpc.AdminOptions{Inventory: inv, Addr: d.listener.Addr(), Anywhere: d.cmd.Admin})
 	d.api.Register(server)
 	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: d.listener, Health: health, Drain: drain, Grace: closeGrace})
 }

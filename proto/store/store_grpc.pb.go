@@ -42,7 +42,7 @@ const (
 //
 // Store looks after the store of the server. Errors: UNIMPLEMENTED where the
 // store has no such ability, PERMISSION_DENIED where the server does not serve
-// this, RESOURCE_EXHAUSTED where too many such calls are under way.
+// this, UNAVAILABLE where too many such calls are under way.
 type StoreClient interface {
 	// List streams what is in the store, in no order that means anything. What
 	// comes or goes meanwhile may be left out.
@@ -141,7 +141,7 @@ type Store_VerifyClient = grpc.ServerStreamingClient[VerifyResponse]
 //
 // Store looks after the store of the server. Errors: UNIMPLEMENTED where the
 // store has no such ability, PERMISSION_DENIED where the server does not serve
-// this, RESOURCE_EXHAUSTED where too many such calls are under way.
+// this, UNAVAILABLE where too many such calls are under way.
 type StoreServer interface {
 	// List streams what is in the store, in no order that means anything. What
 	// comes or goes meanwhile may be left out.
