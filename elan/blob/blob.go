@@ -11,6 +11,10 @@
 // bounds the call itself; of Open and Create it bounds also the reading and the
 // writing that follow. The empty blob is in every store without having been
 // put there.
+//
+// A digest is the whole key of a blob, its digest.Space included: what is in one
+// space is in no other. A store that can't keep spaces apart answers for digests
+// in any but the zero one with an error that wraps errors.ErrUnsupported.
 package blob
 
 import (

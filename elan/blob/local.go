@@ -41,6 +41,12 @@ type Adopter interface {
 	Adopt(ctx context.Context, fn digest.Function, f *os.File) (digest.Digest, error)
 }
 
+// SpaceAdopter is an Adopter that can do so in a digest.Space.
+type SpaceAdopter interface {
+	// AdoptIn is Adopt for a blob in that space. What it returns is in it too.
+	AdoptIn(ctx context.Context, space digest.Space, fn digest.Function, f *os.File) (digest.Digest, error)
+}
+
 // Auditor is a Linker that can tell that a file it linked was tampered with.
 type Auditor interface {
 	// Audit compares what can be seen from outside (mode, owner, size and

@@ -48,7 +48,7 @@ func ReceiveBytes(ctx context.Context, c Creator, d digest.Digest, data []byte) 
 	if int64(len(data)) != d.Size() {
 		return fmt.Errorf("receive blob %s: %w: %d bytes", d, ErrCorrupt, len(data))
 	}
-	if got := digest.Of(d.Function(), data); got != d {
+	if got := digest.Of(d.Function(), data); got != d.Plain() {
 		return fmt.Errorf("receive blob %s: %w: the bytes have digest %s", d, ErrCorrupt, got)
 	}
 	return put(ctx, c, d, data)

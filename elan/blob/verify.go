@@ -66,7 +66,7 @@ func (v *verifying) Commit() error {
 	if v.n != v.want.Size() {
 		return fmt.Errorf("receive blob %s: %w: only %d bytes", v.want, ErrCorrupt, v.n)
 	}
-	if got := digest.FromHash(v.want.Function(), v.h, v.n); got != v.want {
+	if got := digest.FromHash(v.want.Function(), v.h, v.n); got != v.want.Plain() {
 		return fmt.Errorf("receive blob %s: %w: the bytes have digest %s", v.want, ErrCorrupt, got)
 	}
 	if err := v.w.Commit(); err != nil {

@@ -105,8 +105,8 @@ func (c *Client) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.
 	asked := make(map[digest.Digest]bool, len(ds)) // whether it is missing
 	byFunction := map[digest.Function][]*repb.Digest{}
 	for _, d := range ds {
-		if d.IsZero() {
-			return nil, fmt.Errorf("find missing blobs: %w: one is the zero digest", digest.ErrInvalid)
+		if err := checkDigest(d); err != nil {
+			return nil, fmt.Errorf("find missing blobs: %w", err)
 		}
 		if _, ok := asked[d]; ok || d.IsEmpty() {
 			continue
@@ -131,6 +131,18 @@ func (c *Client) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.
 		}
 	}
 	return missing, nil
+}
+
+// checkDigest refuses what can't be asked of another server: it knows instances,
+// and no spaces.
+func checkDigest(d digest.Digest) error {
+	switch {
+	case d.IsZero():
+		return fmt.Errorf("%w: the zero digest names no blob", digest.ErrInvalid)
+	case !d.Space().IsZero():
+		return fmt.Errorf("blob %s: another server's blobs are in no space: %w", d, errors.ErrUnsupported)
+	}
+	return nil
 }
 
 // findMissing sets those of missing to true that the server says it has not.

@@ -18,8 +18,8 @@ import (
 // Open implements blob.Opener, by ByteStream.Read. It returns when the first
 // bytes are here. Closing the reader early ends the call.
 func (c *Client) Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error) {
-	if d.IsZero() {
-		return nil, fmt.Errorf("open blob: %w: it is the zero digest", digest.ErrInvalid)
+	if err := checkDigest(d); err != nil {
+		return nil, fmt.Errorf("open blob: %w", err)
 	}
 	if offset < 0 || offset > d.Size() {
 		return nil, fmt.Errorf("open blob %s: offset %d is outside 0 to %d", d, offset, d.Size())

@@ -19,8 +19,8 @@ import (
 // Create implements blob.Creator, by ByteStream.Write. The server verifies the
 // bytes once more.
 func (c *Client) Create(ctx context.Context, d digest.Digest) (blob.Writer, error) {
-	if d.IsZero() {
-		return nil, fmt.Errorf("create blob: %w: it is the zero digest", digest.ErrInvalid)
+	if err := checkDigest(d); err != nil {
+		return nil, fmt.Errorf("create blob: %w", err)
 	}
 	name := resource.Name{Instance: c.o.Instance, UUID: newUUID(), Digest: d, Compressor: c.compressor(ctx, d.Size())}
 	ctx, cancel := context.WithCancel(ctx)

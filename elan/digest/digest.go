@@ -13,6 +13,7 @@ import (
 	"hash"
 	"io"
 	"strconv"
+	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
@@ -27,10 +28,10 @@ var (
 	ErrMismatch = errors.New("content does not match its digest")
 )
 
-// Digest names a blob. The zero Digest names none. It is immutable, comparable,
-// and safe for concurrent use.
+// Digest names a blob, in a Space. The zero Digest names none. It is immutable,
+// comparable, and safe for concurrent use.
 type Digest struct {
-	hash string // lower-case hexadecimal, of fn.HexLen() digits
+	hash string // lower-case hexadecimal, of fn.HexLen() digits, and the Space's tag
 	size int64  // bytes
 	fn   Function
 }
@@ -78,9 +79,22 @@ func FromProto(fn Function, d *repb.Digest) (Digest, error) {
 	return New(fn, d.Hash, d.SizeBytes)
 }
 
-// Parse reads the form that String writes: [function/]hash/size. The errors
-// wrap ErrInvalid.
+// Parse reads the form that String writes: [function/]hash/size, and @space where
+// there is one. The errors wrap ErrInvalid.
 func Parse(s string) (Digest, error) {
+	name, tag, in := strings.Cut(s, "@")
+	d, err := parsePlain(name)
+	if err != nil || !in {
+		return d, err
+	}
+	space, err := ParseSpace(tag)
+	if err != nil || space.IsZero() || d.IsEmpty() {
+		return Digest{}, fmt.Errorf("%w: %.300q, want a space after @, and a blob that is not empty before it", ErrInvalid, s)
+	}
+	return d.In(space), nil
+}
+
+func parsePlain(s string) (Digest, error) {
 	bad := func() (Digest, error) {
 		return Digest{}, fmt.Errorf("%w: %.200q, want hash/size or function/hash/size", ErrInvalid, s)
 	}
@@ -159,7 +173,7 @@ var empties = func() (e [len(functions)]Digest) {
 func Empty(fn Function) Digest { return empties[fn] }
 
 // Hash is the lower-case hexadecimal hash.
-func (d Digest) Hash() string { return d.hash }
+func (d Digest) Hash() string { return d.hash[:d.fn.HexLen()] }
 
 // Size is the size in bytes.
 func (d Digest) Size() int64 { return d.size }
@@ -176,16 +190,21 @@ func (d Digest) IsEmpty() bool { return d.size == 0 && d.fn != 0 }
 
 // Proto is d as a message. The caller owns it.
 func (d Digest) Proto() *repb.Digest {
-	return &repb.Digest{Hash: d.hash, SizeBytes: d.size}
+	return &repb.Digest{Hash: d.Hash(), SizeBytes: d.size}
 }
 
 // String is the part of a resource name that names the blob: hash/size, with
 // the function in front where the length of the hash does not tell it. With
-// "blobs/" before it, it is the subject of a MISSING violation.
+// "blobs/" before it, it is the subject of a MISSING violation. In a Space other
+// than the zero one, "@" and the Space follow, for logs and for those who look
+// after a store.
 func (d Digest) String() string {
-	s := d.hash + "/" + strconv.FormatInt(d.size, 10)
+	s := d.Hash() + "/" + strconv.FormatInt(d.size, 10)
 	if d.fn.Named() {
-		return d.fn.String() + "/" + s
+		s = d.fn.String() + "/" + s
+	}
+	if sp := d.Space(); !sp.IsZero() {
+		s += "@" + sp.String()
 	}
 	return s
 }
@@ -236,7 +255,7 @@ func (v *Verifier) verify() error {
 	if v.n != v.want.size {
 		return fmt.Errorf("%w: %d bytes, %s has %d", ErrMismatch, v.n, v.want, v.want.size)
 	}
-	if got := FromHash(v.want.fn, v.h, v.n); got != v.want {
+	if got := FromHash(v.want.fn, v.h, v.n); got != v.want.Plain() {
 		return fmt.Errorf("%w: the bytes have digest %s, want %s", ErrMismatch, got, v.want)
 	}
 	return nil

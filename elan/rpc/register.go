@@ -7,8 +7,9 @@
 // authenticates, and it stores nothing but the state of broken-off uploads. The
 // mains call Register, those of elan and of mettle dual.
 //
-// Instance names are accepted as they come: blobs are shared by all instances,
-// and results of actions belong to one.
+// Any instance name is served that the specification allows. Results of actions
+// belong to one instance; blobs are shared by all, or are kept apart too, as
+// Options.Stores has it.
 package rpc
 
 import (
@@ -54,6 +55,9 @@ type Options struct {
 	// Store and Actions are what is served. Both are needed.
 	Store   blob.Store
 	Actions Actions
+	// Stores gives the blobs of an instance, where each has its own: see
+	// elan/blob/instances. nil: Store, for all of them.
+	Stores func(instance string) blob.Store
 	// Execution is announced by Capabilities, for a server that executes too;
 	// nil for one that does not. It must not be changed any more.
 	Execution *repb.ExecutionCapabilities
@@ -81,6 +85,11 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Store == nil || o.Actions == nil {
 		return o, errors.New("rpc: Options need a Store and Actions")
 	}
+	if o.Stores == nil {
+		shared := o.Store
+		o.Stores = func(string) blob.Store { return shared }
+	}
+	o.Store = nil // from here on, every call asks for its instance's
 	if o.MaxMessageBytes == 0 {
 		o.MaxMessageBytes = defaultMaxMessageBytes
 	}

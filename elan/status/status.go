@@ -119,7 +119,7 @@ func violations(ds []digest.Digest, limit int) []*anypb.Any {
 	for _, d := range ds[:min(len(ds), limit)] {
 		failure.Violations = append(failure.Violations, &errdetails.PreconditionFailure_Violation{
 			Type:    "MISSING",
-			Subject: "blobs/" + d.String(),
+			Subject: "blobs/" + d.Plain().String(),
 		})
 	}
 	detail, err := anypb.New(failure)

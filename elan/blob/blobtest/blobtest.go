@@ -72,6 +72,7 @@ func Run(t *testing.T, o Options) {
 		{"empty_blob", testEmpty},
 		{"not_found", testNotFound},
 		{"keys", testKeys},
+		{"spaces", testSpaces},
 		{"find_missing", testFindMissing},
 		{"find_many", testFindMany},
 		{"zero_digest", testZeroDigest},

@@ -91,7 +91,8 @@ func parseInstance(part string) (instance string, ok bool) {
 // parseDigest is the reverse of appendDigest.
 func parseDigest(name string) (digest.Digest, bool) {
 	function, rest, ok := strings.Cut(name, "/")
-	hash, size, sized := strings.Cut(rest, "-")
+	hash, rest, sized := strings.Cut(rest, "-")
+	size, tag, spaced := strings.Cut(rest, "-")
 	n, err := digest.ParseSize(size)
 	if !ok || !sized || err != nil {
 		return digest.Digest{}, false
@@ -99,7 +100,11 @@ func parseDigest(name string) (digest.Digest, bool) {
 	for _, fn := range digest.Functions() {
 		if fn.String() == function {
 			d, err := digest.New(fn, hash, n)
-			return d, err == nil
+			if err != nil || !spaced {
+				return d, err == nil
+			}
+			space, err := digest.ParseSpace(tag)
+			return d.In(space), err == nil && !space.IsZero()
 		}
 	}
 	return digest.Digest{}, false
@@ -110,7 +115,11 @@ func appendDigest(b []byte, d digest.Digest) []byte {
 	b = append(b, '/')
 	b = append(b, d.Hash()...)
 	b = append(b, '-')
-	return strconv.AppendInt(b, d.Size(), 10)
+	b = strconv.AppendInt(b, d.Size(), 10)
+	if space := d.Space(); !space.IsZero() {
+		b = append(append(b, '-'), space.String()...)
+	}
+	return b
 }
 
 // plain reports whether an instance's name may stand in an object's name.

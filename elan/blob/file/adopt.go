@@ -20,20 +20,25 @@ import (
 // before. A file that has more than one name, or is on another file system, or
 // can't be made our own, is copied.
 func (s *Store) Adopt(ctx context.Context, fn digest.Function, f *os.File) (digest.Digest, error) {
+	return s.AdoptIn(ctx, digest.Space{}, fn, f)
+}
+
+// AdoptIn implements blob.SpaceAdopter.
+func (s *Store) AdoptIn(ctx context.Context, space digest.Space, fn digest.Function, f *os.File) (digest.Digest, error) {
 	if !fn.Valid() {
 		return digest.Digest{}, fmt.Errorf("adopt %s: %w: digest function %v", f.Name(), digest.ErrInvalid, fn)
 	}
 	if err := s.check(ctx, digest.Empty(fn)); err != nil {
 		return digest.Digest{}, fmt.Errorf("adopt %s: %w", f.Name(), err)
 	}
-	d, err := s.adopt(ctx, fn, f)
+	d, err := s.adopt(ctx, space, fn, f)
 	if err != nil {
 		return digest.Digest{}, fmt.Errorf("adopt %s: %w", f.Name(), err)
 	}
 	return d, nil
 }
 
-func (s *Store) adopt(ctx context.Context, fn digest.Function, f *os.File) (digest.Digest, error) {
+func (s *Store) adopt(ctx context.Context, space digest.Space, fn digest.Function, f *os.File) (digest.Digest, error) {
 	fd := int(f.Fd()) // an *os.File of a regular file is blocking already
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -56,7 +61,7 @@ func (s *Store) adopt(ctx context.Context, fn digest.Function, f *os.File) (dige
 	if d.Size() != st.Size {
 		return digest.Digest{}, fmt.Errorf("its size changed from %d to %d bytes while it was read", st.Size, d.Size())
 	}
-	if d.IsEmpty() || s.have(ctx, d) {
+	if d = d.In(space); d.IsEmpty() || s.have(ctx, d) {
 		return d, nil
 	}
 	if err := s.reserveBlob(ctx, d); err != nil {

@@ -63,7 +63,11 @@ func appendBlobName(b []byte, d digest.Digest) []byte {
 	b = append(b, '/')
 	b = append(b, d.Hash()...)
 	b = append(b, '-')
-	return strconv.AppendInt(b, d.Size(), 10)
+	b = strconv.AppendInt(b, d.Size(), 10)
+	if space := d.Space(); !space.IsZero() {
+		b = append(append(b, '-'), space.String()...)
+	}
+	return b
 }
 
 // entryPath is where the entry k is. An instance can have any name, so that its
@@ -85,16 +89,20 @@ func parseBlobName(fn digest.Function, name string) (d digest.Digest, mode blob.
 	if executable {
 		mode = blob.LinkExecutable
 	}
-	hash, size, ok := strings.Cut(name, "-")
+	hash, rest, ok := strings.Cut(name, "-")
 	if !ok {
 		return d, mode, false
 	}
+	size, tag, spaced := strings.Cut(rest, "-")
 	n, err := digest.ParseSize(size)
 	if err != nil {
 		return d, mode, false
 	}
-	d, err = digest.New(fn, hash, n)
-	return d, mode, err == nil
+	if d, err = digest.New(fn, hash, n); err != nil || !spaced {
+		return d, mode, err == nil
+	}
+	space, err := digest.ParseSpace(tag)
+	return d.In(space), mode, err == nil && !space.IsZero()
 }
 
 // tmpPath is a name in tmp that nobody has.

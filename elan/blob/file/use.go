@@ -220,7 +220,7 @@ func holds(path string, d digest.Digest) (bool, error) {
 	}
 	defer unix.Close(fd) //nolint:errcheck // opened for reading
 	got, err := hashFile(nil, d.Function(), fd, d.Size())
-	return err == nil && got == d, err
+	return err == nil && got == d.Plain(), err
 }
 
 // hashFile computes the digest of the file's bytes, which are to be size bytes,

@@ -1,0 +1,179 @@
+// Package instances keeps the blobs of instances apart in one store: each
+// instance has a digest.Space, and a view of the store in which there is what was
+// put there through that view, and nothing else.
+//
+// A server shares blobs among all its instances unless it is told not to. Who can
+// ask for a blob by its hash can read it then, and who asks whether it is missing,
+// or has an upload end early, learns that somebody has it. With instances kept
+// apart, that holds within an instance only, at the cost of keeping what two of
+// them have twice. The limit and the lifetimes of the store are those of all
+// instances together, and who may use which instance is not for this package to say.
+//
+// The unnamed instance has a space as every other has. So a store that was shared
+// before shows none of its old blobs, to anybody, and evicts them in time.
+//
+// The mains of elan and of mettle dual make a Stores, and hand its Of to elan/rpc,
+// elan/action, mettle/api and mettle/worker, which call it for each request.
+package instances
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+// Stores is a store, seen from each instance. It is safe for concurrent use, and
+// keeps nothing of the instances, however many names clients think of.
+type Stores struct {
+	inner blob.Store
+	local *local // nil where inner has no files to link
+}
+
+// local is the abilities of a store on the local disk. They come together.
+type local struct {
+	blob.Linker
+	blob.SpaceAdopter
+	blob.Auditor
+}
+
+// New asks inner, which the caller closes, whether it keeps spaces apart. The
+// error wraps errors.ErrUnsupported where it does not.
+func New(ctx context.Context, inner blob.Store) (*Stores, error) {
+	probe := digest.Of(digest.SHA256, []byte("are spaces kept apart?")).In(digest.SpaceOf("instances"))
+	if _, err := inner.FindMissing(ctx, []digest.Digest{probe}); err != nil {
+		return nil, fmt.Errorf("keep instances apart in this store: %w", err)
+	}
+	s := &Stores{inner: inner}
+	l, links := inner.(blob.Linker)
+	ad, adopts := inner.(blob.SpaceAdopter)
+	au, audits := inner.(blob.Auditor)
+	if links && adopts && audits {
+		s.local = &local{l, ad, au}
+	}
+	return s, nil
+}
+
+// Of is the store of an instance, which need not be closed. It is a
+// blob.Linker, Adopter and Auditor if the inner store is. Two calls with one name
+// give the same.
+func (s *Stores) Of(instance string) blob.Store {
+	v := view{inner: s.inner, space: digest.SpaceOf(instance)}
+	if s.local != nil {
+		return localView{view: v, local: s.local}
+	}
+	return v
+}
+
+// view translates digests on the way in and out. Those that it is asked for are
+// of the instance, and in no space yet.
+type view struct {
+	inner blob.Store
+	space digest.Space
+}
+
+var (
+	_ blob.Store   = view{}
+	_ blob.Store   = localView{}
+	_ blob.Linker  = localView{}
+	_ blob.Adopter = localView{}
+	_ blob.Auditor = localView{}
+)
+
+// Unwrap is the store of all instances.
+func (v view) Unwrap() blob.Store { return v.inner }
+
+// in is d in the view's space.
+func (v view) in(d digest.Digest) (digest.Digest, error) {
+	if !d.Space().IsZero() {
+		return d, fmt.Errorf("blob %s: within an instance there are no spaces: %w", d, errors.ErrUnsupported)
+	}
+	return d.In(v.space), nil
+}
+
+// FindMissing implements blob.Finder.
+func (v view) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
+	all := make([]digest.Digest, len(ds))
+	for i, d := range ds {
+		var err error
+		if all[i], err = v.in(d); err != nil {
+			return nil, err
+		}
+	}
+	missing, err := v.inner.FindMissing(ctx, all)
+	if err != nil {
+		return nil, plain(err)
+	}
+	// What is missing is new, and this package's to change: see blob.Finder.
+	for i, d := range missing {
+		missing[i] = d.Plain()
+	}
+	return missing, nil
+}
+
+// Open implements blob.Opener.
+func (v view) Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error) {
+	d, err := v.in(d)
+	if err != nil {
+		return nil, err
+	}
+	r, err := v.inner.Open(ctx, d, offset)
+	return r, plain(err)
+}
+
+// Create implements blob.Creator.
+func (v view) Create(ctx context.Context, d digest.Digest) (blob.Writer, error) {
+	d, err := v.in(d)
+	if err != nil {
+		return nil, err
+	}
+	w, err := v.inner.Create(ctx, d)
+	return w, plain(err)
+}
+
+// localView is the view of a store on the local disk.
+type localView struct {
+	view
+	local *local
+}
+
+// Link implements blob.Linker.
+func (v localView) Link(ctx context.Context, d digest.Digest, dst string, mode blob.LinkMode) error {
+	d, err := v.in(d)
+	if err != nil {
+		return err
+	}
+	return v.local.Link(ctx, d, dst, mode) //nolint:wrapcheck // it says what of
+}
+
+// Adopt implements blob.Adopter.
+func (v localView) Adopt(ctx context.Context, fn digest.Function, f *os.File) (digest.Digest, error) {
+	d, err := v.local.AdoptIn(ctx, v.space, fn, f)
+	return d.Plain(), err //nolint:wrapcheck // it says what of
+}
+
+// Audit implements blob.Auditor.
+func (v localView) Audit(ctx context.Context, d digest.Digest, mode blob.LinkMode) error {
+	d, err := v.in(d)
+	if err != nil {
+		return err
+	}
+	return v.local.Audit(ctx, d, mode) //nolint:wrapcheck // it says what of
+}
+
+// plain gives the blobs of a MissingError the names by which clients know them.
+func plain(err error) error {
+	missing, ok := errors.AsType[*blob.MissingError](err)
+	if !ok {
+		return err
+	}
+	ds := make([]digest.Digest, len(missing.Digests))
+	for i, d := range missing.Digests {
+		ds[i] = d.Plain()
+	}
+	return &blob.MissingError{Digests: ds}
+}
