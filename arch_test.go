@@ -74,7 +74,7 @@ var arrows = map[string][]string{
 		"mettle/worker/inputroot", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
 	},
 	"mettle/api": {
-		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status",
+		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",
 		"mettle/command", "mettle/operation", "mettle/platform", "mettle/queue", "proto/...",
 	},
 	"mettle/bench": {"elan/digest"},

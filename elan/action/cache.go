@@ -46,6 +46,9 @@ type Putter interface {
 type Options struct {
 	// Store holds the blobs that results refer to.
 	Store blob.Store
+	// Stores gives the blobs of an instance, where each has its own: see
+	// elan/blob/instances. nil: Store, for all of them.
+	Stores func(instance string) blob.Store
 	// Entries holds the results.
 	Entries blob.Entries
 	// MaxTreeBytes bounds a Tree, which is held in memory while it is checked;
@@ -73,6 +76,10 @@ func New(o Options) (*Cache, error) {
 	if o.Store == nil || o.Entries == nil {
 		return nil, errors.New("action cache: Options need a Store and Entries")
 	}
+	if o.Stores == nil {
+		shared := o.Store
+		o.Stores = func(string) blob.Store { return shared }
+	}
 	if o.MaxTreeBytes == 0 {
 		o.MaxTreeBytes = 64 << 20
 	}
@@ -99,7 +106,7 @@ func (c *Cache) Get(ctx context.Context, k blob.EntryKey) (*repb.ActionResult, e
 	if r.ExitCode != 0 {
 		return nil, c.drop(ctx, k, value, fmt.Errorf("%w: exit code %d", ErrNotCacheable, r.ExitCode))
 	}
-	missing, err := c.missing(ctx, k.Action.Function(), r)
+	missing, err := c.missing(ctx, k, r)
 	switch {
 	case errors.Is(err, ErrInvalid):
 		return nil, c.drop(ctx, k, value, err)

@@ -20,19 +20,24 @@ type treeReader func(fn digest.Function, data []byte) (tree.Contents, error)
 
 // closure gathers the digests of all blobs that a result refers to.
 type closure struct {
-	cache   *Cache
-	fn      digest.Function
-	read    treeReader
-	digests []digest.Digest
+	store        blob.Store
+	maxTreeBytes int64
+	fn           digest.Function
+	read         treeReader
+	digests      []digest.Digest
 	// gone are Trees and Directories that were found missing on the way, so
 	// that what is below them is not known.
 	gone []digest.Digest
 }
 
+func (c *Cache) closure(k blob.EntryKey, read treeReader) *closure {
+	return &closure{store: c.o.Stores(k.Instance), maxTreeBytes: c.o.MaxTreeBytes, fn: k.Action.Function(), read: read}
+}
+
 // missing returns those blobs of the closure of r, a stored result, that are
 // not there.
-func (c *Cache) missing(ctx context.Context, fn digest.Function, r *repb.ActionResult) ([]digest.Digest, error) {
-	cl := &closure{cache: c, fn: fn, read: tree.Read}
+func (c *Cache) missing(ctx context.Context, k blob.EntryKey, r *repb.ActionResult) ([]digest.Digest, error) {
+	cl := c.closure(k, tree.Read)
 	if err := cl.addResult(ctx, r); err != nil || len(cl.gone) > 0 {
 		return cl.gone, err
 	}
@@ -42,7 +47,7 @@ func (c *Cache) missing(ctx context.Context, fn digest.Function, r *repb.ActionR
 // complete makes sure that all blobs of the closure of r, a new result, are
 // there, and takes in those of inline that are not.
 func (c *Cache) complete(ctx context.Context, k blob.EntryKey, r *repb.ActionResult, inline map[digest.Digest][]byte) error {
-	cl := &closure{cache: c, fn: k.Action.Function(), read: tree.Check}
+	cl := c.closure(k, tree.Check)
 	if err := cl.addResult(ctx, r); err != nil {
 		return err
 	}
@@ -57,7 +62,7 @@ func (c *Cache) complete(ctx context.Context, k blob.EntryKey, r *repb.ActionRes
 			absent = append(absent, d)
 			continue
 		}
-		if err := blob.ReceiveBytes(ctx, c.o.Store, d, data); err != nil {
+		if err := blob.ReceiveBytes(ctx, cl.store, d, data); err != nil {
 			return err
 		}
 	}
@@ -76,7 +81,7 @@ func (cl *closure) find(ctx context.Context) ([]digest.Digest, error) {
 	if len(cl.digests) == 0 {
 		return nil, nil
 	}
-	missing, err := cl.cache.o.Store.FindMissing(ctx, cl.digests)
+	missing, err := cl.store.FindMissing(ctx, cl.digests)
 	if err != nil {
 		return nil, fmt.Errorf("look its blobs up: %w", err)
 	}
@@ -171,7 +176,7 @@ func (cl *closure) readTree(ctx context.Context, o *repb.OutputDirectory) (tree.
 	if err != nil {
 		return tree.Contents{}, fmt.Errorf("%w: output directory %q: %w", ErrInvalid, o.Path, err)
 	}
-	data, err := blob.ReadAll(ctx, cl.cache.o.Store, d, cl.cache.o.MaxTreeBytes)
+	data, err := blob.ReadAll(ctx, cl.store, d, cl.maxTreeBytes)
 	if errors.Is(err, blob.ErrNotFound) {
 		cl.gone = append(cl.gone, d)
 		return tree.Contents{}, nil
@@ -196,7 +201,7 @@ func (cl *closure) walk(ctx context.Context, path string, root digest.Digest) er
 		cl.gone = append(cl.gone, d)
 		cl.digests = append(cl.digests, d)
 	}
-	w := tree.Walk{Opener: cl.cache.o.Store, Missing: miss}
+	w := tree.Walk{Opener: cl.store, Missing: miss}
 	err := w.Each(ctx, root, func(d digest.Digest, dir *repb.Directory) error {
 		cl.digests = append(cl.digests, d)
 		for _, f := range dir.Files {

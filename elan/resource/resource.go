@@ -194,6 +194,34 @@ func instance(s string, start int) string {
 	return s[:start-1]
 }
 
+// MaxInstanceLen bounds an instance name, in bytes.
+const MaxInstanceLen = 1024
+
+// CheckInstance checks an instance name, which may be empty: no segment of it is
+// one of the words by which resource names are parsed (remote_execution.proto,
+// ContentAddressableStorage), no byte a control character, and it has at most
+// MaxInstanceLen bytes. The errors wrap ErrInvalid.
+func CheckInstance(name string) error {
+	if name == "" {
+		return nil
+	}
+	if len(name) > MaxInstanceLen {
+		return fmt.Errorf("%w: the instance name has %d bytes and begins with %.100q, at most %d are allowed", ErrInvalid, len(name), name, MaxInstanceLen)
+	}
+	for i := range len(name) {
+		if name[i] < ' ' || name[i] == 0x7f {
+			return fmt.Errorf("%w: the instance name %q has a control character at position %d", ErrInvalid, name, i)
+		}
+	}
+	for start := 0; start >= 0; {
+		var seg string
+		if seg, start = segment(name, start); keyword(seg) {
+			return fmt.Errorf("%w: the instance name %q has the segment %q, which means something else in resource names", ErrInvalid, name, seg)
+		}
+	}
+	return nil
+}
+
 // keyword reports whether seg may not be a segment of an instance name.
 func keyword(seg string) bool {
 	switch seg {

@@ -23,6 +23,10 @@ type actionCacheServer struct {
 // GetActionResult answers with a result whose blobs are all there, and with
 // those contents inline that were asked for and fit.
 func (s *actionCacheServer) GetActionResult(ctx context.Context, req *repb.GetActionResultRequest) (*repb.ActionResult, error) {
+	store, err := s.o.storeOf(req.InstanceName)
+	if err != nil {
+		return nil, status.From(err)
+	}
 	d, err := readDigest(req.DigestFunction, req.ActionDigest)
 	if err != nil {
 		return nil, status.From(err)
@@ -32,21 +36,21 @@ func (s *actionCacheServer) GetActionResult(ctx context.Context, req *repb.GetAc
 		return nil, status.FromRead(err)
 	}
 	if req.InlineStdout || req.InlineStderr || len(req.InlineOutputFiles) > 0 {
-		s.inline(ctx, d.Function(), req, r)
+		s.inline(ctx, store, req, d.Function(), r)
 	}
 	return r, nil
 }
 
 // inline follows the hints of req as far as the message has room. A blob that
 // can't be read is left for the client to fetch.
-func (s *actionCacheServer) inline(ctx context.Context, fn digest.Function, req *repb.GetActionResultRequest, r *repb.ActionResult) {
+func (s *actionCacheServer) inline(ctx context.Context, store blob.Opener, req *repb.GetActionResultRequest, fn digest.Function, r *repb.ActionResult) {
 	room := int64(s.o.MaxMessageBytes - batchMargin - proto.Size(r))
 	contents := func(m *repb.Digest) []byte {
 		d, err := digest.FromProto(fn, m)
 		if err != nil || d.Size() > min(room, maxInlineBytes) {
 			return nil
 		}
-		data, err := blob.ReadAll(ctx, s.o.Store, d, maxInlineBytes)
+		data, err := blob.ReadAll(ctx, store, d, maxInlineBytes)
 		if err != nil {
 			s.o.Logger.DebugContext(ctx, "could not inline a blob", "digest", d, "error", err)
 			return nil
@@ -77,6 +81,9 @@ func (s *actionCacheServer) inline(ctx context.Context, fn digest.Function, req 
 // UpdateActionResult takes a result whose blobs are all there, of a command that
 // succeeded.
 func (s *actionCacheServer) UpdateActionResult(ctx context.Context, req *repb.UpdateActionResultRequest) (*repb.ActionResult, error) {
+	if _, err := s.o.storeOf(req.InstanceName); err != nil {
+		return nil, status.From(err)
+	}
 	d, err := readDigest(req.DigestFunction, req.ActionDigest)
 	if err != nil {
 		return nil, status.From(err)

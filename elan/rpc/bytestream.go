@@ -47,6 +47,10 @@ func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.B
 	if err != nil {
 		return status.From(err)
 	}
+	store, err := s.o.storeOf(name.Instance)
+	if err != nil {
+		return status.From(err)
+	}
 	if err := checkCompressor(name.Compressor); err != nil {
 		return err
 	}
@@ -63,7 +67,7 @@ func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.B
 	if req.ReadLimit > 0 {
 		due = min(due, req.ReadLimit)
 	}
-	r, err := s.o.Store.Open(stream.Context(), d, offset)
+	r, err := store.Open(stream.Context(), d, offset)
 	if err != nil {
 		return status.FromRead(fmt.Errorf("open blob %s: %w", d, err))
 	}
@@ -127,10 +131,14 @@ func (s *byteStreamServer) QueryWriteStatus(ctx context.Context, req *bytestream
 	if err != nil {
 		return nil, status.From(err)
 	}
+	store, err := s.o.storeOf(name.Instance)
+	if err != nil {
+		return nil, status.From(err)
+	}
 	if err := checkCompressor(name.Compressor); err != nil {
 		return nil, err
 	}
-	there, err := s.has(ctx, name.Digest)
+	there, err := has(ctx, store, name.Digest)
 	if err != nil {
 		return nil, status.FromRead(err)
 	}
@@ -140,8 +148,8 @@ func (s *byteStreamServer) QueryWriteStatus(ctx context.Context, req *bytestream
 	return &bytestream.QueryWriteStatusResponse{CommittedSize: s.uploads.received(req.ResourceName)}, nil
 }
 
-func (s *byteStreamServer) has(ctx context.Context, d digest.Digest) (bool, error) {
-	missing, err := s.o.Store.FindMissing(ctx, []digest.Digest{d})
+func has(ctx context.Context, store blob.Finder, d digest.Digest) (bool, error) {
+	missing, err := store.FindMissing(ctx, []digest.Digest{d})
 	if err != nil {
 		return false, fmt.Errorf("look up blob %s: %w", d, err)
 	}

@@ -36,6 +36,10 @@ type casServer struct {
 
 // FindMissingBlobs asks the store once, however many blobs are asked for.
 func (s *casServer) FindMissingBlobs(ctx context.Context, req *repb.FindMissingBlobsRequest) (*repb.FindMissingBlobsResponse, error) {
+	store, err := s.o.storeOf(req.InstanceName)
+	if err != nil {
+		return nil, status.From(err)
+	}
 	ds := make([]digest.Digest, 0, len(req.BlobDigests))
 	r := digests{named: req.DigestFunction}
 	for _, m := range req.BlobDigests {
@@ -48,7 +52,7 @@ func (s *casServer) FindMissingBlobs(ctx context.Context, req *repb.FindMissingB
 	if len(ds) == 0 {
 		return &repb.FindMissingBlobsResponse{}, nil
 	}
-	missing, err := s.o.Store.FindMissing(ctx, ds)
+	missing, err := store.FindMissing(ctx, ds)
 	if err != nil {
 		return nil, status.FromRead(err)
 	}
@@ -61,6 +65,10 @@ func (s *casServer) FindMissingBlobs(ctx context.Context, req *repb.FindMissingB
 
 // BatchUpdateBlobs verifies and stores each blob for itself.
 func (s *casServer) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateBlobsRequest) (*repb.BatchUpdateBlobsResponse, error) {
+	store, err := s.o.storeOf(req.InstanceName)
+	if err != nil {
+		return nil, status.From(err)
+	}
 	total := int64(0)
 	for _, r := range req.Requests {
 		n := int64(len(r.GetData()))
@@ -77,7 +85,7 @@ func (s *casServer) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateB
 		r := req.Requests[i]
 		resp.Responses[i] = &repb.BatchUpdateBlobsResponse_Response{
 			Digest: r.Digest,
-			Status: status.Proto(s.update(ctx, req.DigestFunction, r)),
+			Status: status.Proto(s.update(ctx, store, req.DigestFunction, r)),
 		}
 	})
 	room := maxStatusBytes
@@ -87,7 +95,7 @@ func (s *casServer) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateB
 	return resp, nil
 }
 
-func (s *casServer) update(ctx context.Context, named repb.DigestFunction_Value, r *repb.BatchUpdateBlobsRequest_Request) error {
+func (s *casServer) update(ctx context.Context, store blob.Creator, named repb.DigestFunction_Value, r *repb.BatchUpdateBlobsRequest_Request) error {
 	d, err := readDigest(named, r.Digest)
 	if err != nil {
 		return err
@@ -99,14 +107,18 @@ func (s *casServer) update(ctx context.Context, named repb.DigestFunction_Value,
 		return err
 	}
 	if r.Compressor != repb.Compressor_IDENTITY {
-		return s.codec.receiveBytes(ctx, s.o.Store, d, r.Data)
+		return s.codec.receiveBytes(ctx, store, d, r.Data)
 	}
-	return blob.ReceiveBytes(ctx, s.o.Store, d, r.Data) //nolint:wrapcheck // it says what was received
+	return blob.ReceiveBytes(ctx, store, d, r.Data) //nolint:wrapcheck // it says what was received
 }
 
 // BatchReadBlobs reads each blob for itself, and answers in the order asked. It
 // compresses those that it is worthwhile for, where the client takes them so.
 func (s *casServer) BatchReadBlobs(ctx context.Context, req *repb.BatchReadBlobsRequest) (*repb.BatchReadBlobsResponse, error) {
+	store, err := s.o.storeOf(req.InstanceName)
+	if err != nil {
+		return nil, status.From(err)
+	}
 	total := int64(0)
 	message := int64(s.o.MaxMessageBytes) - int64(len(req.Digests))*responseOverhead
 	for _, d := range req.Digests {
@@ -122,7 +134,7 @@ func (s *casServer) BatchReadBlobs(ctx context.Context, req *repb.BatchReadBlobs
 	resp := &repb.BatchReadBlobsResponse{Responses: make([]*repb.BatchReadBlobsResponse_Response, len(req.Digests))}
 	compressed := slices.Contains(req.AcceptableCompressors, repb.Compressor_ZSTD)
 	parallel(len(req.Digests), func(i int) {
-		data, err := s.read(ctx, req.DigestFunction, req.Digests[i])
+		data, err := s.read(ctx, store, req.DigestFunction, req.Digests[i])
 		r := &repb.BatchReadBlobsResponse_Response{Digest: req.Digests[i], Data: data, Status: readStatus(err)}
 		if compressed {
 			s.codec.compressBatched(r)
@@ -136,12 +148,12 @@ func (s *casServer) BatchReadBlobs(ctx context.Context, req *repb.BatchReadBlobs
 	return resp, nil
 }
 
-func (s *casServer) read(ctx context.Context, named repb.DigestFunction_Value, m *repb.Digest) ([]byte, error) {
+func (s *casServer) read(ctx context.Context, store blob.Opener, named repb.DigestFunction_Value, m *repb.Digest) ([]byte, error) {
 	d, err := readDigest(named, m)
 	if err != nil {
 		return nil, err
 	}
-	return blob.ReadAll(ctx, s.o.Store, d, s.o.MaxBatchBytes) //nolint:wrapcheck // it says what was read
+	return blob.ReadAll(ctx, store, d, s.o.MaxBatchBytes) //nolint:wrapcheck // it says what was read
 }
 
 // readStatus is the status of reading one blob of a batch.

@@ -102,14 +102,14 @@ func (c *codec) compressBatched(r *repb.BatchReadBlobsResponse_Response) {
 // writeCompressed receives a blob that is not there, from its first message req
 // on. It can't be resumed: what a decoder knows is not worth keeping for that,
 // and QueryWriteStatus tells clients to begin anew.
-func (s *byteStreamServer) writeCompressed(stream writeStream, req *bytestream.WriteRequest, d digest.Digest) error {
+func (s *byteStreamServer) writeCompressed(stream writeStream, store blob.Creator, req *bytestream.WriteRequest, d digest.Digest) error {
 	if req.WriteOffset != 0 {
 		return gstatus.Errorf(codes.InvalidArgument, "write_offset is %d, want 0: a compressed upload can't be resumed, only begun anew", req.WriteOffset)
 	}
 	in := &messages{stream: stream, name: req.ResourceName}
 	err := in.take(req)
 	if err == nil {
-		err = s.codec.receive(stream.Context(), s.o.Store, d, in)
+		err = s.codec.receive(stream.Context(), store, d, in)
 	}
 	if err != nil {
 		return status.From(err)

@@ -19,6 +19,10 @@ const treeOverhead = 1 << 10
 // token is the digest of the Directory that follows it, so that a later call
 // goes on there, on any server that has the same blobs, with nothing kept here.
 func (s *casServer) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamingServer[repb.GetTreeResponse]) error {
+	store, err := s.o.storeOf(req.InstanceName)
+	if err != nil {
+		return status.From(err)
+	}
 	root, err := readDigest(req.DigestFunction, req.RootDigest)
 	if err != nil {
 		return status.From(err)
@@ -27,7 +31,7 @@ func (s *casServer) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamin
 		return gstatus.Errorf(codes.InvalidArgument, "page_size is %d, want 0 or more", req.PageSize)
 	}
 	p := pager{send: stream.Send, maxBytes: s.o.MaxMessageBytes - treeOverhead, maxItems: int(req.PageSize), skipTo: req.PageToken}
-	w := tree.Walk{Opener: s.o.Store, MaxDirectoryBytes: int64(s.o.MaxMessageBytes) - 2*treeOverhead}
+	w := tree.Walk{Opener: store, MaxDirectoryBytes: int64(s.o.MaxMessageBytes) - 2*treeOverhead}
 	if err := w.Each(stream.Context(), root, p.add); err != nil {
 		return status.FromRead(err)
 	}

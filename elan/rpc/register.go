@@ -23,6 +23,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/resource"
 )
 
 // The defaults of Options.
@@ -115,6 +116,15 @@ func (o Options) withDefaults() (Options, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return o, nil
+}
+
+// storeOf is the store of an instance, whose name it checks. The errors wrap
+// resource.ErrInvalid.
+func (o *Options) storeOf(instance string) (blob.Store, error) {
+	if err := resource.CheckInstance(instance); err != nil {
+		return nil, err //nolint:wrapcheck // it says what is wrong
+	}
+	return o.Stores(instance), nil
 }
 
 // Register checks the options, and registers the services with s before it

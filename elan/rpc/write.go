@@ -39,11 +39,15 @@ func (s *byteStreamServer) Write(stream writeStream) error {
 	if err := checkCompressor(name.Compressor); err != nil {
 		return err
 	}
+	store, err := s.o.storeOf(name.Instance)
+	if err != nil {
+		return status.From(err)
+	}
 	d, compressed := name.Digest, name.Compressor != repb.Compressor_IDENTITY
 	if err := checkSize(s.o, d); err != nil {
 		return status.From(err)
 	}
-	there, err := s.has(stream.Context(), d)
+	there, err := has(stream.Context(), store, d)
 	if err != nil {
 		return status.FromRead(err)
 	}
@@ -54,16 +58,16 @@ func (s *byteStreamServer) Write(stream writeStream) error {
 		return stream.SendAndClose(&bytestream.WriteResponse{CommittedSize: d.Size()})
 	}
 	if compressed {
-		return s.writeCompressed(stream, req, d)
+		return s.writeCompressed(stream, store, req, d)
 	}
 	if req.FinishWrite && req.WriteOffset == 0 {
 		// Most blobs are small, and come in one message.
-		if err := blob.ReceiveBytes(stream.Context(), s.o.Store, d, req.Data); err != nil {
+		if err := blob.ReceiveBytes(stream.Context(), store, d, req.Data); err != nil {
 			return status.From(err)
 		}
 		return stream.SendAndClose(&bytestream.WriteResponse{CommittedSize: d.Size()})
 	}
-	u, err := s.begin(stream.Context(), req, d)
+	u, err := s.begin(stream.Context(), store, req, d)
 	if err != nil {
 		return err
 	}
@@ -76,12 +80,12 @@ func (s *byteStreamServer) Write(stream writeStream) error {
 
 // begin finds the upload that req goes on with, or begins one. The caller has
 // it for itself, and ends that by s.uploads.suspend or s.uploads.end.
-func (s *byteStreamServer) begin(ctx context.Context, req *bytestream.WriteRequest, d digest.Digest) (*upload, error) {
+func (s *byteStreamServer) begin(ctx context.Context, store blob.Creator, req *bytestream.WriteRequest, d digest.Digest) (*upload, error) {
 	if req.WriteOffset == 0 {
 		// The upload outlives this call if the stream breaks, and so must what
 		// its writer does; ending it cancels that.
 		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		w, err := s.o.Store.Create(own, d)
+		w, err := store.Create(own, d)
 		if err != nil {
 			cancel()
 			return nil, status.From(fmt.Errorf("create blob %s: %w", d, err))

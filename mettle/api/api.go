@@ -50,6 +50,9 @@ type Options struct {
 	ID string
 	// Store has the Actions and Commands. Required.
 	Store blob.Opener
+	// Stores gives the blobs of an instance, where each has its own: see
+	// elan/blob/instances. nil: Store, for all of them.
+	Stores func(instance string) blob.Store
 	// Actions is the ActionCache. Required.
 	Actions action.Getter
 	// Jobs and Updates are the two directions of the queue. Required.
@@ -124,6 +127,7 @@ type Server struct {
 	opts      Options
 	log       *slog.Logger
 	ops       *operation.Registry
+	store     func(instance string) blob.Opener
 	cacheable *recent // the digests of Actions without do_not_cache
 	metrics   *metrics
 
@@ -147,8 +151,13 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("execution service: %w", err)
 	}
+	store := func(string) blob.Opener { return o.Store }
+	if o.Stores != nil {
+		store = func(instance string) blob.Opener { return o.Stores(instance) }
+	}
 	return &Server{
 		opts:      o,
+		store:     store,
 		log:       o.Logger,
 		ops:       ops,
 		cacheable: newRecent(),

@@ -13,6 +13,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/resource"
 	"github.com/mettle-build/mettle/mettle/operation"
 )
 
@@ -71,8 +72,8 @@ func nameOf(req *repb.ExecuteRequest) (operation.Name, error) {
 	if err != nil {
 		return operation.Name{}, fmt.Errorf("action_digest: %w", err)
 	}
-	if err := operation.CheckInstance(req.GetInstanceName()); err != nil {
-		return operation.Name{}, fmt.Errorf("%w: %w", errInvalid, err)
+	if err := resource.CheckInstance(req.GetInstanceName()); err != nil {
+		return operation.Name{}, err
 	}
 	return operation.Name{
 		Instance:        req.GetInstanceName(),
@@ -122,6 +123,9 @@ func (c *call) setName(n operation.Name) {
 	c.name, c.text = n, n.String()
 	c.metadata = constantMetadata(n)
 }
+
+// store has the blobs of the call's instance.
+func (c *call) store() blob.Opener { return c.s.store(c.name.Instance) }
 
 // An answer is what begin has found: a response, or an operation to follow.
 type answer struct {
@@ -226,7 +230,7 @@ func (s *Server) cached(ctx context.Context, c *call) (*repb.ActionResult, error
 		// It may be from before the client first asked, and wanted none of those.
 		return nil, nil //nolint:nilnil // as above
 	}
-	ok, err := s.mayCache(ctx, n.Action)
+	ok, err := s.mayCache(ctx, c)
 	if err != nil || !ok {
 		return nil, err
 	}

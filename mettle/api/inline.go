@@ -69,7 +69,7 @@ func (s *Server) inline(ctx context.Context, c *call, res *repb.ActionResult) {
 		if err != nil || d.Size() > min(room, maxInlinedBlob) {
 			return nil
 		}
-		data, err := blob.ReadAll(ctx, s.opts.Store, d, maxInlinedBlob)
+		data, err := blob.ReadAll(ctx, c.store(), d, maxInlinedBlob)
 		if err != nil {
 			s.log.DebugContext(ctx, "blob not inlined", "digest", d, "operation", c.text, "error", err)
 			return nil

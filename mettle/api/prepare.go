@@ -37,7 +37,7 @@ const metadataHeader = "build.bazel.remote.execution.v2.requestmetadata-bin"
 func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.Merge, error) {
 	n := c.name
 	act := &repb.Action{}
-	actBytes, err := s.read(ctx, n.Action, act)
+	actBytes, err := s.read(ctx, c.store(), n.Action, act)
 	if err != nil {
 		return nil, 0, fmt.Errorf("action: %w", err)
 	}
@@ -54,7 +54,7 @@ func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.
 		return nil, 0, fmt.Errorf("action: command_digest: %w", err)
 	}
 	cmd := &repb.Command{}
-	cmdBytes, err := s.read(ctx, cmdDigest, cmd)
+	cmdBytes, err := s.read(ctx, c.store(), cmdDigest, cmd)
 	if err != nil {
 		return nil, 0, fmt.Errorf("command: %w", err)
 	}
@@ -91,8 +91,8 @@ func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.
 }
 
 // read reads the blob d into m. One that is not there is a *blob.MissingError.
-func (s *Server) read(ctx context.Context, d digest.Digest, m proto.Message) ([]byte, error) {
-	data, err := blob.ReadAll(ctx, s.opts.Store, d, s.opts.MaxActionBytes)
+func (s *Server) read(ctx context.Context, store blob.Opener, d digest.Digest, m proto.Message) ([]byte, error) {
+	data, err := blob.ReadAll(ctx, store, d, s.opts.MaxActionBytes)
 	if errors.Is(err, blob.ErrNotFound) {
 		return nil, &blob.MissingError{Digests: []digest.Digest{d}}
 	}
@@ -108,12 +108,13 @@ func (s *Server) read(ctx context.Context, d digest.Digest, m proto.Message) ([]
 // mayCache reports whether an Action that has a cached result lets it be used.
 // One that has gone from the CAS, while its result is still there, had none
 // of the reasons not to.
-func (s *Server) mayCache(ctx context.Context, d digest.Digest) (bool, error) {
+func (s *Server) mayCache(ctx context.Context, c *call) (bool, error) {
+	d := c.name.Action
 	if s.cacheable.has(d) {
 		return true, nil
 	}
 	act := &repb.Action{}
-	_, err := s.read(ctx, d, act)
+	_, err := s.read(ctx, c.store(), d, act)
 	switch {
 	case errors.Is(err, blob.ErrNotFound):
 		return true, nil

@@ -28,13 +28,12 @@ import (
 // Executor is one slot: it runs one job at a time, in one directory. It knows
 // no queue and no ActionCache.
 type Executor struct {
-	o         *Options
-	dir       string // of the slot
-	owner     inputroot.Owner
-	shelf     *inputroot.Shelf
-	runner    runner.Runner
-	builder   *inputroot.Builder
-	collector *output.Collector
+	o        *Options
+	dir      string // of the slot
+	owner    inputroot.Owner
+	shelf    *inputroot.Shelf
+	runner   runner.Runner
+	stations *stations
 }
 
 // What is in a slot's directory.
@@ -59,6 +58,7 @@ const maxActionBytes = 16 << 20
 type run struct {
 	job      *queuepb.Job
 	attempt  uint32
+	at       *station
 	digest   digest.Digest
 	action   *repb.Action
 	command  *repb.Command
@@ -82,8 +82,11 @@ func (e *Executor) load(ctx context.Context, job *queuepb.Job, attempt uint32) (
 	if r.digest, err = digest.Parse(job.GetActionDigest()); err != nil {
 		return r, fmt.Errorf("action digest: %w", err)
 	}
+	if r.at, err = e.stations.of(job.GetInstanceName()); err != nil {
+		return r, err
+	}
 	r.action = &repb.Action{}
-	if err := e.message(ctx, job.GetAction(), r.digest, r.action); err != nil {
+	if err := r.message(ctx, job.GetAction(), r.digest, r.action); err != nil {
 		return r, fmt.Errorf("action: %w", err)
 	}
 	fn := r.digest.Function()
@@ -95,7 +98,7 @@ func (e *Executor) load(ctx context.Context, job *queuepb.Job, attempt uint32) (
 		return r, fmt.Errorf("input_root_digest: %w", err)
 	}
 	r.command = &repb.Command{}
-	if err := e.message(ctx, job.GetCommand(), cmdDigest, r.command); err != nil {
+	if err := r.message(ctx, job.GetCommand(), cmdDigest, r.command); err != nil {
 		return r, fmt.Errorf("command: %w", err)
 	}
 	r.timeout = e.timeout(job.GetTimeout(), r.action.Timeout)
@@ -103,9 +106,9 @@ func (e *Executor) load(ctx context.Context, job *queuepb.Job, attempt uint32) (
 }
 
 // message reads m from the job, or where that does not carry it from the store.
-func (e *Executor) message(ctx context.Context, data []byte, d digest.Digest, m proto.Message) error {
+func (r *run) message(ctx context.Context, data []byte, d digest.Digest, m proto.Message) error {
 	if len(data) == 0 && !d.IsEmpty() {
-		err := blob.ReadMessage(ctx, e.o.Store, d, maxActionBytes, m)
+		err := blob.ReadMessage(ctx, r.at.store, d, maxActionBytes, m)
 		if errors.Is(err, blob.ErrNotFound) {
 			return &blob.MissingError{Digests: []digest.Digest{d}}
 		}
@@ -157,7 +160,7 @@ func (e *Executor) execute(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, error) {
 	m := r.metadata
 	m.InputFetchStartTimestamp = r.clock.stamp()
-	root, err := e.builder.Build(ctx, inputroot.Request{
+	root, err := r.at.builder.Build(ctx, inputroot.Request{
 		Dir: e.root(), Digest: r.inputs, Owner: e.owner, Shelf: e.shelf, Directories: directories(r.command),
 	})
 	if err != nil {
@@ -177,7 +180,7 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 		return nil, err
 	}
 	m.OutputUploadStartTimestamp = r.clock.stamp()
-	got, err := e.collector.Collect(ctx, output.Request{
+	got, err := r.at.collector.Collect(ctx, output.Request{
 		Root: e.root(), Command: r.command, Owner: output.Owner(e.owner), Function: r.digest.Function(),
 		Stdout: e.stdout(), Stderr: e.stderr(), StdoutBytes: res.StdoutBytes, StderrBytes: res.StderrBytes,
 	})

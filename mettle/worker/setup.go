@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
-	"github.com/mettle-build/mettle/mettle/worker/output"
 	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
 )
 
@@ -64,12 +63,11 @@ func newExecutors(ctx context.Context, o Options) ([]*Executor, error) {
 	}
 	err := group.Wait()
 	execs = slices.DeleteFunc(execs, func(e *Executor) bool { return e == nil })
-	builder, buildErr := inputroot.New(inputroot.Options{Store: o.Store, Policy: policy})
-	collector, collectErr := output.New(output.Options{Store: o.Store})
+	stations, stationsErr := newStations(&o, policy)
 	for _, e := range execs {
-		e.builder, e.collector = builder, collector
+		e.stations = stations
 	}
-	return execs, errors.Join(err, buildErr, collectErr)
+	return execs, errors.Join(err, stationsErr)
 }
 
 // tryIsolation makes the first slot with a user of its own, and so finds out

@@ -53,6 +53,9 @@ type Options struct {
 	Updates queue.Sender
 	// Store has the inputs and takes the outputs. Required.
 	Store blob.Store
+	// Stores gives the blobs of an instance, where each has its own: see
+	// elan/blob/instances. nil: Store, for all of them.
+	Stores func(instance string) blob.Store
 	// Actions takes the results. Required.
 	Actions Actions
 	// Dir is the worker's own directory, which is made if need be and emptied
