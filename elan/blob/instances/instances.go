@@ -49,9 +49,9 @@ func New(ctx context.Context, inner blob.Store) (*Stores, error) {
 		return nil, fmt.Errorf("keep instances apart in this store: %w", err)
 	}
 	s := &Stores{inner: inner}
-	l, links := inner.(blob.Linker)
-	ad, adopts := inner.(blob.SpaceAdopter)
-	au, audits := inner.(blob.Auditor)
+	l, links := blob.As[blob.Linker](inner)
+	ad, adopts := blob.As[blob.SpaceAdopter](inner)
+	au, audits := blob.As[blob.Auditor](inner)
 	if links && adopts && audits {
 		s.local = &local{l, ad, au}
 	}
@@ -70,7 +70,8 @@ func (s *Stores) Of(instance string) blob.Store {
 }
 
 // view translates digests on the way in and out. Those that it is asked for are
-// of the instance, and in no space yet.
+// of the instance, and in no space yet. It has no Unwrap: nobody gets through it to
+// the blobs of other instances.
 type view struct {
 	inner blob.Store
 	space digest.Space
@@ -83,9 +84,6 @@ var (
 	_ blob.Adopter = localView{}
 	_ blob.Auditor = localView{}
 )
-
-// Unwrap is the store of all instances.
-func (v view) Unwrap() blob.Store { return v.inner }
 
 // in is d in the view's space.
 func (v view) in(d digest.Digest) (digest.Digest, error) {

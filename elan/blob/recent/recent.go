@@ -159,11 +159,11 @@ func place(set []slot, h [2]uint64) (sl *slot, there bool) {
 }
 
 // NameBytes is room for what AppendName appends.
-const NameBytes = 1 + 8 + 128
+const NameBytes = 1 + 8 + 128 + 32
 
-// AppendName appends the name of a blob: all of its digest.
+// AppendName appends the name of a blob: all of its digest, the space too.
 func AppendName(b []byte, d digest.Digest) []byte {
 	b = append(b, byte(d.Function()))
 	b = binary.LittleEndian.AppendUint64(b, uint64(d.Size())) //nolint:gosec // not negative
-	return append(b, d.Hash()...)
+	return append(append(b, d.Hash()...), d.Space().String()...)
 }
