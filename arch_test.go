@@ -44,13 +44,14 @@ var arrows = map[string][]string{
 	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client"},
 	"elan/flags":               {"metrics"},
 	"elan/compress":            {"elan/digest"},
+	"elan/wire":                {},
 	"elan/tree":                {"elan/digest", "elan/blob"},
 	"elan/inventory":           {"elan/digest", "elan/blob"},
 	"elan/inventory/...":       {"elan/digest", "elan/blob", "elan/blob/mem", "elan/inventory"}, // its suite
 	"elan/action":              {"elan/digest", "elan/blob", "elan/tree"},
 	"elan/status":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action"},
-	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/inventory", "proto/store"},
-	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/inventory", "proto/store"},
+	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
+	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
 	"elan/tool":                {"elan/digest", "elan/blob", "elan/tree", "elan/inventory"},
 	"elan":                     {"elan/...", "metrics", "creds"},
 	"mettle/command":           {"elan/digest"},
@@ -86,7 +87,7 @@ var arrows = map[string][]string{
 //
 //nolint:gochecknoglobals // an immutable table
 var edges = []string{
-	"elan", "elan/rpc", "elan/client", "elan/status", "mettle", "mettle/api", "mettle/bench", "mettle/e2e", "metrics", "creds",
+	"elan", "elan/rpc", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/e2e", "metrics", "creds",
 	"proto/store",
 }
 
