@@ -91,19 +91,30 @@ func ReadAll(ctx context.Context, o Opener, d digest.Digest, maxBytes int64) ([]
 	if d.Size() > maxBytes {
 		return nil, fmt.Errorf("read blob %s: %w: at most %d bytes are read at once", d, ErrTooLarge, maxBytes)
 	}
+	data := make([]byte, d.Size())
+	if err := ReadInto(ctx, o, d, data); err != nil {
+		return nil, err
+	}
+	return data, nil
+}
+
+// ReadInto is ReadAll into data, of which it needs as many bytes as d has.
+func ReadInto(ctx context.Context, o Opener, d digest.Digest, data []byte) error {
+	if int64(len(data)) != d.Size() {
+		return fmt.Errorf("read blob %s: there is room for %d bytes", d, len(data))
+	}
 	r, err := o.Open(ctx, d, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open blob %s: %w", d, err)
+		return fmt.Errorf("open blob %s: %w", d, err)
 	}
 	defer r.Close() //nolint:errcheck // opened for reading
-	data := make([]byte, d.Size())
 	if _, err := io.ReadFull(r, data); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			err = fmt.Errorf("%w: the store's copy ends early", ErrCorrupt)
 		}
-		return nil, fmt.Errorf("read blob %s: %w", d, err)
+		return fmt.Errorf("read blob %s: %w", d, err)
 	}
-	return data, nil
+	return nil
 }
 
 // ReadMessage reads the blob d, of at most maxBytes, into m. Bytes that are not

@@ -10,13 +10,13 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	gstatus "google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/resource"
 	"github.com/mettle-build/mettle/elan/status"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 const (
@@ -28,8 +28,8 @@ const (
 	// way, and one that waits for it.
 	maxLargeReads = 32
 	// smallReadChunk is what the others send. With what a message adds it fits
-	// into the largest of gRPC's pooled buffers below a whole MiB.
-	smallReadChunk = 32<<10 - 64
+	// into a buffer of 64 KiB.
+	smallReadChunk = 64<<10 - 64
 )
 
 type byteStreamServer struct {
@@ -85,19 +85,15 @@ func (s *byteStreamServer) send(stream bytestream.ByteStream_ReadServer, r io.Re
 	}
 	chunk := s.beginRead(due)
 	defer s.readers.Add(-1)
-	// A message is on its way, as a copy, when Send returns, so that one buffer
-	// serves all of them.
-	pool := mem.DefaultBufferPool()
-	buf := pool.Get(int(chunk))
-	defer pool.Put(buf)
-	msg := &bytestream.ReadResponse{}
 	for due > 0 {
-		n, err := readFull(r, (*buf)[:min(due, chunk)], due)
+		// It is read into where it is sent from.
+		msg := wire.NewReadResponse(s.o.pool, int(min(due, chunk)))
+		n, err := readFull(r, msg.Room(), due)
 		if err != nil {
 			return status.FromRead(fmt.Errorf("read blob %s: %w", d, err))
 		}
-		msg.Data = (*buf)[:n]
-		if err := stream.Send(msg); err != nil {
+		msg.SetLen(n)
+		if err := stream.SendMsg(msg); err != nil {
 			return err //nolint:wrapcheck // a status already
 		}
 		due -= int64(n)

@@ -15,6 +15,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/status"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 // responseOverhead is what a blob's reply in a batch takes beside its bytes:
@@ -34,15 +35,16 @@ type casServer struct {
 	codec *codec
 }
 
-// FindMissingBlobs asks the store once, however many blobs are asked for.
-func (s *casServer) FindMissingBlobs(ctx context.Context, req *repb.FindMissingBlobsRequest) (*repb.FindMissingBlobsResponse, error) {
+// findMissingBlobs asks the store once, however many blobs are asked for.
+func (s *casServer) findMissingBlobs(ctx context.Context, req *wire.FindMissingRequest) (*wire.FindMissingResponse, error) {
 	store, err := s.o.storeOf(req.InstanceName)
 	if err != nil {
 		return nil, status.From(err)
 	}
-	ds := make([]digest.Digest, 0, len(req.BlobDigests))
+	asked := req.Digests()
+	ds := make([]digest.Digest, 0, len(asked))
 	r := digests{named: req.DigestFunction}
-	for _, m := range req.BlobDigests {
+	for _, m := range asked {
 		d, err := r.read(m)
 		if err != nil {
 			return nil, status.From(err)
@@ -50,110 +52,122 @@ func (s *casServer) FindMissingBlobs(ctx context.Context, req *repb.FindMissingB
 		ds = append(ds, d)
 	}
 	if len(ds) == 0 {
-		return &repb.FindMissingBlobsResponse{}, nil
+		return &wire.FindMissingResponse{}, nil
 	}
 	missing, err := store.FindMissing(ctx, ds)
 	if err != nil {
 		return nil, status.FromRead(err)
 	}
-	protos := make([]*repb.Digest, len(missing))
+	named := make([]wire.Digest, len(missing))
 	for i, d := range missing {
-		protos[i] = d.Proto()
+		named[i] = wire.Digest{Hash: d.Hash(), SizeBytes: d.Size()}
 	}
-	return &repb.FindMissingBlobsResponse{MissingBlobDigests: protos}, nil
+	return wire.NewFindMissingResponse(named), nil
 }
 
-// BatchUpdateBlobs verifies and stores each blob for itself.
-func (s *casServer) BatchUpdateBlobs(ctx context.Context, req *repb.BatchUpdateBlobsRequest) (*repb.BatchUpdateBlobsResponse, error) {
+// batchUpdateBlobs verifies and stores each blob for itself.
+func (s *casServer) batchUpdateBlobs(ctx context.Context, req *wire.BatchUpdateRequest) (*wire.BatchUpdateResponse, error) {
 	store, err := s.o.storeOf(req.InstanceName)
 	if err != nil {
 		return nil, status.From(err)
 	}
+	blobs := req.Blobs()
 	total := int64(0)
-	for _, r := range req.Requests {
-		n := int64(len(r.GetData()))
-		if r.GetCompressor() != repb.Compressor_IDENTITY {
+	for _, b := range blobs {
+		n := int64(len(b.Data))
+		if b.Compressor != repb.Compressor_IDENTITY {
 			// The limit is on the blobs as they are: they are to be in memory.
-			n = max(n, min(r.GetDigest().GetSizeBytes(), s.o.MaxBatchBytes+1))
+			n = max(n, min(b.Digest.SizeBytes, s.o.MaxBatchBytes+1))
 		}
 		if total += n; total > s.o.MaxBatchBytes {
 			return nil, gstatus.Errorf(codes.InvalidArgument, "the blobs of the batch have more than the %d bytes that are taken at once; write larger ones by ByteStream", s.o.MaxBatchBytes)
 		}
 	}
-	resp := &repb.BatchUpdateBlobsResponse{Responses: make([]*repb.BatchUpdateBlobsResponse_Response, len(req.Requests))}
-	parallel(len(req.Requests), func(i int) {
-		r := req.Requests[i]
-		resp.Responses[i] = &repb.BatchUpdateBlobsResponse_Response{
-			Digest: r.Digest,
-			Status: status.Proto(s.update(ctx, store, req.DigestFunction, r)),
+	resp := &wire.BatchUpdateResponse{Results: make([]wire.BatchResult, len(blobs))}
+	parallel(len(blobs), func(i int) {
+		b := &blobs[i]
+		resp.Results[i] = wire.BatchResult{Digest: b.Digest, HasDigest: b.HasDigest}
+		if err := s.update(ctx, store, req.DigestFunction, b); err != nil {
+			resp.Results[i].Status = status.Proto(err)
 		}
 	})
 	room := maxStatusBytes
-	for _, r := range resp.Responses {
+	for _, r := range resp.Results {
 		room = shorten(r.Status, room)
 	}
 	return resp, nil
 }
 
-func (s *casServer) update(ctx context.Context, store blob.Creator, named repb.DigestFunction_Value, r *repb.BatchUpdateBlobsRequest_Request) error {
-	d, err := readDigest(named, r.Digest)
+func (s *casServer) update(ctx context.Context, store blob.Creator, named repb.DigestFunction_Value, b *wire.BatchedBlob) error {
+	if !b.HasDigest {
+		return fmt.Errorf("%w: the digest is absent", digest.ErrInvalid)
+	}
+	r := digests{named: named}
+	d, err := r.read(b.Digest)
 	if err != nil {
 		return err
 	}
-	if err := checkCompressor(r.Compressor); err != nil {
+	if err := checkCompressor(b.Compressor); err != nil {
 		return err
 	}
 	if err := checkSize(s.o, d); err != nil {
 		return err
 	}
-	if r.Compressor != repb.Compressor_IDENTITY {
-		return s.codec.receiveBytes(ctx, store, d, r.Data)
+	if b.Compressor != repb.Compressor_IDENTITY {
+		return s.codec.receiveBytes(ctx, store, d, b.Data)
 	}
-	return blob.ReceiveBytes(ctx, store, d, r.Data) //nolint:wrapcheck // it says what was received
+	return blob.ReceiveBytes(ctx, store, d, b.Data) //nolint:wrapcheck // it says what was received
 }
 
-// BatchReadBlobs reads each blob for itself, and answers in the order asked. It
+// batchReadBlobs reads each blob for itself, and answers in the order asked. It
 // compresses those that it is worthwhile for, where the client takes them so.
-func (s *casServer) BatchReadBlobs(ctx context.Context, req *repb.BatchReadBlobsRequest) (*repb.BatchReadBlobsResponse, error) {
+func (s *casServer) batchReadBlobs(ctx context.Context, req *wire.BatchReadRequest) (*wire.BatchReadResponse, error) {
 	store, err := s.o.storeOf(req.InstanceName)
 	if err != nil {
 		return nil, status.From(err)
 	}
+	ds := req.BlobDigests()
 	total := int64(0)
-	message := int64(s.o.MaxMessageBytes) - int64(len(req.Digests))*responseOverhead
-	for _, d := range req.Digests {
+	message := int64(s.o.MaxMessageBytes) - int64(len(ds))*responseOverhead
+	for _, d := range ds {
 		// What is negative is refused below; sums of what is huge may not overflow.
-		total += min(max(d.GetSizeBytes(), 0), s.o.MaxBatchBytes+1)
+		total += min(max(d.SizeBytes, 0), s.o.MaxBatchBytes+1)
 		if total > s.o.MaxBatchBytes {
 			return nil, gstatus.Errorf(codes.InvalidArgument, "the blobs of the batch have more than the %d bytes that are read at once; read larger ones by ByteStream", s.o.MaxBatchBytes)
 		}
 	}
 	if total > message {
-		return nil, gstatus.Errorf(codes.InvalidArgument, "the reply with %d blobs of %d bytes would be over the message limit of %d bytes; ask for fewer at once", len(req.Digests), total, s.o.MaxMessageBytes)
+		return nil, gstatus.Errorf(codes.InvalidArgument, "the reply with %d blobs of %d bytes would be over the message limit of %d bytes; ask for fewer at once", len(ds), total, s.o.MaxMessageBytes)
 	}
-	resp := &repb.BatchReadBlobsResponse{Responses: make([]*repb.BatchReadBlobsResponse_Response, len(req.Digests))}
+	resp := wire.NewBatchReadResponse(s.o.pool, ds)
 	compressed := slices.Contains(req.AcceptableCompressors, repb.Compressor_ZSTD)
-	parallel(len(req.Digests), func(i int) {
-		data, err := s.read(ctx, store, req.DigestFunction, req.Digests[i])
-		r := &repb.BatchReadBlobsResponse_Response{Digest: req.Digests[i], Data: data, Status: readStatus(err)}
-		if compressed {
-			s.codec.compressBatched(r)
+	parallel(len(ds), func(i int) {
+		room := resp.Room(i)
+		if err := s.read(ctx, store, req.DigestFunction, ds[i], room); err != nil {
+			resp.SetStatus(i, readStatus(err))
+			return
 		}
-		resp.Responses[i] = r
+		if compressed {
+			if n := s.codec.compressBatched(room); n < len(room) {
+				resp.SetCompressed(i, n, repb.Compressor_ZSTD)
+			}
+		}
 	})
 	room := maxStatusBytes
-	for _, r := range resp.Responses {
-		room = shorten(r.Status, room)
+	for r := range resp.Statuses {
+		room = shorten(r, room)
 	}
 	return resp, nil
 }
 
-func (s *casServer) read(ctx context.Context, store blob.Opener, named repb.DigestFunction_Value, m *repb.Digest) ([]byte, error) {
-	d, err := readDigest(named, m)
+// read fills data with the blob m, whose size it has.
+func (s *casServer) read(ctx context.Context, store blob.Opener, named repb.DigestFunction_Value, m wire.Digest, data []byte) error {
+	r := digests{named: named}
+	d, err := r.read(m)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return blob.ReadAll(ctx, store, d, s.o.MaxBatchBytes) //nolint:wrapcheck // it says what was read
+	return blob.ReadInto(ctx, store, d, data) //nolint:wrapcheck // it says what was read
 }
 
 // readStatus is the status of reading one blob of a batch.
@@ -162,6 +176,9 @@ func readStatus(err error) *spb.Status { return status.Proto(status.FromRead(err
 // shorten drops the message of s where room, in bytes, has no place for it, and
 // returns what is left of room.
 func shorten(s *spb.Status, room int) int {
+	if s == nil {
+		return room
+	}
 	if len(s.Message) > room {
 		s.Message = ""
 	}

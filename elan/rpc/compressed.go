@@ -17,6 +17,7 @@ import (
 	"github.com/mettle-build/mettle/elan/compress"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/status"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 const (
@@ -68,19 +69,16 @@ func (s *byteStreamServer) sendCompressed(stream bytestream.ByteStream_ReadServe
 	}
 	chunk := s.beginRead(due)
 	defer s.readers.Add(-1)
-	// As in send, one pair of buffers serves all messages.
-	pool := mem.DefaultBufferPool()
-	raw, frame := pool.Get(int(chunk)), pool.Get(s.codec.MaxFrame(int(chunk)))
-	defer pool.Put(raw)
-	defer pool.Put(frame)
-	msg := &bytestream.ReadResponse{}
+	raw := s.o.pool.Get(int(chunk))
+	defer s.o.pool.Put(raw)
 	for due > 0 {
 		n, err := readFull(r, (*raw)[:min(due, chunk)], due)
 		if err != nil {
 			return status.FromRead(fmt.Errorf("read blob %s: %w", d, err))
 		}
-		msg.Data = s.codec.Append((*frame)[:0], (*raw)[:n])
-		if err := stream.Send(msg); err != nil {
+		msg := wire.NewReadResponse(s.o.pool, s.codec.MaxFrame(n))
+		msg.SetLen(len(s.codec.Append(msg.Room()[:0], (*raw)[:n])))
+		if err := stream.SendMsg(msg); err != nil {
 			return err //nolint:wrapcheck // a status already
 		}
 		due -= int64(n)
@@ -88,26 +86,28 @@ func (s *byteStreamServer) sendCompressed(stream bytestream.ByteStream_ReadServe
 	return nil
 }
 
-// compressBatched compresses the blob of r where that is worthwhile.
-func (c *codec) compressBatched(r *repb.BatchReadBlobsResponse_Response) {
-	if len(r.Data) < minBatchCompress {
-		return
+// compressBatched compresses data, in its place, where that is worthwhile, and
+// returns how many bytes there are then: as many as before where it is not.
+func (c *codec) compressBatched(data []byte) int {
+	if len(data) < minBatchCompress {
+		return len(data)
 	}
-	frame := c.Append(make([]byte, 0, len(r.Data)), r.Data)
-	if len(frame) <= len(r.Data)-len(r.Data)/minBatchSaving {
-		r.Data, r.Compressor = frame, repb.Compressor_ZSTD
+	frame := c.Append(make([]byte, 0, len(data)), data)
+	if len(frame) > len(data)-len(data)/minBatchSaving {
+		return len(data)
 	}
+	return copy(data, frame)
 }
 
 // writeCompressed receives a blob that is not there, from its first message req
 // on. It can't be resumed: what a decoder knows is not worth keeping for that,
 // and QueryWriteStatus tells clients to begin anew.
-func (s *byteStreamServer) writeCompressed(stream writeStream, store blob.Creator, req *bytestream.WriteRequest, d digest.Digest) error {
+func (s *byteStreamServer) writeCompressed(stream writeStream, store blob.Creator, req *wire.WriteRequest, d digest.Digest) error {
 	if req.WriteOffset != 0 {
 		return gstatus.Errorf(codes.InvalidArgument, "write_offset is %d, want 0: a compressed upload can't be resumed, only begun anew", req.WriteOffset)
 	}
-	in := &messages{stream: stream, name: req.ResourceName}
-	err := in.take(req)
+	in := &messages{stream: stream, pool: s.o.pool, name: req.ResourceName, msg: req}
+	err := in.take()
 	if err == nil {
 		err = s.codec.receive(stream.Context(), store, d, in)
 	}
@@ -153,22 +153,24 @@ func (c *codec) receiveBytes(ctx context.Context, store blob.Creator, d digest.D
 // messages reads the bytes of a Write. Its errors, but io.EOF, are statuses.
 type messages struct {
 	stream   writeStream
+	pool     mem.BufferPool
 	name     string
-	data     []byte // received and not yet read
-	received int64  // bytes, as they came
-	finished bool   // no more messages come
+	msg      *wire.WriteRequest // the last one
+	data     [][]byte           // of msg and not yet read
+	received int64              // bytes, as they came
+	finished bool               // no more messages come
 }
 
-// take accepts one message. Offsets count the bytes as they come, compressed.
-func (m *messages) take(req *bytestream.WriteRequest) error {
-	if req.ResourceName != "" && req.ResourceName != m.name {
-		return wrongName(req.ResourceName, m.name)
+// take accepts msg. Offsets count the bytes as they come, compressed.
+func (m *messages) take() error {
+	if m.msg.ResourceName != "" && m.msg.ResourceName != m.name {
+		return wrongName(m.msg.ResourceName, m.name)
 	}
-	if req.WriteOffset != m.received {
-		return wrongOffset(req.WriteOffset, m.received)
+	if m.msg.WriteOffset != m.received {
+		return wrongOffset(m.msg.WriteOffset, m.received)
 	}
-	m.data, m.finished = req.Data, req.FinishWrite
-	m.received += int64(len(req.Data))
+	m.data, m.finished = m.msg.AppendPieces(m.data[:0]), m.msg.FinishWrite
+	m.received += int64(m.msg.Len())
 	return nil
 }
 
@@ -178,7 +180,8 @@ func (m *messages) next() error {
 		if m.finished {
 			return io.EOF
 		}
-		req, err := m.stream.Recv()
+		m.msg.Free()
+		err := m.stream.RecvMsg(m.msg)
 		if errors.Is(err, io.EOF) {
 			// Whether all is here, the frames tell.
 			m.finished = true
@@ -187,7 +190,7 @@ func (m *messages) next() error {
 		if err != nil {
 			return err //nolint:wrapcheck // a status already
 		}
-		if err := m.take(req); err != nil {
+		if err := m.take(); err != nil {
 			return err
 		}
 	}
@@ -199,13 +202,15 @@ func (m *messages) Read(p []byte) (int, error) {
 	if err := m.next(); err != nil {
 		return 0, err
 	}
-	n := copy(p, m.data)
-	m.data = m.data[n:]
+	n := copy(p, m.data[0])
+	if m.data[0] = m.data[0][n:]; len(m.data[0]) == 0 {
+		m.data = m.data[1:]
+	}
 	return n, nil
 }
 
-// all is all the bytes, of which more than limit are an error. What comes in one
-// message is not copied.
+// all is all the bytes, of which more than limit are an error. They are valid
+// until the last message is freed.
 func (m *messages) all(limit int64) ([]byte, error) {
 	var data []byte
 	for {
@@ -217,11 +222,14 @@ func (m *messages) all(limit int64) ([]byte, error) {
 			return nil, err
 		case m.received > limit:
 			return nil, fmt.Errorf("%w: more than %d compressed bytes", blob.ErrCorrupt, limit)
-		case data == nil:
-			data = m.data
+		case m.finished && data == nil:
+			// Mostly one message brings it all, which is not copied then.
+			data = m.msg.Bytes(m.pool)
 		default:
-			data = append(data, m.data...)
+			for _, piece := range m.data {
+				data = append(data, piece...)
+			}
 		}
-		m.data = nil
+		m.data = m.data[:0]
 	}
 }

@@ -1,9 +1,12 @@
 package rpc
 
 import (
+	"fmt"
+
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 // digests reads the Digest messages of one request. Where the request does not
@@ -16,19 +19,22 @@ type digests struct {
 }
 
 // read checks d. The errors wrap digest.ErrInvalid.
-func (r *digests) read(d *repb.Digest) (digest.Digest, error) {
-	if n := len(d.GetHash()); r.fn == 0 || n != r.hexLen {
+func (r *digests) read(d wire.Digest) (digest.Digest, error) {
+	if n := len(d.Hash); r.fn == 0 || n != r.hexLen {
 		fn, err := digest.FunctionFromProto(r.named, n)
 		if err != nil {
 			return digest.Digest{}, err //nolint:wrapcheck // it says what is wrong
 		}
 		r.fn, r.hexLen = fn, n
 	}
-	return digest.FromProto(r.fn, d) //nolint:wrapcheck // it says what is wrong
+	return digest.New(r.fn, d.Hash, d.SizeBytes) //nolint:wrapcheck // it says what is wrong
 }
 
 // readDigest is read for a request with one digest.
 func readDigest(named repb.DigestFunction_Value, d *repb.Digest) (digest.Digest, error) {
+	if d == nil {
+		return digest.Digest{}, fmt.Errorf("%w: the digest is absent", digest.ErrInvalid)
+	}
 	r := digests{named: named}
-	return r.read(d)
+	return r.read(wire.Digest{Hash: d.Hash, SizeBytes: d.SizeBytes})
 }

@@ -1,6 +1,7 @@
 package rpc_test
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"testing"
@@ -11,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental"
+	"google.golang.org/grpc/mem"
 	gstatus "google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
@@ -18,6 +21,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/rpc"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -32,8 +36,9 @@ type server struct {
 	streams      bytestream.ByteStreamClient
 }
 
-// start starts a server with options that need no Store and Actions.
-func start(tb testing.TB, o rpc.Options) *server {
+// start starts a server with options that need no Store and Actions. Its codec and
+// its buffers are those of NewServer, but that buffers are overwritten.
+func start(tb testing.TB, o rpc.Options, opts ...grpc.ServerOption) *server {
 	tb.Helper()
 	s := &server{store: newFakeStore()}
 	actions, err := action.New(action.Options{Store: s.store, Entries: s.store})
@@ -41,7 +46,11 @@ func start(tb testing.TB, o rpc.Options) *server {
 		tb.Fatal(err)
 	}
 	o.Store, o.Actions = s.store, actions
-	g := grpc.NewServer()
+	pool := poisonPool{}
+	rpc.SetPool(&o, pool)
+	g := grpc.NewServer(append([]grpc.ServerOption{
+		grpc.ForceServerCodecV2(wire.NewCodec(pool)), experimental.BufferPool(pool),
+	}, opts...)...)
 	if err := rpc.Register(g, o); err != nil {
 		tb.Fatal(err)
 	}
@@ -93,3 +102,18 @@ func pattern(n int) []byte {
 var _ blob.Store = (*fakeStore)(nil)
 
 func of(data []byte) digest.Digest { return digest.Of(digest.SHA256, data) }
+
+// poisonPool overwrites what it gives and what it gets back: who reads what he
+// has not written, or goes on with what he gave up, has wrong bytes, or a race.
+type poisonPool struct{ mem.NopBufferPool }
+
+func (p poisonPool) Get(n int) *[]byte {
+	b := make([]byte, n, max(n, 2<<10)) // gRPC counts no references to less
+	copy(b, bytes.Repeat([]byte{0xdb}, n))
+	return &b
+}
+
+func (p poisonPool) Put(b *[]byte) {
+	all := (*b)[:cap(*b)]
+	copy(all, bytes.Repeat([]byte{0xdb}, len(all)))
+}

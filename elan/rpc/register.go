@@ -20,10 +20,12 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/resource"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 // The defaults of Options.
@@ -79,6 +81,8 @@ type Options struct {
 	MaxDecoders int
 	// Logger gets what clients can't be told; nil discards it.
 	Logger *slog.Logger
+
+	pool mem.BufferPool // of the buffers that blobs are read into
 }
 
 // withDefaults checks o and fills it in.
@@ -112,6 +116,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.MaxDecoders == 0 {
 		o.MaxDecoders = defaultMaxDecoders
 	}
+	if o.pool == nil {
+		o.pool = wire.NewPool()
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -140,7 +147,7 @@ func Register(s *grpc.Server, o Options) error {
 		return err
 	}
 	repb.RegisterCapabilitiesServer(s, &capabilitiesServer{o: o})
-	repb.RegisterContentAddressableStorageServer(s, &casServer{o: o, codec: codec})
+	s.RegisterService(casService(), &casServer{o: o, codec: codec})
 	repb.RegisterActionCacheServer(s, &actionCacheServer{o: o})
 	bytestream.RegisterByteStreamServer(s, &byteStreamServer{o: o, codec: codec, uploads: newUploads(o)})
 	return nil

@@ -8,10 +8,13 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 // MaxMessageBytes bounds a message in either direction: room for the batches
@@ -40,7 +43,11 @@ const (
 // the services of health and reflection. The options come on top. Stop the
 // Health before the server, so that balancers look elsewhere first.
 func NewServer(opts ...grpc.ServerOption) (*grpc.Server, *health.Server) {
+	pool := wire.NewPool()
 	s := grpc.NewServer(append([]grpc.ServerOption{
+		grpc.ForceServerCodecV2(wire.NewCodec(pool)),
+		// Frames are received into its buffers, which gRPC's own would clear first.
+		experimental.BufferPool(pool),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: serverPing, Timeout: pingTimeout}),
 		grpc.MaxRecvMsgSize(MaxMessageBytes),

@@ -15,6 +15,7 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/resource"
 	"github.com/mettle-build/mettle/elan/status"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 type writeStream = bytestream.ByteStream_WriteServer
@@ -25,7 +26,9 @@ type writeStream = bytestream.ByteStream_WriteServer
 // offset that QueryWriteStatus tells, or begins anew at 0. A compressed one
 // always begins anew.
 func (s *byteStreamServer) Write(stream writeStream) error {
-	req, err := stream.Recv()
+	req := &wire.WriteRequest{}
+	defer req.Free()
+	err := stream.RecvMsg(req)
 	if errors.Is(err, io.EOF) {
 		return gstatus.Error(codes.InvalidArgument, "the stream ended before a first message with a resource_name")
 	}
@@ -62,7 +65,7 @@ func (s *byteStreamServer) Write(stream writeStream) error {
 	}
 	if req.FinishWrite && req.WriteOffset == 0 {
 		// Most blobs are small, and come in one message.
-		if err := blob.ReceiveBytes(stream.Context(), store, d, req.Data); err != nil {
+		if err := blob.ReceiveBytes(stream.Context(), store, d, req.Bytes(s.o.pool)); err != nil {
 			return status.From(err)
 		}
 		return stream.SendAndClose(&bytestream.WriteResponse{CommittedSize: d.Size()})
@@ -80,7 +83,7 @@ func (s *byteStreamServer) Write(stream writeStream) error {
 
 // begin finds the upload that req goes on with, or begins one. The caller has
 // it for itself, and ends that by s.uploads.suspend or s.uploads.end.
-func (s *byteStreamServer) begin(ctx context.Context, store blob.Creator, req *bytestream.WriteRequest, d digest.Digest) (*upload, error) {
+func (s *byteStreamServer) begin(ctx context.Context, store blob.Creator, req *wire.WriteRequest, d digest.Digest) (*upload, error) {
 	if req.WriteOffset == 0 {
 		// The upload outlives this call if the stream breaks, and so must what
 		// its writer does; ending it cancels that.
@@ -120,7 +123,7 @@ func wrongName(got, want string) error {
 
 // receive takes the messages of the stream from req on, and returns the size
 // that is committed. It ends the upload u, or suspends it where the stream broke.
-func (s *byteStreamServer) receive(stream writeStream, u *upload, req *bytestream.WriteRequest) (int64, error) {
+func (s *byteStreamServer) receive(stream writeStream, u *upload, req *wire.WriteRequest) (int64, error) {
 	for {
 		finish, err := u.take(req)
 		if err != nil {
@@ -130,7 +133,8 @@ func (s *byteStreamServer) receive(stream writeStream, u *upload, req *bytestrea
 		if finish {
 			return s.commit(u)
 		}
-		req, err = stream.Recv()
+		req.Free()
+		err = stream.RecvMsg(req)
 		switch {
 		case errors.Is(err, io.EOF) && u.received.Load() == u.digest.Size():
 			// All is here; that the last message did not say so takes nothing from it.
@@ -157,7 +161,7 @@ func (s *byteStreamServer) commit(u *upload) (int64, error) {
 }
 
 // take writes the bytes of one message, and reports whether it is the last.
-func (u *upload) take(req *bytestream.WriteRequest) (finish bool, err error) {
+func (u *upload) take(req *wire.WriteRequest) (finish bool, err error) {
 	if req.ResourceName != "" && req.ResourceName != u.name {
 		return false, wrongName(req.ResourceName, u.name)
 	}
@@ -166,11 +170,11 @@ func (u *upload) take(req *bytestream.WriteRequest) (finish bool, err error) {
 	if req.WriteOffset != n {
 		return false, wrongOffset(req.WriteOffset, n)
 	}
-	if len(req.Data) > 0 {
-		if _, err := u.w.Write(req.Data); err != nil {
+	for _, piece := range req.AppendPieces(nil) {
+		if _, err := u.w.Write(piece); err != nil {
 			return false, status.From(err)
 		}
-		u.received.Store(n + int64(len(req.Data)))
 	}
+	u.received.Store(n + int64(req.Len()))
 	return req.FinishWrite, nil
 }
