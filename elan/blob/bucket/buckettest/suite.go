@@ -280,15 +280,16 @@ func testLasting(t *testing.T, o Options) {
 
 // testRefusals: what won't help is not tried again, and says nothing of the blob.
 func testRefusals(t *testing.T, o Options) {
-	e, s := setUp(t, o, o.fast())
-	data := random(smallSize)
-	d := put(t, s, data)
-	calls := ops(s, d, data)
-	if err := calls["put entry"](t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	for _, name := range order {
 		for _, code := range []int{http.StatusForbidden, http.StatusUnauthorized} {
+			// A bucket for each: what one call gave up may reach its bucket later.
+			e, s := setUp(t, o, o.fast())
+			data := random(smallSize)
+			d := put(t, s, data)
+			calls := ops(s, d, data)
+			if err := calls["put entry"](t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			e.Reset()
 			op := request(name)
 			e.Inject(op, -1, Status(code))
