@@ -40,6 +40,14 @@ func testSpaces(t *testing.T, o Options) {
 			}
 			wantBlob(t, s, d, data)
 		}
+		if c, ok := s.(blob.Checker); ok {
+			for _, d := range all {
+				if err := c.Check(t.Context(), d); err != nil {
+					t.Errorf("check %s: %v", d, err)
+				}
+				wantBlob(t, s, d, data)
+			}
+		}
 		if r, ok := s.(blob.Remover); ok {
 			if err := r.Remove(t.Context(), a); err != nil {
 				t.Errorf("remove %s: %v", a, err)

@@ -101,8 +101,10 @@ func (s *Store) makeRoom() error {
 	if err != nil {
 		return err
 	}
-	freed, err := s.reap(sv.cutoff(need, s.touchEvery), need)
+	cutoff := sv.cutoff(need, s.touchEvery)
+	freed, err := s.reap(cutoff, need)
 	if freed > 0 {
+		s.metrics.passAge.Store(int64(started.Sub(cutoff) - s.touchEvery))
 		s.log.Info("evicted", "size_bytes", freed, "wanted_bytes", need, "used_bytes", sp.state().used, "duration", time.Since(started))
 	}
 	if freed < need {
@@ -198,7 +200,6 @@ func (s *Store) evict(path string, cutoff time.Time) (int64, error) {
 	}
 	n := onDisk(st.Size)
 	s.space.release(n)
-	s.metrics.evicted.Inc()
-	s.metrics.evictedBytes.Add(float64(n))
+	s.evicted(n, atimeOf(&st))
 	return n, nil
 }

@@ -232,8 +232,7 @@ func (s *Store) reserve(ctx context.Context, size int64) error {
 	if s.space.tryReserve(n) {
 		return nil
 	}
-	s.metrics.refused.Inc()
 	now := s.space.state()
-	return fmt.Errorf("%w: nothing is older than the minimal lifetime of %v; %d of %d bytes used, %d free on the disk, %d to be left free",
-		blob.ErrFull, s.minLifetime, now.used, s.space.max, now.free, s.space.minFree)
+	return s.refuse(fmt.Errorf("%w: nothing is older than the minimal lifetime of %v; %d of %d bytes used, %d free on the disk, %d to be left free",
+		blob.ErrFull, s.minLifetime, now.used, s.space.max, now.free, s.space.minFree))
 }

@@ -55,7 +55,15 @@ type Options struct {
 	// MinLifetime is for how long a blob or an entry stays, at least, after its
 	// last use. 0: DefaultMinLifetime.
 	MinLifetime time.Duration
-	// Logger is told of corruption, recovery and eviction. nil: nobody is.
+	// ScrubBytesPerSecond bounds how fast the store is read in the background to
+	// find what the disk damaged. 0: DefaultScrubBytesPerSecond. Negative: it is
+	// not read.
+	ScrubBytesPerSecond int64
+	// ScrubEvery is how long after the beginning of one such pass over all files
+	// the next may begin. 0: DefaultScrubEvery.
+	ScrubEvery time.Duration
+	// Logger is told of corruption, recovery, eviction and fullness. nil: nobody
+	// is.
 	Logger *slog.Logger
 	// Registerer takes the metrics. nil: there are none.
 	Registerer prometheus.Registerer
@@ -82,6 +90,7 @@ type Store struct {
 	tmpSeq   atomic.Uint64
 	keys     keyLocks
 	space    space
+	full     fullness
 	recovery recovery
 	dirty    atomic.Bool // something was committed since the last checkpoint
 
@@ -138,6 +147,9 @@ func New(o Options) (*Store, error) {
 	}
 	s.running.Go(s.keepSpace)
 	s.running.Go(s.keepDurable)
+	if o.ScrubBytesPerSecond > 0 {
+		s.running.Go(func() { s.keepScrubbed(o.ScrubBytesPerSecond, o.ScrubEvery) })
+	}
 	return s, nil
 }
 
@@ -147,8 +159,16 @@ func (o *Options) validate() error {
 		return errors.New("file store: no directory given")
 	case o.MaxBytes < 0:
 		return fmt.Errorf("file store: size bound of %d bytes is negative", o.MaxBytes)
+	case o.ScrubEvery < 0:
+		return fmt.Errorf("file store: time between scrubs %v is negative", o.ScrubEvery)
 	case o.MinLifetime < 0:
 		return fmt.Errorf("file store: minimal lifetime %v is negative", o.MinLifetime)
+	}
+	if o.ScrubBytesPerSecond == 0 {
+		o.ScrubBytesPerSecond = DefaultScrubBytesPerSecond
+	}
+	if o.ScrubEvery == 0 {
+		o.ScrubEvery = DefaultScrubEvery
 	}
 	if o.MinLifetime == 0 {
 		o.MinLifetime = DefaultMinLifetime

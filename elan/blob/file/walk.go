@@ -35,14 +35,18 @@ func (s *Store) walkTop(top string, cas bool, visit func(f folder, name string) 
 			continue
 		}
 		for i := range fanOut {
-			hex := strconv.FormatInt(int64(i|0x100), 16)[1:]
-			f := folder{path: top + fn.String() + "/" + hex + "/", fn: fn, cas: cas}
-			if err := s.walkFolder(f, visit); err != nil {
+			if err := s.walkFolder(folderOf(top, cas, fn, i), visit); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// folderOf is the i-th folder of a digest function.
+func folderOf(top string, cas bool, fn digest.Function, i int) folder {
+	hex := strconv.FormatInt(int64(i|0x100), 16)[1:]
+	return folder{path: top + fn.String() + "/" + hex + "/", fn: fn, cas: cas}
 }
 
 // walkFolder reads names in portions, so that a large folder takes little memory.

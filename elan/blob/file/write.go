@@ -85,7 +85,7 @@ func (w *writer) Write(p []byte) (int, error) {
 			return 0, errors.New("write to a closed blob")
 		}
 		if err := writeAll(w.fd, p); err != nil {
-			return 0, classify(err)
+			return 0, w.s.refuse(classify(err))
 		}
 	}
 	w.n += int64(len(p))

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 )
@@ -38,17 +40,23 @@ type Options struct {
 	// MinLifetime is for how long a blob or an entry stays, at least, after its
 	// last use. 0: DefaultMinLifetime.
 	MinLifetime time.Duration
+	// Registerer takes the metrics. nil: there are none.
+	Registerer prometheus.Registerer
 }
 
 // Store is blobs and entries in memory. All methods are safe for concurrent use.
 type Store struct {
 	max         int64
 	minLifetime time.Duration
+	metrics     *metrics
 
-	mu    sync.Mutex
+	mu    sync.Mutex            // guards what follows
 	used  int64                 // bytes of all items, and of the blobs being written
 	items map[any]*list.Element // of *item, by digest.Digest or blob.EntryKey
 	lru   *list.List            // of *item, the last used one in front
+	// What was refused last for lack of room, and when.
+	full   error
+	fullAt time.Time
 }
 
 // item is one blob or entry. Its data is never changed.
@@ -63,9 +71,12 @@ func (i *item) cost() int64 { return int64(len(i.data)) + overhead }
 var (
 	_ blob.Store   = (*Store)(nil)
 	_ blob.Entries = (*Store)(nil)
+	_ blob.Fuller  = (*Store)(nil)
+	_ io.Closer    = (*Store)(nil)
 )
 
-// New makes an empty Store.
+// New makes an empty Store. Where there is a Registerer, Close takes the metrics
+// back.
 func New(o Options) (*Store, error) {
 	if o.MaxBytes < 0 || o.MinLifetime < 0 {
 		return nil, fmt.Errorf("memory store: %d bytes and a lifetime of %v: both must not be negative", o.MaxBytes, o.MinLifetime)
@@ -76,7 +87,29 @@ func New(o Options) (*Store, error) {
 	if o.MinLifetime == 0 {
 		o.MinLifetime = DefaultMinLifetime
 	}
-	return &Store{max: o.MaxBytes, minLifetime: o.MinLifetime, items: make(map[any]*list.Element), lru: list.New()}, nil
+	s := &Store{max: o.MaxBytes, minLifetime: o.MinLifetime, items: make(map[any]*list.Element), lru: list.New()}
+	var err error
+	if s.metrics, err = newMetrics(o.Registerer, s); err != nil {
+		return nil, fmt.Errorf("memory store: %w", err)
+	}
+	return s, nil
+}
+
+// Close takes the metrics back. It frees nothing that the collection of garbage
+// does not, and the Store may be used on. Closing again does nothing.
+func (s *Store) Close() error {
+	s.metrics.unregister()
+	return nil
+}
+
+// Full implements blob.Fuller.
+func (s *Store) Full() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.full == nil || time.Since(s.fullAt) > blob.FullFor {
+		return nil
+	}
+	return s.full
 }
 
 // FindMissing implements blob.Finder.
@@ -207,8 +240,12 @@ func (s *Store) reserve(n int64) error {
 	for s.used+n > s.max {
 		e := s.lru.Back()
 		if e == nil || now.Sub(e.Value.(*item).used) <= s.minLifetime {
-			return fmt.Errorf("%w: %d of %d bytes used, and nothing is older than the minimal lifetime of %v", blob.ErrFull, s.used, s.max, s.minLifetime)
+			s.metrics.refused.Inc()
+			s.full = fmt.Errorf("%w: %d of %d bytes used, and nothing is older than the minimal lifetime of %v", blob.ErrFull, s.used, s.max, s.minLifetime)
+			s.fullAt = now
+			return s.full
 		}
+		s.metrics.evict(e.Value.(*item), now)
 		s.remove(e)
 	}
 	s.used += n

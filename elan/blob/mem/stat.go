@@ -54,7 +54,7 @@ func (s *Store) Check(ctx context.Context, d digest.Digest) error {
 		return fmt.Errorf("check blob %s: %w", d, blob.ErrNotFound)
 	}
 	got := digest.Of(d.Function(), it.data)
-	if got == d {
+	if got == d.Plain() {
 		return nil
 	}
 	s.mu.Lock()
