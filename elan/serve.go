@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
@@ -27,6 +28,7 @@ type serveCmd struct {
 	MaxSize     flags.Size    `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for; in memory, the store's own default." default:"0"`
 	MinFree     flags.Size    `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
+	ScrubRate   flags.Size    `help:"How many bytes a second of a directory are read in the background to find what the disk damaged. 0: none." default:"20MiB"`
 
 	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can read and write." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7777"`
@@ -50,6 +52,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		MaxBytes:     int64(c.MaxSize),
 		MinFreeBytes: int64(c.MinFree),
 		MinLifetime:  c.MinLifetime,
+		ScrubRate:    int64(c.ScrubRate),
 		Logger:       log,
 		Registerer:   registry,
 	})
@@ -80,7 +83,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		if err != nil {
 			return err
 		}
-		admin, err := metrics.New(metrics.Options{Name: "elan", Registry: registry, Logger: log})
+		admin, err := metrics.New(metrics.Options{Name: "elan", Registry: registry, Notes: notes(storage), Logger: log})
 		if err != nil {
 			return err
 		}
@@ -91,6 +94,19 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		return rpc.Serve(groupCtx, server, rpc.ServeOptions{Listener: listener, Health: health, Grace: closeGrace})
 	})
 	return group.Wait()
+}
+
+// notes are what operators should know though the server is ready: a store that
+// is full still serves what it has.
+func notes(s blob.Store) func() []string {
+	return func() []string {
+		if f, ok := blob.As[blob.Fuller](s); ok {
+			if err := f.Full(); err != nil {
+				return []string{"writes are refused: " + err.Error()}
+			}
+		}
+		return nil
+	}
 }
 
 func (c *serveCmd) storageURL() (string, error) {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -42,6 +43,9 @@ type Options struct {
 	// /readyz. It is called concurrently, with a deadline of a few seconds.
 	// Default: always ready.
 	Ready func(context.Context) error
+	// Notes are lines that /readyz shows when the process is ready, on what works
+	// and yet needs a look. It is called concurrently, and quick. Default: none.
+	Notes func() []string
 	// Logger takes what goes wrong while serving. Default: none.
 	Logger *slog.Logger
 }
@@ -51,12 +55,13 @@ type Server struct {
 	name  string
 	reg   *prometheus.Registry
 	ready func(context.Context) error
+	notes func() []string
 	log   *slog.Logger
 }
 
 // New returns a Server. It starts nothing, and fails never with valid Options.
 func New(o Options) (*Server, error) {
-	s := &Server{name: o.Name, reg: o.Registry, ready: o.Ready, log: o.Logger}
+	s := &Server{name: o.Name, reg: o.Registry, ready: o.Ready, notes: o.Notes, log: o.Logger}
 	if s.name == "" {
 		s.name = "admin"
 	}
@@ -65,6 +70,9 @@ func New(o Options) (*Server, error) {
 	}
 	if s.ready == nil {
 		s.ready = func(context.Context) error { return nil }
+	}
+	if s.notes == nil {
+		s.notes = func() []string { return nil }
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -101,7 +109,7 @@ func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 		plain(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	plain(w, http.StatusOK, "ok")
+	plain(w, http.StatusOK, strings.Join(append([]string{"ok"}, s.notes()...), "\n"))
 }
 
 func (s *Server) serveIndex(w http.ResponseWriter, _ *http.Request) {

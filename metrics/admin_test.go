@@ -52,6 +52,18 @@ func TestServer_pages(t *testing.T) {
 	}
 }
 
+func TestServer_notes(t *testing.T) {
+	s, err := metrics.New(metrics.Options{Notes: func() []string { return []string{"the store is full", "it is Monday"} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/readyz", nil))
+	if want := "ok\nthe store is full\nit is Monday\n"; w.Code != 200 || w.Body.String() != want {
+		t.Errorf("%d %q, want 200 %q", w.Code, w.Body, want)
+	}
+}
+
 func TestServer_readyCheckHasDeadline(t *testing.T) {
 	s, err := metrics.New(metrics.Options{Ready: func(ctx context.Context) error {
 		if _, ok := ctx.Deadline(); !ok {

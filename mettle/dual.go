@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type dualCmd struct {
 	MaxSize     flags.Size    `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for." default:"0"`
 	MinFree     flags.Size    `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
+	ScrubRate   flags.Size    `help:"How many bytes a second of the store are read in the background to find what the disk damaged. 0: none." default:"20MiB"`
 
 	Slots          int               `help:"How many actions run at once. Default: the number of CPUs."`
 	Platform       map[string]string `help:"Platform properties that this machine serves beside OSFamily and ISA, as key=value." placeholder:"KEY=VALUE"`
@@ -135,8 +137,10 @@ func (d *dual) wire(ctx context.Context) (err error) {
 		MaxBytes:     int64(c.MaxSize),
 		MinFreeBytes: int64(c.MinFree),
 		MinLifetime:  c.MinLifetime,
-		Logger:       d.log,
-		Registerer:   d.registry,
+		// 0 is the default there.
+		ScrubBytesPerSecond: cmp.Or(int64(c.ScrubRate), -1),
+		Logger:              d.log,
+		Registerer:          d.registry,
 	})
 	if err != nil {
 		return err
@@ -227,7 +231,7 @@ func (d *dual) serve(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(parts)
 	group.Go(func() error { return d.api.Run(groupCtx) })
 	if d.admin != nil {
-		admin, err := metrics.New(metrics.Options{Name: "mettle dual", Registry: d.registry, Ready: d.ready, Logger: d.log})
+		admin, err := metrics.New(metrics.Options{Name: "mettle dual", Registry: d.registry, Ready: d.ready, Notes: d.notes, Logger: d.log})
 		if err != nil {
 			return err
 		}
@@ -298,6 +302,14 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 
 // ready tells whether the worker takes jobs.
 func (d *dual) ready(context.Context) error { return d.worker.Ready() }
+
+// notes are what operators should know though the worker takes jobs.
+func (d *dual) notes() []string {
+	if err := d.storage.Full(); err != nil {
+		return []string{"writes are refused: " + err.Error()}
+	}
+	return nil
+}
 
 // close frees what wire made, the last first. Parts that were not made are nil.
 func (d *dual) close() error {

@@ -109,7 +109,7 @@ func (s *Store) condemn(done <-chan struct{}, d digest.Digest, mode blob.LinkMod
 	if st.Ino != inode {
 		return nil // and another came
 	}
-	got, err := hashFile(done, d.Function(), fd, d.Size()+1)
+	got, err := hashFile(done, d.Function(), fd, d.Size())
 	switch {
 	case errors.Is(err, errGivenUp):
 		return err

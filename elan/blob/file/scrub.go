@@ -20,7 +20,8 @@ const (
 	// DefaultScrubBytesPerSecond is a fifth of what a slow disk reads, and 3 %
 	// of what a CPU hashes.
 	DefaultScrubBytesPerSecond = 20 << 20
-	// DefaultScrubEvery: disks scrub themselves weekly to monthly.
+	// DefaultScrubEvery is a week: disks and their arrays are scrubbed weekly to
+	// monthly.
 	DefaultScrubEvery = 7 * 24 * time.Hour
 
 	scrubFile = "scrub"

@@ -179,7 +179,7 @@ func TestStore_scrubPace(t *testing.T) {
 		}
 		reg := prometheus.NewRegistry()
 		o.Registerer = reg
-		s = openQuiet(t, o)
+		openQuiet(t, o)
 		synctest.Wait()
 		if metric(t, reg, "scrub_last_pass_timestamp_seconds") == 0 {
 			t.Error("the last pass is forgotten")

@@ -3,9 +3,13 @@ package mem_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/blobtest"
@@ -121,4 +125,69 @@ func TestStore_abandonedWritersFreeTheirSpace(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+func TestStore_metrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := prometheus.NewPedanticRegistry()
+		s := open(t, mem.Options{MaxBytes: 2 * (1<<10 + 256), MinLifetime: time.Hour, Registerer: reg})
+		want := func(name string, value float64) {
+			t.Helper()
+			families, err := reg.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			problems, err := promlint.NewWithMetricFamilies(families).Lint()
+			if err != nil || len(problems) > 0 {
+				t.Errorf("promlint: %v, %v", problems, err)
+			}
+			for _, f := range families {
+				if f.GetName() == "elan_mem_store_"+name {
+					m := f.GetMetric()[0]
+					if got := m.GetCounter().GetValue() + m.GetGauge().GetValue(); got != value {
+						t.Errorf("%s is %v, want %v", name, got, value)
+					}
+					return
+				}
+			}
+			t.Errorf("no metric %s", name)
+		}
+		for i := range 2 {
+			if _, err := put(t, s, i); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Minute)
+		}
+		if err := s.Full(); err != nil {
+			t.Errorf("full though nothing was refused: %v", err)
+		}
+		want("youngest_evicted_age_seconds", math.Inf(1))
+		if _, err := put(t, s, 2); !errors.Is(err, blob.ErrFull) {
+			t.Fatalf("put: %v, want ErrFull", err)
+		}
+		if err := s.Full(); !errors.Is(err, blob.ErrFull) {
+			t.Errorf("full: %v, want ErrFull", err)
+		}
+		time.Sleep(blob.FullFor + 1)
+		if err := s.Full(); err != nil {
+			t.Errorf("full, long after: %v", err)
+		}
+		time.Sleep(time.Hour)
+		if _, err := put(t, s, 2); err != nil {
+			t.Fatal(err)
+		}
+		want("refused_total", 1)
+		want("evicted_total", 1)
+		want("evicted_bytes_total", 1<<10+256)
+		want("used_bytes", 2*(1<<10+256))
+		want("max_bytes", 2*(1<<10+256))
+		want("min_lifetime_seconds", 3600)
+		want("youngest_evicted_age_seconds", (80*time.Minute + blob.FullFor + 1).Seconds())
+		if err := errors.Join(s.Close(), s.Close()); err != nil {
+			t.Error(err)
+		}
+		if left, err := reg.Gather(); err != nil || len(left) > 0 {
+			t.Errorf("%d metrics left after Close, %v", len(left), err)
+		}
+	})
 }

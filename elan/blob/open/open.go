@@ -8,6 +8,7 @@
 package open
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -35,8 +36,11 @@ type Options struct {
 	MinFreeBytes int64
 	// MinLifetime is how long a blob stays at least after its last use.
 	MinLifetime time.Duration
-	Logger      *slog.Logger
-	Registerer  prometheus.Registerer
+	// ScrubRate is how many bytes a second of a directory are read in the
+	// background to find damage. 0: none.
+	ScrubRate  int64
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Storage is what a server needs of a store: blobs, and the entries of an
@@ -107,8 +111,10 @@ func openDir(dir string, o Options) (Storage, error) {
 		MaxBytes:     o.MaxBytes,
 		MinFreeBytes: o.MinFreeBytes,
 		MinLifetime:  o.MinLifetime,
-		Logger:       o.Logger,
-		Registerer:   o.Registerer,
+		// 0 is the default there.
+		ScrubBytesPerSecond: cmp.Or(o.ScrubRate, -1),
+		Logger:              o.Logger,
+		Registerer:          o.Registerer,
 	})
 	if err != nil {
 		return nil, err // it names the directory
@@ -116,17 +122,10 @@ func openDir(dir string, o Options) (Storage, error) {
 	return s, nil
 }
 
-// memory adds to a mem.Store that it can be closed, which frees nothing that
-// the end of the process does not.
-type memory struct{ *mem.Store }
-
-// Close implements io.Closer.
-func (memory) Close() error { return nil }
-
 func openMem(o Options) (Storage, error) {
-	s, err := mem.New(mem.Options{MaxBytes: o.MaxBytes, MinLifetime: o.MinLifetime})
+	s, err := mem.New(mem.Options{MaxBytes: o.MaxBytes, MinLifetime: o.MinLifetime, Registerer: o.Registerer})
 	if err != nil {
 		return nil, fmt.Errorf("open store in memory: %w", err)
 	}
-	return memory{s}, nil
+	return s, nil
 }
