@@ -49,9 +49,10 @@ var arrows = map[string][]string{
 	"elan/inventory":           {"elan/digest", "elan/blob"},
 	"elan/inventory/...":       {"elan/digest", "elan/blob", "elan/blob/mem", "elan/inventory"}, // its suite
 	"elan/action":              {"elan/digest", "elan/blob", "elan/tree"},
+	"elan/asset":               {"elan/digest", "elan/blob", "elan/tree"},
 	"elan/status":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action"},
 	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
-	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
+	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/asset", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
 	"elan/tool":                {"elan/digest", "elan/blob", "elan/tree", "elan/inventory"},
 	"elan":                     {"elan/...", "metrics", "creds"},
 	"mettle/command":           {"elan/digest"},

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/asset"
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/flags"
@@ -34,6 +35,8 @@ type serveCmd struct {
 	Port     int    `help:"The port for clients (gRPC)." default:"7777"`
 	Admin    bool   `help:"Let whoever reaches the server list, remove and verify what is in the store (elan ls, rm, ...) even if it listens on other than loopback."`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7780"`
+
+	flags.Assets
 }
 
 // Run serves until ctx is done.
@@ -69,7 +72,20 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		return err
 	}
 	server, health := rpc.NewServer(observed.ServerOptions()...)
-	if err := rpc.Register(server, rpc.Options{Store: storage, Actions: actions, Logger: log}); err != nil {
+	options := rpc.Options{Store: storage, Actions: actions, Logger: log}
+	if c.Served(listener.Addr()) {
+		assets, aerr := asset.New(asset.Options{
+			Store: storage, Entries: storage, MinLifetime: c.MinLifetime,
+			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
+			Logger: log, Registerer: registry,
+		})
+		if aerr != nil {
+			return aerr
+		}
+		defer func() { err = errors.Join(err, assets.Close()) }()
+		options.Assets = assets
+	}
+	if err := rpc.Register(server, options); err != nil {
 		return err
 	}
 	inv, err := inventory.NewLocal(inventory.Options{Store: storage, Entries: storage})

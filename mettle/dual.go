@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/asset"
 	"github.com/mettle-build/mettle/elan/blob/file"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
@@ -40,6 +41,8 @@ type dualCmd struct {
 	MinFree     flags.Size    `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
 	ScrubRate   flags.Size    `help:"How many bytes a second of the store are read in the background to find what the disk damaged. 0: none." default:"20MiB"`
+
+	flags.Assets
 
 	Slots          int               `help:"How many actions run at once. Default: the number of CPUs."`
 	Platform       map[string]string `help:"Platform properties that this machine serves beside OSFamily and ISA, as key=value." placeholder:"KEY=VALUE"`
@@ -114,6 +117,7 @@ type dual struct {
 	admin   net.Listener // nil without HTTP
 	storage *file.Store
 	actions *action.Cache
+	assets  *asset.Service // nil where they are not served
 	jobs    *mem.Queue
 	api     *api.Server
 	worker  *worker.Worker
@@ -147,6 +151,15 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	}
 	if d.actions, err = action.New(action.Options{Store: d.storage, Entries: d.storage, Logger: d.log}); err != nil {
 		return err
+	}
+	if c.Served(d.listener.Addr()) {
+		if d.assets, err = asset.New(asset.Options{
+			Store: d.storage, Entries: d.storage, MinLifetime: c.MinLifetime, Dir: filepath.Join(d.dir, "assets"),
+			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
+			Logger: d.log, Registerer: d.registry,
+		}); err != nil {
+			return err
+		}
 	}
 	if d.jobs, err = mem.New(mem.Options{Logger: d.log}); err != nil {
 		return err
@@ -283,12 +296,16 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 		return err
 	}
 	server, health := rpc.NewServer(observed.ServerOptions()...)
-	if err := rpc.Register(server, rpc.Options{
+	options := rpc.Options{
 		Store:     d.storage,
 		Actions:   d.actions,
 		Execution: d.api.Capabilities(),
 		Logger:    d.log,
-	}); err != nil {
+	}
+	if d.assets != nil {
+		options.Assets = d.assets
+	}
+	if err := rpc.Register(server, options); err != nil {
 		return err
 	}
 	inv, err := inventory.NewLocal(inventory.Options{Store: d.storage, Entries: d.storage})
@@ -316,6 +333,9 @@ func (d *dual) close() error {
 	var errs []error
 	if d.worker != nil {
 		errs = append(errs, d.worker.Close())
+	}
+	if d.assets != nil {
+		errs = append(errs, d.assets.Close())
 	}
 	if d.jobs != nil {
 		errs = append(errs, d.jobs.Close())

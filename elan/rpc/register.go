@@ -1,6 +1,6 @@
 // Package rpc is elan's gRPC edge: Capabilities, ContentAddressableStorage,
-// ByteStream and ActionCache over a blob.Store and an ActionCache, one file a
-// service or call.
+// ByteStream and ActionCache over a blob.Store and an ActionCache, and the Remote
+// Asset API over elan/asset, one file a service or call.
 //
 // It checks what clients send, keeps replies within what messages hold, and
 // turns errors into statuses (elan/status). It neither listens nor
@@ -61,6 +61,8 @@ type Options struct {
 	// Stores gives the blobs of an instance, where each has its own: see
 	// elan/blob/instances. nil: Store, for all of them.
 	Stores func(instance string) blob.Store
+	// Assets, if it is set, is served as the Remote Asset API.
+	Assets Assets
 	// Execution is announced by Capabilities, for a server that executes too;
 	// nil for one that does not. It must not be changed any more.
 	Execution *repb.ExecutionCapabilities
@@ -149,6 +151,9 @@ func Register(s *grpc.Server, o Options) error {
 	repb.RegisterCapabilitiesServer(s, &capabilitiesServer{o: o})
 	s.RegisterService(casService(), &casServer{o: o, codec: codec})
 	repb.RegisterActionCacheServer(s, &actionCacheServer{o: o})
+	if o.Assets != nil {
+		registerAssets(s, o.Assets)
+	}
 	bytestream.RegisterByteStreamServer(s, &byteStreamServer{o: o, codec: codec, uploads: newUploads(o)})
 	return nil
 }
