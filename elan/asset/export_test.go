@@ -57,7 +57,7 @@ func Proxy(ctx context.Context, o Options) (*http.Transport, func() (refused, ov
 		return nil, nil, nil, err
 	}
 	t := &http.Transport{Proxy: http.ProxyURL(p.url)}
-	return t, func() (bool, bool) { return p.refused.Load(), p.over.Load() }, func() { t.CloseIdleConnections(); p.close() }, nil
+	return t, func() (bool, bool) { return p.refused.Load(), p.over.Load() }, func() { t.CloseIdleConnections(); p.close(ctx) }, nil
 }
 
 // Waiting is how many callers wait for flights.
@@ -69,4 +69,9 @@ func (s *Service) Waiting() int {
 		n += f.waiters
 	}
 	return n
+}
+
+// TrustFor lets the HTTP fetcher trust what c trusts.
+func (s *Service) TrustFor(c *http.Client) {
+	s.http.transport.TLSClientConfig = c.Transport.(*http.Transport).TLSClientConfig.Clone()
 }

@@ -41,7 +41,7 @@ func (g *gitFetcher) fetch(ctx context.Context, w *want, src source) (fetched, e
 	if err != nil {
 		return fetched{}, err
 	}
-	defer p.close()
+	defer p.close(ctx)
 	dir, err := os.MkdirTemp(g.o.Dir, "git-")
 	if err != nil {
 		return fetched{}, fmt.Errorf("git: %w", err)

@@ -68,9 +68,10 @@ func startProxy(ctx context.Context, o Options, g *Guard) (*proxy, error) {
 const closeGrace = 2 * time.Second
 
 // close ends all connections, and waits for that. Git has ended by then.
-func (p *proxy) close() {
+func (p *proxy) close(ctx context.Context) {
 	p.cancel()
-	ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
+	// Also where the fetch was cancelled.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace)
 	defer cancel()
 	// Errors are of connections that somebody else holds open.
 	if p.server.Shutdown(ctx) != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -28,9 +29,9 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 	}
 	files, dirs := p.Blobs, p.Directories
 	if k == blobs {
-		files = append(files[:len(files):len(files)], p.Digest)
+		files = append(slices.Clip(files), p.Digest)
 	} else {
-		dirs = append(dirs[:len(dirs):len(dirs)], p.Digest)
+		dirs = append(slices.Clip(dirs), p.Digest)
 	}
 	missing, err := s.missing(ctx, files, dirs)
 	if err != nil {
@@ -66,12 +67,8 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 // verify makes sure that the blob d has one of the checksums, so that a checksum
 // never stands for bytes that nobody has compared with it.
 func (s *Service) verify(ctx context.Context, d digest.Digest, sums checksums) (checksum, error) {
-	if c, ok := checksumOf(d); ok {
-		for _, want := range sums {
-			if want == c {
-				return c, nil
-			}
-		}
+	if c, ok := checksumOf(d); ok && slices.Contains(sums, c) {
+		return c, nil
 	}
 	h := newHashes(sums)
 	r, err := s.o.Store.Open(ctx, d, 0)

@@ -66,7 +66,7 @@ func parseSRI(value string) (checksums, error) {
 	for _, field := range fields {
 		name, text, ok := strings.Cut(field, "-")
 		if !ok {
-			return nil, fmt.Errorf("%w: checksum.sri %.100q, want an algorithm, a dash and a hash, such as sha256-...", ErrInvalid, field)
+			return nil, fmt.Errorf("%w: checksum.sri %.100q, want an algorithm such as sha256, a dash, and a hash", ErrInvalid, field)
 		}
 		alg, ok := algorithms[name]
 		if !ok {

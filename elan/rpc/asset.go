@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -12,7 +13,9 @@ import (
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	gstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -47,7 +50,7 @@ func (s *fetchServer) FetchBlob(ctx context.Context, req *assetpb.FetchBlobReque
 		return nil, err
 	}
 	got, err := s.a.FetchBlob(ctx, r)
-	inline, err := fetchStatus(err)
+	inline, err := fetchStatus(ctx, err)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +70,7 @@ func (s *fetchServer) FetchDirectory(ctx context.Context, req *assetpb.FetchDire
 		return nil, err
 	}
 	got, err := s.a.FetchDirectory(ctx, r)
-	inline, err := fetchStatus(err)
+	inline, err := fetchStatus(ctx, err)
 	if err != nil {
 		return nil, err
 	}
@@ -152,11 +155,33 @@ type inlined struct {
 
 // fetchStatus tells failures of origins, which stand within the response, from
 // those of the call.
-func fetchStatus(err error) (inlined, error) {
-	if f, ok := errors.AsType[*asset.FetchError](err); ok {
-		return inlined{status: gstatus.New(reasonCode(f.Reason), cutMessage(f.Error())).Proto(), uri: f.URI}, nil
+func fetchStatus(ctx context.Context, err error) (inlined, error) {
+	f, ok := errors.AsType[*asset.FetchError](err)
+	if !ok {
+		return inlined{status: &spb.Status{}}, assetStatus(err)
 	}
-	return inlined{status: &spb.Status{}}, assetStatus(err)
+	code := reasonCode(f.Reason)
+	if !overlooksStatus(ctx) {
+		return inlined{status: gstatus.New(code, cutMessage(f.Error())).Proto(), uri: f.URI}, nil
+	}
+	if code == codes.Aborted {
+		code = codes.FailedPrecondition // which is not tried again at once, five times
+	}
+	return inlined{}, gstatus.Error(code, cutMessage(f.Error()))
+}
+
+// overlooksStatus tells whether the client takes a response with an error in it for
+// the empty file, as Bazel did before 8.2: without a checksum nobody would notice. A
+// Bazel that does not tell its version, as Debian's, may be any.
+func overlooksStatus(ctx context.Context) bool {
+	values := metadata.ValueFromIncomingContext(ctx, "build.bazel.remote.execution.v2.requestmetadata-bin")
+	m := &repb.RequestMetadata{}
+	if len(values) == 0 || proto.Unmarshal([]byte(values[0]), m) != nil || m.GetToolDetails().GetToolName() != "bazel" {
+		return false
+	}
+	var major, minor int
+	n, err := fmt.Sscanf(m.ToolDetails.ToolVersion, "%d.%d", &major, &minor)
+	return err != nil || n != 2 || major < 8 || (major == 8 && minor < 2)
 }
 
 // maxReasonBytes bounds what is told of a failed fetch.
