@@ -191,3 +191,9 @@ func TestStore_metrics(t *testing.T) {
 		}
 	})
 }
+
+// TestStore_chaos: the lifetime contract holds under constant pressure.
+func TestStore_chaos(t *testing.T) {
+	const lifetime = 600 * time.Millisecond
+	blobtest.Chaos(t, blobtest.ChaosOptions{Store: open(t, mem.Options{MaxBytes: 8 << 20, MinLifetime: lifetime}), Lifetime: lifetime})
+}
