@@ -30,8 +30,9 @@ import (
 // Stores is a store, seen from each instance. It is safe for concurrent use, and
 // keeps nothing of the instances, however many names clients think of.
 type Stores struct {
-	inner blob.Store
-	local *local // nil where inner has no files to link
+	inner   blob.Store
+	chunker blob.Chunker // nil where inner is none
+	local   *local       // nil where inner has no files to link
 }
 
 // local is the abilities of a store on the local disk. They come together.
@@ -49,6 +50,7 @@ func New(ctx context.Context, inner blob.Store) (*Stores, error) {
 		return nil, fmt.Errorf("keep instances apart in this store: %w", err)
 	}
 	s := &Stores{inner: inner}
+	s.chunker, _ = blob.As[blob.Chunker](inner)
 	l, links := blob.As[blob.Linker](inner)
 	ad, adopts := blob.As[blob.SpaceAdopter](inner)
 	au, audits := blob.As[blob.Auditor](inner)
@@ -62,7 +64,7 @@ func New(ctx context.Context, inner blob.Store) (*Stores, error) {
 // blob.Linker, Adopter and Auditor if the inner store is. Two calls with one name
 // give the same.
 func (s *Stores) Of(instance string) blob.Store {
-	v := view{inner: s.inner, space: digest.SpaceOf(instance)}
+	v := view{inner: s.inner, chunker: s.chunker, space: digest.SpaceOf(instance)}
 	if s.local != nil {
 		return localView{view: v, local: s.local}
 	}
@@ -73,12 +75,14 @@ func (s *Stores) Of(instance string) blob.Store {
 // of the instance, and in no space yet. It has no Unwrap: nobody gets through it to
 // the blobs of other instances.
 type view struct {
-	inner blob.Store
-	space digest.Space
+	inner   blob.Store
+	chunker blob.Chunker // nil: none
+	space   digest.Space
 }
 
 var (
 	_ blob.Store   = view{}
+	_ blob.Chunker = view{}
 	_ blob.Store   = localView{}
 	_ blob.Linker  = localView{}
 	_ blob.Adopter = localView{}
