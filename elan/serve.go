@@ -13,6 +13,7 @@ import (
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/asset"
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/chunked"
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
@@ -63,7 +64,11 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, storage.Close()) }()
-	actions, err := action.New(action.Options{Store: storage, Entries: storage, Logger: log})
+	blobs, err := chunked.New(chunked.Options{Store: storage, Entries: storage, Logger: log, Registerer: registry})
+	if err != nil {
+		return err
+	}
+	actions, err := action.New(action.Options{Store: blobs, Entries: blobs, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -72,10 +77,10 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		return err
 	}
 	server, health := rpc.NewServer(observed.ServerOptions()...)
-	options := rpc.Options{Store: storage, Actions: actions, Logger: log}
+	options := rpc.Options{Store: blobs, Actions: actions, Logger: log}
 	if c.Served(listener.Addr()) {
 		assets, aerr := asset.New(asset.Options{
-			Store: storage, Entries: storage, MinLifetime: c.MinLifetime,
+			Store: blobs, Entries: blobs, MinLifetime: c.MinLifetime,
 			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
 			Logger: log, Registerer: registry,
 		})
@@ -88,7 +93,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	if err := rpc.Register(server, options); err != nil {
 		return err
 	}
-	inv, err := inventory.NewLocal(inventory.Options{Store: storage, Entries: storage})
+	inv, err := inventory.NewLocal(inventory.Options{Store: blobs, Entries: blobs})
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/asset"
+	"github.com/mettle-build/mettle/elan/blob/chunked"
 	"github.com/mettle-build/mettle/elan/blob/file"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
@@ -116,6 +117,7 @@ type dual struct {
 
 	admin   net.Listener // nil without HTTP
 	storage *file.Store
+	blobs   *chunked.Local // what is in storage, for everybody
 	actions *action.Cache
 	assets  *asset.Service // nil where they are not served
 	jobs    *mem.Queue
@@ -149,12 +151,16 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if d.actions, err = action.New(action.Options{Store: d.storage, Entries: d.storage, Logger: d.log}); err != nil {
+	d.blobs, err = chunked.NewLocal(d.storage, chunked.Options{Entries: d.storage, Logger: d.log, Registerer: d.registry})
+	if err != nil {
+		return err
+	}
+	if d.actions, err = action.New(action.Options{Store: d.blobs, Entries: d.blobs, Logger: d.log}); err != nil {
 		return err
 	}
 	if c.Served(d.listener.Addr()) {
 		if d.assets, err = asset.New(asset.Options{
-			Store: d.storage, Entries: d.storage, MinLifetime: c.MinLifetime, Dir: filepath.Join(d.dir, "assets"),
+			Store: d.blobs, Entries: d.blobs, MinLifetime: c.MinLifetime, Dir: filepath.Join(d.dir, "assets"),
 			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
 			Logger: d.log, Registerer: d.registry,
 		}); err != nil {
@@ -182,7 +188,7 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 	}
 	if d.api, err = api.New(api.Options{
 		ID:             hostname,
-		Store:          d.storage,
+		Store:          d.blobs,
 		Actions:        d.actions,
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
@@ -202,7 +208,7 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 	d.worker, err = worker.New(worker.Options{
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
-		Store:          d.storage,
+		Store:          d.blobs,
 		Actions:        d.actions,
 		Dir:            filepath.Join(d.dir, "work"),
 		Slots:          slots,
@@ -297,7 +303,7 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 	}
 	server, health := rpc.NewServer(observed.ServerOptions()...)
 	options := rpc.Options{
-		Store:     d.storage,
+		Store:     d.blobs,
 		Actions:   d.actions,
 		Execution: d.api.Capabilities(),
 		Logger:    d.log,
@@ -308,7 +314,7 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 	if err := rpc.Register(server, options); err != nil {
 		return err
 	}
-	inv, err := inventory.NewLocal(inventory.Options{Store: d.storage, Entries: d.storage})
+	inv, err := inventory.NewLocal(inventory.Options{Store: d.blobs, Entries: d.blobs})
 	if err != nil {
 		return err
 	}

@@ -15,12 +15,12 @@ type capabilitiesServer struct {
 }
 
 // GetCapabilities says what this server does, and not more.
-func (s *capabilitiesServer) GetCapabilities(context.Context, *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
+func (s *capabilitiesServer) GetCapabilities(_ context.Context, req *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
 	fns := make([]repb.DigestFunction_Value, 0, len(digest.Functions()))
 	for _, fn := range digest.Functions() {
 		fns = append(fns, fn.Proto())
 	}
-	return &repb.ServerCapabilities{
+	capabilities := &repb.ServerCapabilities{
 		CacheCapabilities: &repb.CacheCapabilities{
 			DigestFunctions:               fns,
 			ActionCacheUpdateCapabilities: &repb.ActionCacheUpdateCapabilities{UpdateEnabled: true},
@@ -37,9 +37,12 @@ func (s *capabilitiesServer) GetCapabilities(context.Context, *repb.GetCapabilit
 		},
 		ExecutionCapabilities: s.o.Execution,
 		// Please and Bazel before 7 refuse a server whose lowest version is above
-		// theirs, 2.0. What 2.12 and 2.13 bring is splitting and splicing, which
-		// is not served yet, so 2.11 is the highest.
+		// theirs, 2.0.
 		LowApiVersion:  &semver.SemVer{Major: 2, Minor: 0},
-		HighApiVersion: &semver.SemVer{Major: 2, Minor: 11},
-	}, nil
+		HighApiVersion: &semver.SemVer{Major: 2, Minor: 13},
+	}
+	if chunker, err := s.o.chunker(req.InstanceName); err == nil {
+		announceChunks(capabilities.CacheCapabilities, chunker.ChunkParams())
+	}
+	return capabilities, nil
 }

@@ -27,12 +27,13 @@ const responseOverhead = 160
 // are always there.
 const maxStatusBytes = 64 << 10
 
-// casServer is the ContentAddressableStorage. Splitting and splicing are not
-// served, and not announced.
+// casServer is the ContentAddressableStorage.
 type casServer struct {
 	repb.UnimplementedContentAddressableStorageServer
 	o     Options
 	codec *codec
+
+	longLists chan struct{} // has a value for each stream with a long list of chunks
 }
 
 // findMissingBlobs asks the store once, however many blobs are asked for.

@@ -232,15 +232,16 @@ func TestGetCapabilities(t *testing.T) {
 	if v := got.LowApiVersion; v.Major != 2 || v.Minor != 0 {
 		t.Errorf("low_api_version %v, want 2.0, for Please and Bazel before 7", v)
 	}
-	if v := got.HighApiVersion; v.Major != 2 || v.Minor != 11 {
-		t.Errorf("high_api_version %v, want 2.11, the last without splitting", v)
+	if v := got.HighApiVersion; v.Major != 2 || v.Minor != 13 {
+		t.Errorf("high_api_version %v, want 2.13", v)
 	}
 	if diff := cmp.Diff(exec, got.ExecutionCapabilities, protocmp.Transform()); diff != "" {
 		t.Errorf("execution_capabilities (-want +got)\n%s", diff)
 	}
 	c := got.CacheCapabilities
 	if c.MaxBatchTotalSizeBytes != 12345 || c.MaxCasBlobSizeBytes != 1<<40 || !c.ActionCacheUpdateCapabilities.GetUpdateEnabled() ||
-		c.SymlinkAbsolutePathStrategy != repb.SymlinkAbsolutePathStrategy_ALLOWED || c.SplitBlobSupport {
+		c.SymlinkAbsolutePathStrategy != repb.SymlinkAbsolutePathStrategy_ALLOWED ||
+		c.SplitBlobSupport || c.SpliceBlobSupport || c.FastCdc_2020Params != nil || c.RepMaxCdcParams != nil {
 		t.Errorf("cache_capabilities: %v", c)
 	}
 	zstd := []repb.Compressor_Value{repb.Compressor_ZSTD}

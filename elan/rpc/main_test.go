@@ -40,12 +40,25 @@ type server struct {
 // its buffers are those of NewServer, but that buffers are overwritten.
 func start(tb testing.TB, o rpc.Options, opts ...grpc.ServerOption) *server {
 	tb.Helper()
-	s := &server{store: newFakeStore()}
-	actions, err := action.New(action.Options{Store: s.store, Entries: s.store})
+	fake := newFakeStore()
+	s := startOver(tb, fake, o, opts...)
+	s.store = fake
+	return s
+}
+
+// startOver starts a server over another store.
+func startOver(tb testing.TB, store interface {
+	blob.Store
+	blob.Entries
+}, o rpc.Options, opts ...grpc.ServerOption,
+) *server {
+	tb.Helper()
+	s := &server{}
+	actions, err := action.New(action.Options{Store: store, Entries: store})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	o.Store, o.Actions = s.store, actions
+	o.Store, o.Actions = store, actions
 	pool := poisonPool{}
 	rpc.SetPool(&o, pool)
 	g := grpc.NewServer(append([]grpc.ServerOption{

@@ -149,7 +149,7 @@ func Register(s *grpc.Server, o Options) error {
 		return err
 	}
 	repb.RegisterCapabilitiesServer(s, &capabilitiesServer{o: o})
-	s.RegisterService(casService(), &casServer{o: o, codec: codec})
+	s.RegisterService(casService(), &casServer{o: o, codec: codec, longLists: make(chan struct{}, maxLongLists)})
 	repb.RegisterActionCacheServer(s, &actionCacheServer{o: o})
 	if o.Assets != nil {
 		registerAssets(s, o.Assets)
