@@ -134,3 +134,23 @@ func eachDirectory(data []byte, visit func(num protowire.Number, raw []byte) err
 	}
 	return nil
 }
+
+// Expand is Check for who wants the directories of the Tree themselves: each by
+// its digest, the root among them.
+func Expand(fn digest.Function, data []byte) (root digest.Digest, dirs map[digest.Digest]*repb.Directory, err error) {
+	c, err := Check(fn, data)
+	if err != nil {
+		return digest.Digest{}, nil, err
+	}
+	dirs = map[digest.Digest]*repb.Directory{}
+	// It cannot fail where Check did not.
+	err = eachDirectory(data, func(_ protowire.Number, raw []byte) error {
+		dir := &repb.Directory{}
+		if err := proto.Unmarshal(raw, dir); err != nil {
+			return fmt.Errorf("%w: the Tree holds what is no Directory: %w", ErrInvalid, err)
+		}
+		dirs[digest.Of(fn, raw)] = dir
+		return nil
+	})
+	return c.Root, dirs, err
+}
