@@ -54,6 +54,7 @@ type Program struct {
 	Description string // a sentence or two
 	Env         string // what the names of the environment variables begin with
 	Version     string
+	Vars        map[string]string // ${name} in the tags of flags stands for its value
 
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -74,6 +75,7 @@ func (p Program) Run(c Commands, args []string) int {
 		kong.FlagNamer(SnakeCase),
 		kong.DefaultEnvars(p.Env),
 		kong.Vars{"version": p.Version},
+		kong.Vars(p.Vars),
 		kong.Writers(p.Stdout, p.Stderr),
 		// After --help and --version, which leave the parser running.
 		kong.Exit(func(code int) {
