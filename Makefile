@@ -3,6 +3,7 @@
 GO       ?= go
 FUZZTIME ?= 10s
 BENCH    ?= .
+CRASHES  ?= 300
 VERSION  ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo dev)
 # The tools have a module of their own, so that their dependencies are not ours.
 TOOL     := $(GO) tool -modfile=third_party/tools/go.mod
@@ -10,7 +11,7 @@ PROTOS    = $(shell git ls-files --cached --others --exclude-standard -- 'proto/
 PROTO_OUT = proto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint fmt fuzz bench cover proto check check-fmt check-tidy check-proto
+.PHONY: help build test race lint fmt fuzz crash bench cover proto check check-fmt check-tidy check-proto
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -38,6 +39,9 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 			$(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "$$dir" </dev/null; \
 		done; \
 	done
+
+crash: ## kill a process that writes to a store CRASHES (300) times, and compare all that it acknowledged
+	METTLE_TEST_CRASH_ROUNDS=$(CRASHES) $(GO) test -count=1 -v -timeout=1h -run='^TestStore_kill$$' ./elan/blob/file
 
 bench: ## run the Go benchmarks that match BENCH (.); `mettle bench` measures a server
 	$(GO) test -run='^$$' -bench='$(BENCH)' -benchmem ./...

@@ -3,166 +3,213 @@ package file_test
 import (
 	"bufio"
 	"bytes"
-	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mettle-build/mettle/elan/blob"
-	"github.com/mettle-build/mettle/elan/blob/blobtest"
 	"github.com/mettle-build/mettle/elan/blob/file"
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
-// writeUntilKilled is the child: four writers that put, adopt and link blobs
-// and put entries, and print each digest once it was acknowledged.
-func writeUntilKilled(dir string) error {
-	s, err := file.New(file.Options{Dir: dir})
-	if err != nil {
-		return err
-	}
-	work, err := os.MkdirTemp(filepath.Dir(dir), "work")
-	if err != nil {
-		return err
-	}
-	errs := make(chan error)
-	for i := range 4 {
-		go func() { // ends with the process
-			for n := 0; ; n++ {
-				if err := writeOne(s, filepath.Join(work, fmt.Sprint(i, "-", n)), n%4); err != nil {
-					errs <- err
-					return
-				}
-			}
-		}()
-	}
-	return <-errs
-}
+// roundsEnv says how often TestStore_kill kills; `make crash` does it 300 times.
+const roundsEnv = "METTLE_TEST_CRASH_ROUNDS"
 
-func writeOne(s *file.Store, path string, kind int) error {
-	ctx := context.Background()
-	data := blobtest.Random(rand.Uint64(), 1+rand.IntN(200_000))
-	d := digest.Of(digest.SHA256, data)
-	var err error
-	switch kind {
-	case 0:
-		err = blob.ReceiveBytes(ctx, s, d, data)
-	case 1:
-		err = blob.Receive(ctx, s, d, bytes.NewReader(data))
-		if err == nil {
-			err = s.Link(ctx, d, path, blob.LinkExecutable)
-		}
-	case 2:
-		if err = os.WriteFile(path, data, 0o600); err == nil {
-			err = adoptPath(ctx, s, path)
-		}
-	case 3:
-		err = s.PutEntry(ctx, blob.EntryKey{Instance: "i", Action: d}, data)
-		if err == nil {
-			_, err = fmt.Printf("entry %s\n", d)
-		}
-		return err
-	}
-	if err == nil {
-		_, err = fmt.Printf("blob %s\n", d)
-	}
-	return err
-}
-
-func adoptPath(ctx context.Context, s *file.Store, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = s.Adopt(ctx, digest.SHA256, f)
-	return err
-}
-
+// TestStore_kill kills a process that writes, at random moments, and then
+// compares all that it acknowledged. Every other round is in a small store that
+// evicts all the time, where only what is within its lifetime must be there.
 func TestStore_kill(t *testing.T) {
 	rounds := 20
 	if testing.Short() {
 		rounds = 3
 	}
-	dir := filepath.Join(t.TempDir(), "store")
-	var all []string
-	for i := range rounds {
-		acked := killed(t, dir, 1+rand.IntN(200))
-		all = append(all, acked...)
-		if i == rounds-1 {
-			acked = all
-		}
-		s, err := file.New(file.Options{Dir: dir})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if tmp, err := os.ReadDir(filepath.Join(dir, "tmp")); err != nil || len(tmp) > 0 {
-			t.Errorf("%d files left in tmp, error %v", len(tmp), err)
-		}
-		for _, line := range acked {
-			wantAcked(t, s, line)
-		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
+	if s := os.Getenv(roundsEnv); s != "" {
+		var err error
+		if rounds, err = strconv.Atoi(s); err != nil {
+			t.Fatalf("%s: %v", roundsEnv, err)
 		}
 	}
-	wantOnlyWhole(t, dir)
+	base := t.TempDir()
+	large := &crashed{t: t, work: childWork{Dir: filepath.Join(base, "large", "store")}, over: map[string]int64{}}
+	small := &crashed{t: t, work: childWork{Dir: filepath.Join(base, "small", "store"), MaxBytes: 8 << 20, Lifetime: time.Second}, over: map[string]int64{}}
+	for i := range rounds {
+		if i%2 == 0 {
+			large.round(i >= rounds-2)
+		} else {
+			small.round(false)
+		}
+	}
+	wantOnlyWhole(t, large.work.Dir)
+	wantOnlyWhole(t, small.work.Dir)
+	for name, c := range map[string]*crashed{"large": large, "small": small} {
+		t.Logf("%s store: %d kills, %d of them before the first acknowledgement; %d acknowledgements, %d comparisons, %d evicted after their lifetime",
+			name, c.rounds, c.early, c.acks, c.compared, c.evicted)
+	}
+	if large.compared < large.acks || rounds > 1 && small.compared == 0 {
+		t.Error("not all that was acknowledged was compared")
+	}
 }
 
-// killed runs the child, kills it after so many acknowledgements, and returns
-// all that it gave.
-func killed(t *testing.T, dir string, after int) []string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+dir)
+// crashed is a store that is killed again and again.
+type crashed struct {
+	t    *testing.T
+	work childWork
+	all  []ack            // blob, entry and gone
+	over map[string]int64 // the last number of each entry that is written again
+
+	rounds, early, acks, compared, evicted int
+}
+
+// round kills a process, and compares what it acknowledged and some of what
+// others did before, or all of that.
+func (c *crashed) round(all bool) {
+	c.t.Helper()
+	acks := c.kill()
+	c.rounds++
+	c.acks += len(acks)
+	if len(acks) == 0 {
+		c.early++
+	}
+	compare := make([]ack, 0, len(acks))
+	for _, a := range acks {
+		if a.Kind == "over" {
+			c.over[a.Name] = max(c.over[a.Name], a.N)
+		} else {
+			compare = append(compare, a)
+		}
+	}
+	if all {
+		compare = append(compare, c.all...)
+	} else {
+		for range min(100, len(c.all)) {
+			compare = append(compare, c.all[rand.IntN(len(c.all))])
+		}
+	}
+	c.all = append(c.all, acks...)
+	s, err := file.New(c.work.options())
+	must(c.t, err)
+	if tmp, err := os.ReadDir(filepath.Join(c.work.Dir, "tmp")); err != nil || len(tmp) > 0 {
+		c.t.Errorf("%d files left in tmp, error %v", len(tmp), err)
+	}
+	for _, a := range compare {
+		c.compare(s, a)
+	}
+	c.compareOver(s)
+	end := s.Close
+	if rand.IntN(2) == 0 {
+		end = s.Crash
+	}
+	must(c.t, end())
+}
+
+// kill runs the child until a random moment, and returns what it acknowledged.
+func (c *crashed) kill() []ack {
+	c.t.Helper()
+	must(c.t, os.MkdirAll(filepath.Dir(c.work.Dir), 0o700))
+	work, err := json.Marshal(c.work)
+	must(c.t, err)
+	cmd := exec.CommandContext(c.t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+string(work))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	must(c.t, err)
+	must(c.t, cmd.Start())
+	// As often as not by the clock, and then as often as not while it starts.
+	after, killed := 1+rand.IntN(400), false
+	kill := func() { _ = cmd.Process.Kill() }
+	if n := rand.IntN(4); n < 2 {
+		after, killed = -1, true
+		delay := time.Duration(rand.IntN(50+n*450)) * time.Millisecond
+		defer time.AfterFunc(delay, kill).Stop()
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var lines []string
+	var acks []ack
 	for r := bufio.NewReader(out); ; {
-		line, err := r.ReadString('\n')
+		line, err := r.ReadBytes('\n')
 		if err != nil {
 			break // what has no end was not acknowledged
 		}
-		if lines = append(lines, strings.TrimSpace(line)); len(lines) == after {
-			if err := cmd.Process.Kill(); err != nil {
-				t.Error(err)
-			}
+		var a ack
+		must(c.t, json.Unmarshal(line, &a))
+		if acks = append(acks, a); len(acks) == after {
+			killed = true
+			kill()
 		}
 	}
-	err = cmd.Wait()
-	if len(lines) < after {
-		t.Fatalf("the child ended by itself: %v: %s", err, stderr.String())
+	if err := cmd.Wait(); !killed || stderr.Len() > 0 {
+		c.t.Fatalf("the child ended by itself: %v: %s", err, stderr.String())
 	}
-	return lines
+	links, err := filepath.Glob(filepath.Join(filepath.Dir(c.work.Dir), "work*"))
+	must(c.t, err)
+	for _, dir := range links {
+		must(c.t, os.RemoveAll(dir))
+	}
+	return acks
 }
 
-func wantAcked(t *testing.T, s *file.Store, line string) {
-	t.Helper()
-	kind, name, _ := strings.Cut(line, " ")
-	d, err := digest.Parse(name)
-	if err != nil {
-		t.Fatal(err)
+// compare compares what was acknowledged with what is there.
+func (c *crashed) compare(s *file.Store, a ack) {
+	c.t.Helper()
+	if a.Kind == "over" {
+		return // see compareOver
 	}
+	d, err := digest.Parse(a.Name)
+	must(c.t, err)
+	c.compared++
 	var data []byte
-	if kind == "entry" {
-		data, err = s.Entry(t.Context(), blob.EntryKey{Instance: "i", Action: d})
+	if a.Kind == "blob" {
+		data, err = blob.ReadAll(c.t.Context(), s, d, 1<<20)
 	} else {
-		data, err = blob.ReadAll(t.Context(), s, d, 1<<20)
+		data, err = s.Entry(c.t.Context(), blob.EntryKey{Instance: "i", Action: d})
 	}
-	if got := digest.Of(digest.SHA256, data); err != nil || got != d {
-		t.Errorf("%s was acknowledged; now error %v, digest %s", line, err, got)
+	switch {
+	case a.Kind == "gone":
+		if !errors.Is(err, blob.ErrNotFound) {
+			c.t.Errorf("%+v was acknowledged; now %d bytes, error %v; want ErrNotFound", a, len(data), err)
+		}
+	case errors.Is(err, blob.ErrNotFound) && c.old(a.At):
+		c.evicted++
+	case err != nil || digest.Of(digest.SHA256, data) != d:
+		c.t.Errorf("%+v was acknowledged; now error %v, digest %s", a, err, digest.Of(digest.SHA256, data))
+	}
+}
+
+// old reports whether what was used at that time may have been evicted.
+func (c *crashed) old(at time.Time) bool {
+	return c.work.Lifetime > 0 && time.Since(at) > c.work.Lifetime
+}
+
+// compareOver: an entry that was replaced has the value that was acknowledged
+// last, or one that was being written later.
+func (c *crashed) compareOver(s *file.Store) {
+	c.t.Helper()
+	for name, n := range c.over {
+		d, err := digest.Parse(name)
+		must(c.t, err)
+		c.compared++
+		value, err := s.Entry(c.t.Context(), blob.EntryKey{Instance: "over", Action: d})
+		if errors.Is(err, blob.ErrNotFound) && c.old(time.Unix(0, n)) {
+			c.evicted++
+			continue
+		}
+		if err != nil || len(value) < 19 {
+			c.t.Errorf("entry %s with number %d was acknowledged; now %d bytes, error %v", name, n, len(value), err)
+			continue
+		}
+		if got, err := strconv.ParseInt(string(value[:19]), 10, 64); err != nil || got < n {
+			c.t.Errorf("entry %s with number %d was acknowledged; now it has %d, error %v", name, n, got, err)
+		} else {
+			c.over[name] = got
+		}
 	}
 }
 

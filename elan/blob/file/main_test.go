@@ -8,13 +8,13 @@ import (
 	"go.uber.org/goleak"
 )
 
-// childEnv names the directory in which this program, started again by
-// TestStore_kill, writes until it is killed.
+// childEnv says what this program, started again by TestStore_kill, writes until
+// it is killed: a childWork.
 const childEnv = "METTLE_TEST_FILE_STORE_CHILD"
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(childEnv); dir != "" {
-		if err := writeUntilKilled(dir); err != nil {
+	if work := os.Getenv(childEnv); work != "" {
+		if err := writeUntilKilled(work); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
