@@ -1,0 +1,241 @@
+package pack
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Survey calls visit with the last use of each record and its bytes, in no
+// order. It must be quick: it is called under a lock that finders wait for. It
+// is some 20 ns for each record.
+func (s *Store) Survey(ctx context.Context, visit func(lastUse time.Time, bytes int64)) error {
+	for n := range s.index.shard {
+		if err := s.going(ctx); err != nil {
+			return err
+		}
+		sh := &s.index.shard[n]
+		sh.mu.RLock()
+		for i := range sh.t.length() {
+			if l := sh.t.location(i); l.isRecord() && s.segs.holds(l) {
+				visit(time.Unix(int64(sh.t.use(i)), 0), l.bytes())
+			}
+		}
+		sh.mu.RUnlock()
+	}
+	return nil
+}
+
+func (s *Store) going(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if stopped(s.closing) {
+		return errClosed
+	}
+	return nil
+}
+
+// Count finds out what lives in each segment, if that is not known yet. Clean
+// and the live bytes of Bytes need it.
+func (s *Store) Count(ctx context.Context) error {
+	if err := s.waitRebuilt(ctx); err != nil {
+		return err
+	}
+	if err := s.index.count(ctx.Done()); err != nil {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// Evict forgets records that were last used before cutoff, until they are so
+// many bytes. That frees no space: see Clean.
+func (s *Store) Evict(ctx context.Context, cutoff time.Time, maxBytes int64) (records int, bytes int64, err error) {
+	for n := range s.index.shard {
+		if err := s.going(ctx); err != nil || bytes >= maxBytes {
+			return records, bytes, err
+		}
+		sh := &s.index.shard[n]
+		sh.mu.Lock()
+		for i := range sh.t.length() {
+			l := sh.t.location(i)
+			if !l.isRecord() || !time.Unix(int64(sh.t.use(i)), 0).Before(cutoff) {
+				continue
+			}
+			sh.drop(&s.segs, i)
+			records++
+			if bytes += l.bytes(); bytes >= maxBytes {
+				break
+			}
+		}
+		sh.mu.Unlock()
+	}
+	return records, bytes, nil
+}
+
+// Clean frees need bytes, or as many as it can, by removing segments, those with
+// the least living bytes first, and after it moved what lives in them to the end
+// of another: for a while the files are larger by up to a segment than before.
+// Segments of which more than maxLive, from 0 to 1, lives are left alone, and
+// each is looked at once. It returns how many bytes fewer the segments have, and
+// how many were moved. What was moved is on the disk before what it was moved
+// from is removed: fdatasync.
+func (s *Store) Clean(ctx context.Context, need int64, maxLive float64) (freed, moved int64, err error) {
+	if err := s.Count(ctx); err != nil {
+		return 0, 0, err
+	}
+	s.cleaning.Lock()
+	defer s.cleaning.Unlock()
+	for _, seg := range s.sealed() {
+		if err := s.going(ctx); err != nil {
+			return freed, moved, err
+		}
+		live, size := seg.live.Load(), seg.size.Load()
+		if freed >= need || float64(live) > maxLive*float64(size) {
+			break
+		}
+		// Less than a fiftieth is not worth writing all the rest again.
+		if size-live-firstRecord < size/50 {
+			continue
+		}
+		n, err := s.empty(seg)
+		moved += n
+		if err != nil {
+			return freed, moved, err
+		}
+		freed += size - n
+	}
+	return freed, moved, nil
+}
+
+// sealed are the segments that are not written to, first those of which the
+// smallest part lives, and of equals the older ones.
+func (s *Store) sealed() []*segment {
+	type ranked struct {
+		seg  *segment
+		part float64
+	}
+	var all []ranked
+	for _, seg := range s.segs.all() {
+		if !s.hot.is(seg) && !s.cold.is(seg) && seg.writers.Load() == 0 {
+			all = append(all, ranked{seg: seg, part: float64(seg.live.Load()) / float64(seg.size.Load())})
+		}
+	}
+	slices.SortFunc(all, func(a, b ranked) int {
+		return cmp.Or(cmp.Compare(a.part, b.part), cmp.Compare(a.seg.id, b.seg.id))
+	})
+	segs := make([]*segment, len(all))
+	for i := range all {
+		segs[i] = all[i].seg
+	}
+	return segs
+}
+
+// empty moves what lives in seg and removes it. It returns how many bytes were
+// moved.
+func (s *Store) empty(seg *segment) (int64, error) {
+	m := mover{s: s}
+	if seg.live.Load() > 0 {
+		err := s.scan(seg, m.add)
+		if err == nil {
+			err = m.flush()
+		}
+		if err == nil {
+			err = m.sync()
+		}
+		if err != nil {
+			return m.bytes, fmt.Errorf("empty segment %d: %w", seg.id, err)
+		}
+	}
+	if err := s.segs.remove(seg); err != nil {
+		return m.bytes, fmt.Errorf("remove segment %d: %w", seg.id, err)
+	}
+	s.grew(-seg.size.Load())
+	// What is still said to live there could not be read.
+	if lost := seg.live.Load(); lost > 0 {
+		s.log.Error("records of a segment of the packs were damaged, and are lost", "segment", seg.id, "size_bytes", lost)
+		s.damaged(nil)
+	}
+	return m.bytes, nil
+}
+
+// mover appends living records to the cold segment.
+type mover struct {
+	s     *Store
+	buf   []byte
+	queue []moving
+	bytes int64
+	to    []*segment // those appended to
+}
+
+type moving struct {
+	h    hashed
+	from location
+}
+
+func (m *mover) add(l location, p *parsed, raw []byte) error {
+	h := m.s.secret.hash(p.Key)
+	if _, ok := m.s.index.at(h, l); !ok || p.dead {
+		return nil
+	}
+	if len(m.buf)+len(raw) > bufferBytes || int64(len(m.buf)+len(raw)) > m.s.segmentBytes-firstRecord {
+		if err := m.flush(); err != nil {
+			return err
+		}
+	}
+	m.buf = append(m.buf, raw...)
+	m.queue = append(m.queue, moving{h: h, from: l})
+	return nil
+}
+
+// flush writes what was added, and points the index to it.
+func (m *mover) flush() error {
+	if len(m.queue) == 0 {
+		return nil
+	}
+	s := m.s
+	seg, off, err := s.write(&s.cold, m.buf)
+	if err != nil {
+		return err
+	}
+	defer seg.writers.Add(-1)
+	if !slices.Contains(m.to, seg) {
+		m.to = append(m.to, seg)
+	}
+	s.grew(int64(len(m.buf)))
+	m.bytes += int64(len(m.buf))
+	for _, q := range m.queue {
+		to := locate(seg.id, off, q.from.bytes())
+		if !s.index.move(q.h, q.from, to) {
+			// Replaced or deleted meanwhile: the copy must not bring it back.
+			if err := s.bury(to); err != nil {
+				return err
+			}
+		}
+		off += q.from.bytes()
+	}
+	m.buf, m.queue = m.buf[:0], m.queue[:0]
+	return nil
+}
+
+// sync makes durable what was moved: fdatasync.
+func (m *mover) sync() error {
+	for _, seg := range m.to {
+		fd, err := m.s.segs.acquire(seg)
+		if errors.Is(err, errGone) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = m.s.fdatasync(fd)
+		m.s.segs.release(seg)
+		if err != nil {
+			return classify(err)
+		}
+	}
+	return nil
+}

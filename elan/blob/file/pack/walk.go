@@ -1,0 +1,168 @@
+package pack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Info is what All tells of a record.
+type Info struct {
+	Key, Value []byte // until the next one
+	Mutable    bool
+	// Bytes is what the record takes.
+	Bytes   int64
+	LastUse time.Time
+}
+
+// errEnough ends a scan early.
+var errEnough = errors.New("enough")
+
+// All yields each record, in the order of the segments, and is no use of them.
+// It reads all that there is, once. What comes or goes meanwhile, and what Clean
+// moves, may be left out or come twice. An error ends it.
+func (s *Store) All(ctx context.Context) iter.Seq2[Info, error] {
+	return func(yield func(Info, error) bool) {
+		if err := s.waitRebuilt(ctx); err != nil {
+			yield(Info{}, err)
+			return
+		}
+		err := s.walk(ctx, func(l location, p *parsed, _ []byte) error {
+			use, ok := s.index.at(s.secret.hash(p.Key), l)
+			if !ok || p.dead {
+				return nil
+			}
+			i := Info{Key: p.Key, Value: p.Value, Mutable: p.Mutable, Bytes: p.bytes, LastUse: time.Unix(int64(use), 0)}
+			if !yield(i, nil) {
+				return errEnough
+			}
+			return nil
+		}, nil)
+		if err != nil && !errors.Is(err, errEnough) {
+			yield(Info{}, err)
+		}
+	}
+}
+
+// walk scans each segment, and calls after, if it is not nil, when it did.
+func (s *Store) walk(ctx context.Context, visit func(location, *parsed, []byte) error, after func(*segment) error) error {
+	all := s.segs.all()
+	for _, id := range slices.Sorted(maps.Keys(all)) {
+		err := s.scan(all[id], func(l location, p *parsed, raw []byte) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return visit(l, p, raw)
+		})
+		if err == nil && after != nil {
+			err = after(all[id])
+		}
+		if err == nil {
+			err = s.going(ctx) // an empty segment too
+		}
+		if err != nil && !errors.Is(err, errGone) {
+			return fmt.Errorf("read segment %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// Verified is what Verify found.
+type Verified struct {
+	Records int64
+	Bytes   int64
+	Damaged int64 // records that were withdrawn
+}
+
+// Verify reads every record once and compares its checksum. One that is damaged
+// is withdrawn, and Options.Damaged told. Before it goes on, after each MiB or
+// so, it calls pace with how many bytes it read; pace waits as long as is good,
+// and its error ends Verify. What Clean moves meanwhile may be left out.
+func (s *Store) Verify(ctx context.Context, pace func(ctx context.Context, bytes int64) error) (Verified, error) {
+	var v Verified
+	if err := s.Count(ctx); err != nil {
+		return v, err
+	}
+	var live, unpaced int64 // of this segment; since pace was called
+	err := s.walk(ctx, func(l location, p *parsed, _ []byte) error {
+		if _, ok := s.index.at(s.secret.hash(p.Key), l); ok && !p.dead {
+			v.Records++
+			v.Bytes += p.bytes
+			live += p.bytes
+		}
+		if unpaced += p.bytes; unpaced < bufferBytes {
+			return nil
+		}
+		n := unpaced
+		unpaced = 0
+		return pace(ctx, n)
+	}, func(seg *segment) error {
+		want := seg.live.Load()
+		found := live
+		live = 0
+		if found >= want {
+			return nil
+		}
+		n, err := s.verifySlots(ctx, seg)
+		v.Damaged += n
+		return err
+	})
+	return v, err
+}
+
+// verifySlots reads the records of seg that the index knows, one by one, where
+// a scan found fewer: some have come meanwhile, or something is damaged.
+func (s *Store) verifySlots(ctx context.Context, seg *segment) (damaged int64, err error) {
+	type slot struct {
+		h hashed
+		l location
+	}
+	for n := range s.index.shard {
+		var slots []slot
+		sh := &s.index.shard[n]
+		sh.mu.RLock()
+		for i := range sh.t.length() {
+			if l := sh.t.location(i); l.isRecord() && l.segment() == seg.id {
+				w := sh.t.slot(i)
+				slots = append(slots, slot{h: hashed{a: w[0], b: w[1]}, l: l})
+			}
+		}
+		sh.mu.RUnlock()
+		for _, at := range slots {
+			if err := s.going(ctx); err != nil {
+				return damaged, err
+			}
+			ok, err := s.verifySlot(at.h, at.l)
+			if err != nil {
+				return damaged, err
+			}
+			if !ok {
+				damaged++
+			}
+		}
+	}
+	return damaged, nil
+}
+
+// verifySlot reports whether the record of h is right, if it still is at l, and
+// withdraws it otherwise.
+func (s *Store) verifySlot(h hashed, l location) (bool, error) {
+	raw, err := s.read(l)
+	if errors.Is(err, errGone) {
+		return true, nil
+	}
+	if err == nil {
+		if p, ok := s.secret.parse(raw); ok && !p.dead {
+			if got := s.secret.hash(p.Key); got.a == h.a && got.b>>32 == h.b>>32 {
+				return true, nil
+			}
+		}
+	} else if !isEnd(err) {
+		return false, err
+	}
+	return !s.withdraw(h, l, raw), nil
+}
