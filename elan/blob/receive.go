@@ -29,19 +29,55 @@ func Receive(ctx context.Context, c Creator, d digest.Digest, r io.Reader) error
 		return fmt.Errorf("create blob %s: %w", d, err)
 	}
 	defer w.Close() //nolint:errcheck // after Commit there is nothing to lose, before it nothing to keep
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
-	if _, err := io.CopyBuffer(writerOnly{w}, digest.NewVerifier(r, d), *buf); err != nil {
-		return fmt.Errorf("receive blob %s: %w", d, err)
+	v := Verify(w, d)
+	if err := v.readFrom(r); err != nil {
+		return err
 	}
-	if err := w.Commit(); err != nil {
-		return fmt.Errorf("commit blob %s: %w", d, err)
-	}
-	return nil
+	return v.Commit()
 }
 
-// writerOnly hides a Writer's ReadFrom, if it has one, from io.CopyBuffer.
-type writerOnly struct{ io.Writer }
+// readFrom writes what r brings to its end. One byte more than is due tells a blob
+// that is too long. One part is hashed while the next is read.
+func (v *Verifying) readFrom(r io.Reader) error {
+	n := 1
+	if v.want.Size() >= parallelBytes {
+		n = 2
+	}
+	bufs := make(chan *[]byte, n) // those that are not in use
+	for range n {
+		b := copyBuffers.Get().(*[]byte)
+		defer copyBuffers.Put(b)
+		bufs <- b
+	}
+	defer v.Wait() // before the buffers go to others
+	for {
+		b := <-bufs
+		p := *b
+		if due := v.want.Size() - v.n; due < copyBufferSize {
+			p = p[:due+1]
+		}
+		n, err := readSome(r, p)
+		if err := v.WritePieces([][]byte{p[:n]}, func() { bufs <- b }); err != nil {
+			return err
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("receive blob %s: %w", v.want, err)
+		}
+	}
+}
+
+// readSome reads until p is full, or an error.
+func readSome(r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var m int
+		m, err = r.Read(p[n:])
+		n += m
+	}
+	return n, err
+}
 
 // ReceiveBytes is Receive for bytes that are in memory already.
 func ReceiveBytes(ctx context.Context, c Creator, d digest.Digest, data []byte) error {

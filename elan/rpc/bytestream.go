@@ -38,6 +38,7 @@ type byteStreamServer struct {
 	codec   *codec
 	uploads *uploads
 	readers atomic.Int64 // the Reads that are going on
+	writers atomic.Int64 // the Writes that are, but for those of one message
 }
 
 // Read streams a blob from an offset, up to a limit. The offset is in bytes of the

@@ -156,7 +156,8 @@ type messages struct {
 	pool     mem.BufferPool
 	name     string
 	msg      *wire.WriteRequest // the last one
-	data     [][]byte           // of msg and not yet read
+	pieces   mem.BufferSlice    // of msg and not yet read
+	data     []byte             // of a piece and not yet read
 	received int64              // bytes, as they came
 	finished bool               // no more messages come
 }
@@ -169,14 +170,14 @@ func (m *messages) take() error {
 	if m.msg.WriteOffset != m.received {
 		return wrongOffset(m.msg.WriteOffset, m.received)
 	}
-	m.data, m.finished = m.msg.AppendPieces(m.data[:0]), m.msg.FinishWrite
+	m.pieces, m.finished = m.msg.Pieces(), m.msg.FinishWrite
 	m.received += int64(m.msg.Len())
 	return nil
 }
 
-// next takes messages until there is data; io.EOF is the end.
+// next takes messages until there are pieces; io.EOF is the end.
 func (m *messages) next() error {
-	for len(m.data) == 0 {
+	for len(m.pieces) == 0 {
 		if m.finished {
 			return io.EOF
 		}
@@ -199,13 +200,14 @@ func (m *messages) next() error {
 
 // Read implements io.Reader.
 func (m *messages) Read(p []byte) (int, error) {
-	if err := m.next(); err != nil {
-		return 0, err
+	for len(m.data) == 0 {
+		if err := m.next(); err != nil {
+			return 0, err
+		}
+		m.data, m.pieces = m.pieces[0].ReadOnlyData(), m.pieces[1:]
 	}
-	n := copy(p, m.data[0])
-	if m.data[0] = m.data[0][n:]; len(m.data[0]) == 0 {
-		m.data = m.data[1:]
-	}
+	n := copy(p, m.data)
+	m.data = m.data[n:]
 	return n, nil
 }
 
@@ -226,10 +228,10 @@ func (m *messages) all(limit int64) ([]byte, error) {
 			// Mostly one message brings it all, which is not copied then.
 			data = m.msg.Bytes(m.pool)
 		default:
-			for _, piece := range m.data {
-				data = append(data, piece...)
+			for _, piece := range m.pieces {
+				data = append(data, piece.ReadOnlyData()...)
 			}
 		}
-		m.data = m.data[:0]
+		m.pieces = nil
 	}
 }

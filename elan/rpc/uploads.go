@@ -34,10 +34,11 @@ type uploads struct {
 type upload struct {
 	name   string
 	digest digest.Digest
-	w      blob.Writer // it verifies
+	w      *blob.Verifying
 	cancel context.CancelFunc
 
 	received atomic.Int64 // bytes
+	gathered gathered     // those of them that w does not have yet
 
 	// free is closed when the stream that has the upload gives it back or ends
 	// it; expire ends an idle one. Both are guarded by uploads.mu.
@@ -171,5 +172,6 @@ func (us *uploads) forget(u *upload) bool {
 func (u *upload) close() {
 	// Of a committed one nothing is lost, and of another nothing is to be kept.
 	_ = u.w.Close()
+	u.gathered.data.Free()
 	u.cancel()
 }

@@ -9,6 +9,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	gstatus "google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -16,6 +17,16 @@ import (
 	"github.com/mettle-build/mettle/elan/resource"
 	"github.com/mettle-build/mettle/elan/status"
 	"github.com/mettle-build/mettle/elan/wire"
+)
+
+const (
+	// gatherBytes is how much of an upload goes to the store at once: Bazel sends
+	// 16 KiB a message, and a call of the store for each costs more than these.
+	gatherBytes = 256 << 10
+	// maxLargeWrites is how many uploads at once may have bytes in memory beyond
+	// the message that they receive: what was gathered, and one message, or what
+	// was gathered before, that is being hashed.
+	maxLargeWrites = 32
 )
 
 type writeStream = bytestream.ByteStream_WriteServer
@@ -124,17 +135,17 @@ func wrongName(got, want string) error {
 // receive takes the messages of the stream from req on, and returns the size
 // that is committed. It ends the upload u, or suspends it where the stream broke.
 func (s *byteStreamServer) receive(stream writeStream, u *upload, req *wire.WriteRequest) (int64, error) {
+	ahead := s.writers.Add(1) <= maxLargeWrites
+	defer s.writers.Add(-1)
 	for {
-		finish, err := u.take(req)
-		if err != nil {
+		if err := u.take(req, ahead); err != nil {
 			s.uploads.end(u)
 			return 0, err
 		}
-		if finish {
+		if req.FinishWrite {
 			return s.commit(u)
 		}
-		req.Free()
-		err = stream.RecvMsg(req)
+		err := stream.RecvMsg(req)
 		switch {
 		case errors.Is(err, io.EOF) && u.received.Load() == u.digest.Size():
 			// All is here; that the last message did not say so takes nothing from it.
@@ -142,17 +153,33 @@ func (s *byteStreamServer) receive(stream writeStream, u *upload, req *wire.Writ
 		case errors.Is(err, io.EOF):
 			// A client may stop halfway, and learns how far it came.
 			n := u.received.Load()
-			s.uploads.suspend(u)
-			return n, nil
+			return n, s.suspend(u)
 		case err != nil:
-			s.uploads.suspend(u)
+			if e := s.suspend(u); e != nil {
+				return 0, e
+			}
 			return 0, err //nolint:wrapcheck // a status already
 		}
 	}
 }
 
+// suspend stores what was received, and keeps the upload for another stream.
+func (s *byteStreamServer) suspend(u *upload) error {
+	err := u.flush()
+	if err != nil {
+		s.uploads.end(u)
+		return status.From(err)
+	}
+	u.w.Wait()
+	s.uploads.suspend(u)
+	return nil
+}
+
 func (s *byteStreamServer) commit(u *upload) (int64, error) {
-	err := u.w.Commit()
+	err := u.flush()
+	if err == nil {
+		err = u.w.Commit()
+	}
 	s.uploads.end(u)
 	if err != nil {
 		return 0, status.From(err)
@@ -160,21 +187,58 @@ func (s *byteStreamServer) commit(u *upload) (int64, error) {
 	return u.digest.Size(), nil
 }
 
-// take writes the bytes of one message, and reports whether it is the last.
-func (u *upload) take(req *wire.WriteRequest) (finish bool, err error) {
+// take takes over the bytes of one message. Where it may work ahead, those of
+// small messages are gathered, and they are hashed while others are received.
+// The error is a status.
+func (u *upload) take(req *wire.WriteRequest, ahead bool) error {
 	if req.ResourceName != "" && req.ResourceName != u.name {
-		return false, wrongName(req.ResourceName, u.name)
+		return wrongName(req.ResourceName, u.name)
 	}
 	// Offsets count what was received, which is what the client knows.
 	n := u.received.Load()
 	if req.WriteOffset != n {
-		return false, wrongOffset(req.WriteOffset, n)
+		return wrongOffset(req.WriteOffset, n)
 	}
-	for _, piece := range req.AppendPieces(nil) {
-		if _, err := u.w.Write(piece); err != nil {
-			return false, status.From(err)
-		}
+	n += int64(req.Len())
+	u.gathered.add(req)
+	u.received.Store(n)
+	if ahead && u.gathered.bytes < gatherBytes && n <= u.digest.Size() {
+		return nil
 	}
-	u.received.Store(n + int64(req.Len()))
-	return req.FinishWrite, nil
+	err := u.flush()
+	if !ahead {
+		u.w.Wait()
+	}
+	return status.From(err)
+}
+
+// flush passes on what was gathered.
+func (u *upload) flush() error {
+	g := u.gathered
+	u.gathered = gathered{}
+	if g.bytes == 0 {
+		return nil
+	}
+	pieces := make([][]byte, len(g.data))
+	for i, b := range g.data {
+		pieces[i] = b.ReadOnlyData()
+	}
+	return u.w.WritePieces(pieces, g.data.Free) //nolint:wrapcheck // it says what was received
+}
+
+// gathered are bytes of an upload that are received and not yet stored.
+type gathered struct {
+	data  mem.BufferSlice
+	bytes int
+}
+
+// add takes over the bytes of req.
+func (g *gathered) add(req *wire.WriteRequest) {
+	g.bytes += req.Len()
+	data := req.Take()
+	if g.data == nil {
+		g.data = data
+		return
+	}
+	g.data = append(g.data, data...)
 }

@@ -20,18 +20,19 @@ type WriteRequest struct {
 // Len is the number of the bytes of the blob in r.
 func (r *WriteRequest) Len() int { return r.data.Len() + len(r.Data) }
 
-// AppendPieces appends the bytes of the blob to list, piece by piece. They are
-// valid until Free.
-func (r *WriteRequest) AppendPieces(list [][]byte) [][]byte {
-	for _, b := range r.data {
-		if b.Len() > 0 {
-			list = append(list, b.ReadOnlyData())
-		}
-	}
+// Pieces are the bytes of the blob, piece by piece. They are valid until Free.
+func (r *WriteRequest) Pieces() mem.BufferSlice {
 	if len(r.Data) > 0 {
-		list = append(list, r.Data)
+		return mem.BufferSlice{mem.SliceBuffer(r.Data)}
 	}
-	return list
+	return r.data
+}
+
+// Take hands over the bytes of the blob to the caller, who frees them.
+func (r *WriteRequest) Take() mem.BufferSlice {
+	data := r.Pieces()
+	r.data, r.Data = nil, nil
+	return data
 }
 
 // Bytes are the bytes of the blob in one piece, which are valid until Free. It

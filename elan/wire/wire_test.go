@@ -171,8 +171,8 @@ func TestWriteRequest_keeps_its_buffers(t *testing.T) {
 			t.Fatal(err)
 		}
 		data.Free()
-		pieces := m.AppendPieces(nil)
-		if got := bytes.Join(pieces, nil); !bytes.Equal(got, body) || len(pieces) != 7 || m.Len() != len(body) {
+		pieces := m.Pieces()
+		if got := pieces.Materialize(); !bytes.Equal(got, body) || len(pieces) != 7 || m.Len() != len(body) {
 			t.Errorf("%d bytes in %d pieces, want %d in 7", len(got), len(pieces), len(body))
 		}
 		if m.ResourceName != "name" || m.WriteOffset != 7 || !m.FinishWrite {
@@ -182,10 +182,15 @@ func TestWriteRequest_keeps_its_buffers(t *testing.T) {
 	if got := m.Bytes(pool); !bytes.Equal(got, body) || &got[0] != &m.Bytes(pool)[0] {
 		t.Errorf("Bytes: %d, want %d, the same each time", len(got), len(body))
 	}
+	taken := m.Take()
 	m.Free()
 	m.Free()
+	if got := taken.Materialize(); !bytes.Equal(got, body) {
+		t.Errorf("what was taken: %d bytes, want %d", len(got), len(body))
+	}
+	taken.Free()
 	pool.check(t)
-	if m.Len() != 0 || m.AppendPieces(nil) != nil || m.Bytes(pool) != nil {
+	if m.Len() != 0 || m.Pieces() != nil || m.Bytes(pool) != nil {
 		t.Error("there are bytes after Free")
 	}
 }
