@@ -7,6 +7,10 @@
 // would fail much later; Put refuses it. Looking a blob up starts its lifetime
 // anew, so that what Get returned can be fetched.
 //
+// Results of commands that failed are never taken, nor given out. Failures keeps
+// them apart, for people to look at. UpdatePolicy says who may call Put from
+// outside; the edges ask it.
+//
 // Results are stored without inline contents, which become blobs; elan/rpc
 // inlines again what a client asks for. elan/rpc, mettle/api and mettle/worker
 // call this package; elan/client offers the same two methods over gRPC.
@@ -18,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
@@ -95,6 +100,9 @@ func New(o Options) (*Cache, error) {
 // Get implements Getter. An entry that can't be read as a result, that is of a
 // failed command, or of which a blob is missing for sure, is dropped.
 func (c *Cache) Get(ctx context.Context, k blob.EntryKey) (*repb.ActionResult, error) {
+	if reserved(k.Instance) {
+		return nil, fmt.Errorf("result of action %s: %w: instance %q is for failed actions", k.Action, blob.ErrNotFound, k.Instance)
+	}
 	value, err := c.o.Entries.Entry(ctx, k)
 	if err != nil {
 		return nil, fmt.Errorf("result of action %s: %w", k.Action, err)
@@ -136,6 +144,9 @@ func (c *Cache) drop(ctx context.Context, k blob.EntryKey, value []byte, reason 
 
 // Put implements Putter. Inline contents that r carries become blobs.
 func (c *Cache) Put(ctx context.Context, k blob.EntryKey, r *repb.ActionResult) error {
+	if reserved(k.Instance) {
+		return fmt.Errorf("result of action %s: %w: instance %q is for failed actions", k.Action, ErrInvalid, k.Instance)
+	}
 	if r == nil {
 		return fmt.Errorf("result of action %s: %w: the message is absent", k.Action, ErrInvalid)
 	}
@@ -161,3 +172,6 @@ func (c *Cache) Put(ctx context.Context, k blob.EntryKey, r *repb.ActionResult) 
 	}
 	return nil
 }
+
+// reserved reports whether the entries of an instance are those of Failures.
+func reserved(instance string) bool { return strings.HasPrefix(instance, "actions/") }

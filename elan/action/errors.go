@@ -10,4 +10,6 @@ var (
 	// ErrNotCacheable is wrapped by the error about a result that nobody may be
 	// given for a later execution: its command failed.
 	ErrNotCacheable = errors.New("action result is not cacheable")
+	// ErrForbidden is wrapped by the errors about somebody who may not set results.
+	ErrForbidden = errors.New("may not update action results")
 )

@@ -2,10 +2,13 @@ package rpc
 
 import (
 	"context"
+	"fmt"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/status"
@@ -21,9 +24,14 @@ type actionCacheServer struct {
 }
 
 // GetActionResult answers with a result whose blobs are all there, and with
-// those contents inline that were asked for and fit.
+// those contents inline that were asked for and fit. In the instances of
+// action.FailedInstance it answers with what failed.
 func (s *actionCacheServer) GetActionResult(ctx context.Context, req *repb.GetActionResultRequest) (*repb.ActionResult, error) {
-	store, err := s.o.storeOf(req.InstanceName)
+	instance, failed := action.CutFailedInstance(req.InstanceName)
+	if !failed {
+		instance = req.InstanceName
+	}
+	store, err := s.o.storeOf(instance)
 	if err != nil {
 		return nil, status.From(err)
 	}
@@ -31,13 +39,43 @@ func (s *actionCacheServer) GetActionResult(ctx context.Context, req *repb.GetAc
 	if err != nil {
 		return nil, status.From(err)
 	}
-	r, err := s.o.Actions.Get(ctx, blob.EntryKey{Instance: req.InstanceName, Action: d})
+	var r *repb.ActionResult
+	if k := (blob.EntryKey{Instance: instance, Action: d}); failed {
+		r, err = s.failure(ctx, k)
+	} else {
+		r, err = s.o.Actions.Get(ctx, k)
+	}
 	if err != nil {
 		return nil, status.FromRead(err)
 	}
 	if req.InlineStdout || req.InlineStderr || len(req.InlineOutputFiles) > 0 {
 		s.inline(ctx, store, req, d.Function(), r)
 	}
+	return r, nil
+}
+
+// failure is the result of an action that failed. What else went wrong than its
+// exit code tells, as a timeout, is a google.rpc.Status in the metadata.
+func (s *actionCacheServer) failure(ctx context.Context, k blob.EntryKey) (*repb.ActionResult, error) {
+	if s.o.Failures == nil {
+		return nil, fmt.Errorf("failure of action %s: %w: this server keeps none", k.Action, blob.ErrNotFound)
+	}
+	f, err := s.o.Failures.Get(ctx, k)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it says what of
+	}
+	r := f.Response.GetResult()
+	if f.Response.GetStatus().GetCode() == 0 {
+		return r, nil
+	}
+	why, err := anypb.New(f.Response.Status)
+	if err != nil {
+		return nil, fmt.Errorf("failure of action %s: %w", k.Action, err)
+	}
+	if r.ExecutionMetadata == nil {
+		r.ExecutionMetadata = &repb.ExecutedActionMetadata{}
+	}
+	r.ExecutionMetadata.AuxiliaryMetadata = append(r.ExecutionMetadata.AuxiliaryMetadata, why)
 	return r, nil
 }
 
@@ -82,6 +120,9 @@ func (s *actionCacheServer) inline(ctx context.Context, store blob.Opener, req *
 // succeeded.
 func (s *actionCacheServer) UpdateActionResult(ctx context.Context, req *repb.UpdateActionResultRequest) (*repb.ActionResult, error) {
 	if _, err := s.o.storeOf(req.InstanceName); err != nil {
+		return nil, status.From(err)
+	}
+	if err := s.o.Updates.MayUpdate(ctx, req.InstanceName); err != nil {
 		return nil, status.From(err)
 	}
 	d, err := readDigest(req.DigestFunction, req.ActionDigest)

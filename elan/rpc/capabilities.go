@@ -7,6 +7,7 @@ import (
 	"github.com/bazelbuild/remote-apis/build/bazel/semver"
 
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/status"
 )
 
 type capabilitiesServer struct {
@@ -14,8 +15,12 @@ type capabilitiesServer struct {
 	o Options
 }
 
-// GetCapabilities says what this server does, and not more.
-func (s *capabilitiesServer) GetCapabilities(_ context.Context, req *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
+// GetCapabilities says what this server does for the caller in that instance, and
+// not more.
+func (s *capabilitiesServer) GetCapabilities(ctx context.Context, req *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
+	if _, err := s.o.storeOf(req.InstanceName); err != nil {
+		return nil, status.From(err)
+	}
 	fns := make([]repb.DigestFunction_Value, 0, len(digest.Functions()))
 	for _, fn := range digest.Functions() {
 		fns = append(fns, fn.Proto())
@@ -23,7 +28,7 @@ func (s *capabilitiesServer) GetCapabilities(_ context.Context, req *repb.GetCap
 	capabilities := &repb.ServerCapabilities{
 		CacheCapabilities: &repb.CacheCapabilities{
 			DigestFunctions:               fns,
-			ActionCacheUpdateCapabilities: &repb.ActionCacheUpdateCapabilities{UpdateEnabled: true},
+			ActionCacheUpdateCapabilities: &repb.ActionCacheUpdateCapabilities{UpdateEnabled: s.o.Updates.MayUpdate(ctx, req.InstanceName) == nil},
 			// No priority but the default one means anything to the stores.
 			CachePriorityCapabilities: &repb.PriorityCapabilities{
 				Priorities: []*repb.PriorityCapabilities_PriorityRange{{MinPriority: 0, MaxPriority: 0}},

@@ -129,7 +129,8 @@ func (s *casServer) batchReadBlobs(ctx context.Context, req *wire.BatchReadReque
 	}
 	ds := req.BlobDigests()
 	total := int64(0)
-	message := int64(s.o.MaxMessageBytes) - int64(len(ds))*responseOverhead
+	limit := max(int64(s.o.MaxMessageBytes), s.o.MaxBatchBytes+batchMargin)
+	message := limit - int64(len(ds))*responseOverhead
 	for _, d := range ds {
 		// What is negative is refused below; sums of what is huge may not overflow.
 		total += min(max(d.SizeBytes, 0), s.o.MaxBatchBytes+1)
@@ -138,7 +139,7 @@ func (s *casServer) batchReadBlobs(ctx context.Context, req *wire.BatchReadReque
 		}
 	}
 	if total > message {
-		return nil, gstatus.Errorf(codes.InvalidArgument, "the reply with %d blobs of %d bytes would be over the message limit of %d bytes; ask for fewer at once", len(ds), total, s.o.MaxMessageBytes)
+		return nil, gstatus.Errorf(codes.InvalidArgument, "the reply with %d blobs of %d bytes would be over the message limit of %d bytes; ask for fewer at once", len(ds), total, limit)
 	}
 	resp := wire.NewBatchReadResponse(s.o.pool, ds)
 	compressed := slices.Contains(req.AcceptableCompressors, repb.Compressor_ZSTD)

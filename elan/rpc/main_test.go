@@ -40,7 +40,12 @@ type server struct {
 // its buffers are those of NewServer, but that buffers are overwritten.
 func start(tb testing.TB, o rpc.Options, opts ...grpc.ServerOption) *server {
 	tb.Helper()
-	fake := newFakeStore()
+	return startOn(tb, newFakeStore(), o, opts...)
+}
+
+// startOn is start with a fake that is there.
+func startOn(tb testing.TB, fake *fakeStore, o rpc.Options, opts ...grpc.ServerOption) *server {
+	tb.Helper()
 	s := startOver(tb, fake, o, opts...)
 	s.store = fake
 	return s
@@ -54,7 +59,7 @@ func startOver(tb testing.TB, store interface {
 ) *server {
 	tb.Helper()
 	s := &server{}
-	actions, err := action.New(action.Options{Store: store, Entries: store})
+	actions, err := action.New(action.Options{Store: store, Stores: o.Stores, Entries: store})
 	if err != nil {
 		tb.Fatal(err)
 	}

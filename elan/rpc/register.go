@@ -13,7 +13,9 @@
 package rpc
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -35,6 +37,8 @@ const (
 	// batchMargin is left of a message for what is around the blobs of a batch:
 	// some hundred bytes each, for as many as clients put into one.
 	batchMargin = 512 << 10
+	// MaxBatch is the largest MaxBatchBytes.
+	MaxBatch = MaxMessageBytes - batchMargin
 	// defaultParallel is how many blobs of one batch are worked on at once: what
 	// hides a remote store's latency, and no more than a local one bears.
 	defaultParallel = 8
@@ -53,6 +57,11 @@ type Actions interface {
 	action.Putter
 }
 
+// Failures finds failed actions: an *action.Failures.
+type Failures interface {
+	Get(ctx context.Context, k blob.EntryKey) (*action.Failure, error)
+}
+
 // Options are those of Register.
 type Options struct {
 	// Store and Actions are what is served. Both are needed.
@@ -63,14 +72,21 @@ type Options struct {
 	Stores func(instance string) blob.Store
 	// Assets, if it is set, is served as the Remote Asset API.
 	Assets Assets
+	// Updates decides who may call UpdateActionResult; nil lets everyone.
+	Updates action.Updates
+	// Failures has the results of failed actions, which are served in the
+	// instances of action.FailedInstance; nil: there are none.
+	Failures Failures
 	// Execution is announced by Capabilities, for a server that executes too;
 	// nil for one that does not. It must not be changed any more.
 	Execution *repb.ExecutionCapabilities
-	// MaxMessageBytes is the largest message that clients take, and that the
-	// gRPC server does; 0 means 4 MiB.
+	// MaxMessageBytes is the largest message that clients take unasked: 4 MiB
+	// where it is 0, which is gRPC's default in all languages. Replies to batches
+	// may be larger, up to what MaxBatchBytes makes of them.
 	MaxMessageBytes int
-	// MaxBatchBytes bounds the sum of the blobs in a batch, either way; 0 means
-	// half a MiB less than MaxMessageBytes. It must be less than that.
+	// MaxBatchBytes bounds the sum of the blobs in a batch, either way, and is at
+	// most MaxBatch. 0 means half a MiB less than MaxMessageBytes. Above that, a
+	// client that asks for as much must take messages as large.
 	MaxBatchBytes int64
 	// MaxBlobBytes bounds a blob that is uploaded; 0 means that only the store does.
 	MaxBlobBytes int64
@@ -103,8 +119,14 @@ func (o Options) withDefaults() (Options, error) {
 	if o.MaxBatchBytes == 0 {
 		o.MaxBatchBytes = int64(o.MaxMessageBytes - batchMargin)
 	}
-	if o.MaxBatchBytes <= 0 || o.MaxBatchBytes >= int64(o.MaxMessageBytes) {
-		return o, errors.New("rpc: MaxBatchBytes must be above 0 and below MaxMessageBytes")
+	if o.MaxBatchBytes <= 0 || o.MaxBatchBytes > MaxBatch {
+		return o, fmt.Errorf("rpc: MaxBatchBytes is %d, want 1 to %d, which a message holds", o.MaxBatchBytes, MaxBatch)
+	}
+	if o.MaxBlobBytes < 0 {
+		return o, errors.New("rpc: MaxBlobBytes may not be negative")
+	}
+	if o.Updates == nil {
+		o.Updates = action.UpdatePolicy{}
 	}
 	if o.MaxPartialUploads == 0 {
 		o.MaxPartialUploads = defaultMaxPartialUploads

@@ -98,6 +98,7 @@ func code(err error) codes.Code {
 		{tree.ErrInvalid, codes.InvalidArgument},
 		{action.ErrInvalid, codes.InvalidArgument},
 		{action.ErrNotCacheable, codes.InvalidArgument},
+		{action.ErrForbidden, codes.PermissionDenied},
 		{blob.ErrMalformed, codes.InvalidArgument},
 		{blob.ErrCorrupt, codes.InvalidArgument},
 		// CacheCapabilities.max_cas_blob_size_bytes asks for this code.

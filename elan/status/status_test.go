@@ -33,6 +33,7 @@ func TestFrom_table(t *testing.T) {
 		{err: tree.ErrInvalid, want: codes.InvalidArgument},
 		{err: action.ErrInvalid, want: codes.InvalidArgument},
 		{err: action.ErrNotCacheable, want: codes.InvalidArgument},
+		{err: action.ErrForbidden, want: codes.PermissionDenied},
 		{err: blob.ErrMalformed, want: codes.InvalidArgument},
 		{err: blob.ErrCorrupt, want: codes.InvalidArgument, read: codes.Internal},
 		{err: blob.ErrTooLarge, want: codes.InvalidArgument},

@@ -15,6 +15,7 @@ import (
 // The objects' names, after the prefix:
 //
 //	cas/FUNCTION/HASH-SIZE            a blob
+//	cas/FUNCTION/HASH-SIZE-SPACE      a blob in a digest.Space
 //	ac/INSTANCE/FUNCTION/HASH-SIZE    an entry: those of an instance are one folder
 //
 // INSTANCE is the name itself where that is made of letters, digits, - and _
