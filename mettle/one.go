@@ -26,6 +26,7 @@ type oneCmd struct {
 	Action   string `arg:"" help:"The digest of the Action, hash/size, as in the message of a failed build."`
 	Remote   string `help:"The server that has the action and its inputs, host:port or grpc://host:port." default:"localhost:7778"`
 	Instance string `help:"The instance name that the build used."`
+	Kept     bool   `help:"Run nothing: show what the server kept of the run that failed, its exit code, output and files." env:"-"`
 	Dir      string `help:"Where to build the input root and run. Default: a new temporary directory. What is left there stays, to be looked at." type:"path" env:"-"`
 }
 
@@ -43,6 +44,9 @@ func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error
 	remote, err := client.New(client.Options{Conn: conn, Instance: c.Instance})
 	if err != nil {
 		return err
+	}
+	if c.Kept {
+		return c.showKept(ctx, out, remote, d)
 	}
 	dir, err := c.directory()
 	if err != nil {
@@ -85,6 +89,24 @@ func (c *oneCmd) report(out io.Writer, resp *repb.ExecuteResponse, root string) 
 	}
 	result := resp.GetResult()
 	fmt.Fprintf(os.Stderr, "mettle: the input root, as the action left it, is %s\n", root)
+	if s := resp.GetStatus(); s.GetCode() != 0 {
+		listOutputs(result)
+		return errors.New(s.GetMessage())
+	}
+	return reportResult(result)
+}
+
+// reportResult prints what the command made and how it ended, and returns that.
+func reportResult(result *repb.ActionResult) error {
+	listOutputs(result)
+	fmt.Fprintf(os.Stderr, "mettle: the command ended with %d\n", result.GetExitCode())
+	if code := result.GetExitCode(); code != 0 {
+		return flags.Exit(code)
+	}
+	return nil
+}
+
+func listOutputs(result *repb.ActionResult) {
 	for _, f := range result.GetOutputFiles() {
 		fmt.Fprintf(os.Stderr, "mettle: output file %s, %d bytes\n", f.GetPath(), f.GetDigest().GetSizeBytes())
 	}
@@ -94,14 +116,6 @@ func (c *oneCmd) report(out io.Writer, resp *repb.ExecuteResponse, root string) 
 	for _, f := range result.GetOutputSymlinks() {
 		fmt.Fprintf(os.Stderr, "mettle: output symlink %s to %s\n", f.GetPath(), f.GetTarget())
 	}
-	if s := resp.GetStatus(); s.GetCode() != 0 {
-		return errors.New(s.GetMessage())
-	}
-	fmt.Fprintf(os.Stderr, "mettle: the command ended with %d\n", result.GetExitCode())
-	if code := result.GetExitCode(); code != 0 {
-		return flags.Exit(code)
-	}
-	return nil
 }
 
 func copyFile(to io.Writer, path string) error {

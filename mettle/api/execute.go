@@ -100,6 +100,9 @@ func (s *Server) wait(c *call, req *repb.WaitExecutionRequest) error {
 		return toStatus(errDraining)
 	}
 	n, err := operation.ParseName(req.GetName())
+	if err == nil && resource.CheckInstance(n.Instance) != nil {
+		err = fmt.Errorf("%w: no operation has its instance name", operation.ErrBadName)
+	}
 	if err != nil {
 		return toStatus(err)
 	}

@@ -128,15 +128,21 @@ func (e *Executor) explain(r *run, resp *repb.ExecuteResponse) {
 		if r.attempt > 1 {
 			fmt.Fprintf(&b, " (attempt %d)", r.attempt)
 		}
-		fmt.Fprintf(&b, ". To run it again by hand: mettle one %s", digestOf(r))
-		if e.o.Addr != "" {
-			fmt.Fprintf(&b, " --remote=%s", e.o.Addr)
-		}
-		if i := r.job.GetInstanceName(); i != "" {
-			fmt.Fprintf(&b, " --instance=%s", i)
-		}
+		fmt.Fprintf(&b, ". To run it again by hand: mettle one %s", e.locate(r))
 	}
 	resp.Message = strings.TrimSuffix(b.String(), "\n")
+}
+
+// locate is the arguments by which mettle one finds the action.
+func (e *Executor) locate(r *run) string {
+	s := digestOf(r)
+	if e.o.Addr != "" {
+		s += " --remote=" + e.o.Addr
+	}
+	if i := r.job.GetInstanceName(); i != "" {
+		s += " --instance=" + i
+	}
+	return s
 }
 
 func digestOf(r *run) string {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	codepb "google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -219,11 +220,16 @@ func (s *slot) announce(ctx context.Context, r *run) {
 	}
 }
 
-// store puts the result into the ActionCache, if it may be there. Where blobs of
+// store puts the result into the ActionCache, if it may be there, or to the
+// failures where the command failed. Where blobs of
 // it are gone already, nobody could use it, and the response says so; with any
 // other trouble of the cache the client has its result all the same.
 func (s *slot) store(ctx context.Context, r *run, resp *repb.ExecuteResponse) error {
-	if r.action.DoNotCache || resp.Status.GetCode() != 0 || resp.Result.ExitCode != 0 {
+	if r.action.DoNotCache {
+		return nil
+	}
+	if resp.Status.GetCode() != 0 || resp.Result.ExitCode != 0 {
+		s.keepFailure(ctx, r, resp)
 		return nil
 	}
 	err := s.w.o.Actions.Put(ctx, r.key(), withoutInline(resp.Result))
@@ -241,6 +247,22 @@ func (s *slot) store(ctx context.Context, r *run, resp *repb.ExecuteResponse) er
 		return cause
 	}
 	return nil
+}
+
+// keepFailure keeps resp for people to look at, where the command ran and failed,
+// and tells them how. What failed by the fault of something else is no result.
+func (s *slot) keepFailure(ctx context.Context, r *run, resp *repb.ExecuteResponse) {
+	code := codepb.Code(resp.Status.GetCode())
+	if s.w.o.Failures == nil || code != codepb.Code_OK && code != codepb.Code_DEADLINE_EXCEEDED || r.metadata.ExecutionStartTimestamp == nil {
+		return
+	}
+	callCtx, stop := context.WithTimeout(ctx, reportTimeout)
+	defer stop()
+	if err := s.w.o.Failures.Put(callCtx, r.key(), resp); err != nil {
+		s.log.Warn("a failed result could not be kept for a look", "action", r.digest, "error", err)
+		return
+	}
+	resp.Message += fmt.Sprintf("\nWhat it printed and made is kept: mettle one --kept %s", s.exec.locate(r))
 }
 
 // withoutInline is a result as the cache keeps it. It shares everything with r.

@@ -31,6 +31,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -46,6 +47,11 @@ type Actions interface {
 	action.Putter
 }
 
+// Failures keeps what failed, for people to look at: an *action.Failures.
+type Failures interface {
+	Put(ctx context.Context, k blob.EntryKey, resp *repb.ExecuteResponse) error
+}
+
 // Options are those of New.
 type Options struct {
 	// Jobs and Updates are the two sides of the queue. Required.
@@ -58,6 +64,8 @@ type Options struct {
 	Stores func(instance string) blob.Store
 	// Actions takes the results. Required.
 	Actions Actions
+	// Failures takes the results of actions that failed. nil: nobody does.
+	Failures Failures
 	// Dir is the worker's own directory, which is made if need be and emptied
 	// at each start. To use hard links it is on the store's file system; to
 	// use a user for each slot, every user can enter its parents. Required.
