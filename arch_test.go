@@ -42,7 +42,7 @@ var arrows = map[string][]string{
 	"elan/blob/known":          {"elan/digest", "elan/blob", "elan/blob/recent"},
 	"elan/blob/tiered":         {"elan/digest", "elan/blob", "elan/blob/recent"},
 	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client"},
-	"elan/flags":               {"metrics"},
+	"elan/flags":               {"elan/action", "metrics"},
 	"elan/compress":            {"elan/digest"},
 	"elan/wire":                {},
 	"elan/tree":                {"elan/digest", "elan/blob"},

@@ -14,6 +14,7 @@ import (
 	"github.com/mettle-build/mettle/elan/asset"
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/chunked"
+	"github.com/mettle-build/mettle/elan/blob/instances"
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
@@ -32,6 +33,8 @@ type serveCmd struct {
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
 	ScrubRate   flags.Size    `help:"How many bytes a second of a directory are read in the background to find what the disk damaged. 0: none." default:"20MiB"`
 
+	flags.Serving
+
 	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can read and write." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7777"`
 	Admin    bool   `help:"Let whoever reaches the server list, remove and verify what is in the store (elan ls, rm, ...) even if it listens on other than loopback."`
@@ -39,6 +42,9 @@ type serveCmd struct {
 
 	flags.Assets
 }
+
+// Validate is called by kong, before Run.
+func (c *serveCmd) Validate() error { return c.Check(rpc.MaxBatch) }
 
 // Run serves until ctx is done.
 func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (err error) {
@@ -68,7 +74,15 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
-	actions, err := action.New(action.Options{Store: blobs, Entries: blobs, Logger: log})
+	stores, err := c.stores(ctx, blobs)
+	if err != nil {
+		return err
+	}
+	actions, err := action.New(action.Options{Store: blobs, Stores: stores, Entries: blobs, Logger: log})
+	if err != nil {
+		return err
+	}
+	failures, err := action.NewFailures(action.FailuresOptions{Entries: blobs})
 	if err != nil {
 		return err
 	}
@@ -77,10 +91,19 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		return err
 	}
 	server, health := rpc.NewServer(observed.ServerOptions()...)
-	options := rpc.Options{Store: blobs, Actions: actions, Logger: log}
+	options := rpc.Options{
+		Store:         blobs,
+		Stores:        stores,
+		Actions:       actions,
+		Updates:       c.ACUpdate,
+		Failures:      failures,
+		MaxBatchBytes: int64(c.MaxBatchSize),
+		MaxBlobBytes:  int64(c.MaxBlobSize),
+		Logger:        log,
+	}
 	if c.Served(listener.Addr()) {
 		assets, aerr := asset.New(asset.Options{
-			Store: blobs, Entries: blobs, MinLifetime: c.MinLifetime,
+			Store: blobs, Stores: stores, Entries: blobs, MinLifetime: c.MinLifetime,
 			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
 			Logger: log, Registerer: registry,
 		})
@@ -128,6 +151,18 @@ func notes(s blob.Store) func() []string {
 		}
 		return nil
 	}
+}
+
+// stores gives the blobs of an instance; nil where all have the same.
+func (c *serveCmd) stores(ctx context.Context, storage blob.Store) (func(instance string) blob.Store, error) {
+	if !c.IsolateInstances {
+		return nil, nil
+	}
+	s, err := instances.New(ctx, storage)
+	if err != nil {
+		return nil, fmt.Errorf("--isolate_instances: %w", err)
+	}
+	return s.Of, nil
 }
 
 func (c *serveCmd) storageURL() (string, error) {

@@ -18,8 +18,10 @@ import (
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/asset"
+	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/chunked"
 	"github.com/mettle-build/mettle/elan/blob/file"
+	"github.com/mettle-build/mettle/elan/blob/instances"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
 	"github.com/mettle-build/mettle/elan/rpc"
@@ -43,6 +45,7 @@ type dualCmd struct {
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
 	ScrubRate   flags.Size    `help:"How many bytes a second of the store are read in the background to find what the disk damaged. 0: none." default:"20MiB"`
 
+	flags.Serving
 	flags.Assets
 
 	Slots          int               `help:"How many actions run at once. Default: the number of CPUs."`
@@ -59,7 +62,7 @@ func (c *dualCmd) Validate() error {
 	if c.Slots < 0 {
 		return fmt.Errorf("--slots: %d is negative", c.Slots)
 	}
-	return nil
+	return c.Check(rpc.MaxBatch)
 }
 
 // Run serves until ctx is done and everything has been brought to an end.
@@ -118,11 +121,14 @@ type dual struct {
 	admin   net.Listener // nil without HTTP
 	storage *file.Store
 	blobs   *chunked.Local // what is in storage, for everybody
-	actions *action.Cache
-	assets  *asset.Service // nil where they are not served
-	jobs    *mem.Queue
-	api     *api.Server
-	worker  *worker.Worker
+	// stores gives the blobs of an instance; nil where all have the same.
+	stores   func(instance string) blob.Store
+	actions  *action.Cache
+	failures *action.Failures
+	assets   *asset.Service // nil where they are not served
+	jobs     *mem.Queue
+	api      *api.Server
+	worker   *worker.Worker
 }
 
 // wire makes the parts, in the order in which they need each other.
@@ -155,12 +161,22 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if d.actions, err = action.New(action.Options{Store: d.blobs, Entries: d.blobs, Logger: d.log}); err != nil {
+	if c.IsolateInstances {
+		apart, err := instances.New(ctx, d.blobs)
+		if err != nil {
+			return fmt.Errorf("--isolate_instances: %w", err)
+		}
+		d.stores = apart.Of
+	}
+	if d.failures, err = action.NewFailures(action.FailuresOptions{Entries: d.blobs}); err != nil {
+		return err
+	}
+	if d.actions, err = action.New(action.Options{Store: d.blobs, Stores: d.stores, Entries: d.blobs, Logger: d.log}); err != nil {
 		return err
 	}
 	if c.Served(d.listener.Addr()) {
 		if d.assets, err = asset.New(asset.Options{
-			Store: d.blobs, Entries: d.blobs, MinLifetime: c.MinLifetime, Dir: filepath.Join(d.dir, "assets"),
+			Store: d.blobs, Stores: d.stores, Entries: d.blobs, MinLifetime: c.MinLifetime, Dir: filepath.Join(d.dir, "assets"),
 			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
 			Logger: d.log, Registerer: d.registry,
 		}); err != nil {
@@ -189,6 +205,7 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 	if d.api, err = api.New(api.Options{
 		ID:             hostname,
 		Store:          d.blobs,
+		Stores:         d.stores,
 		Actions:        d.actions,
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
@@ -209,7 +226,9 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
 		Store:          d.blobs,
+		Stores:         d.stores,
 		Actions:        d.actions,
+		Failures:       d.failures,
 		Dir:            filepath.Join(d.dir, "work"),
 		Slots:          slots,
 		Name:           hostname,
@@ -303,10 +322,15 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 	}
 	server, health := rpc.NewServer(observed.ServerOptions()...)
 	options := rpc.Options{
-		Store:     d.blobs,
-		Actions:   d.actions,
-		Execution: d.api.Capabilities(),
-		Logger:    d.log,
+		Store:         d.blobs,
+		Stores:        d.stores,
+		Actions:       d.actions,
+		Updates:       d.cmd.ACUpdate,
+		Failures:      d.failures,
+		Execution:     d.api.Capabilities(),
+		MaxBatchBytes: int64(d.cmd.MaxBatchSize),
+		MaxBlobBytes:  int64(d.cmd.MaxBlobSize),
+		Logger:        d.log,
 	}
 	if d.assets != nil {
 		options.Assets = d.assets

@@ -54,6 +54,9 @@ type Options struct {
 	// Store is where fetched blobs go. If it is a blob.Adopter, large files go
 	// into it without a copy.
 	Store blob.Store
+	// Stores gives the blobs of an instance, where each has its own: see
+	// elan/blob/instances. nil: Store, for all of them.
+	Stores func(instance string) blob.Store
 	// Entries keeps what is known of assets.
 	Entries blob.Entries
 	// Dir is a directory for what is being fetched, of this Service alone: New
@@ -87,6 +90,11 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Store == nil || o.Entries == nil {
 		return o, errors.New("assets: Options need a Store and Entries")
 	}
+	if o.Stores == nil {
+		shared := o.Store
+		o.Stores = func(string) blob.Store { return shared }
+	}
+	o.Store = nil // from here on, every call asks for its instance's
 	if o.MaxBytes < 0 || o.Timeout < 0 || o.MaxFetches < 0 || o.ConnectTimeout < 0 || o.IdleTimeout < 0 || o.RetryDelay < 0 {
 		return o, errors.New("assets: limits and timeouts may not be negative")
 	}

@@ -178,6 +178,6 @@ func (s *Service) whole(ctx context.Context, w *want, e *entry) (digest.Digest, 
 	} else {
 		files = append(files, d)
 	}
-	missing, err := s.missing(ctx, files, dirs)
+	missing, err := s.missing(ctx, w, files, dirs)
 	return d, err == nil && len(missing) == 0, err
 }

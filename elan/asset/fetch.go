@@ -140,7 +140,7 @@ func (s *Service) fetchOne(ctx context.Context, w *want, src source) (fetched, e
 	case w.kind == directories:
 		return s.fetchArchive(ctx, w, src)
 	}
-	sp := s.newSpool()
+	sp := s.newSpool(w)
 	defer sp.Close() //nolint:errcheck // nothing of it is kept
 	sum, err := s.http.fetch(ctx, w, src, sp)
 	if err != nil {

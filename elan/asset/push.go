@@ -33,7 +33,7 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 	} else {
 		dirs = append(slices.Clip(dirs), p.Digest)
 	}
-	missing, err := s.missing(ctx, files, dirs)
+	missing, err := s.missing(ctx, w, files, dirs)
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 	}
 	var sum checksum
 	if k == blobs && len(w.sums) > 0 {
-		if sum, err = s.verify(ctx, p.Digest, w.sums); err != nil {
+		if sum, err = s.verify(ctx, w, p.Digest); err != nil {
 			return err
 		}
 	}
@@ -64,14 +64,14 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 	return s.rememberSums(ctx, w, e, sum)
 }
 
-// verify makes sure that the blob d has one of the checksums, so that a checksum
+// verify makes sure that the blob d has one of the checksums of w, so that a checksum
 // never stands for bytes that nobody has compared with it.
-func (s *Service) verify(ctx context.Context, d digest.Digest, sums checksums) (checksum, error) {
-	if c, ok := checksumOf(d); ok && slices.Contains(sums, c) {
+func (s *Service) verify(ctx context.Context, w *want, d digest.Digest) (checksum, error) {
+	if c, ok := checksumOf(d); ok && slices.Contains(w.sums, c) {
 		return c, nil
 	}
-	h := newHashes(sums)
-	r, err := s.o.Store.Open(ctx, d, 0)
+	h := newHashes(w.sums)
+	r, err := s.store(w).Open(ctx, d, 0)
 	if err != nil {
 		return checksum{}, fmt.Errorf("asset %s: %w", d, err)
 	}
@@ -79,7 +79,7 @@ func (s *Service) verify(ctx context.Context, d digest.Digest, sums checksums) (
 	if _, err := io.Copy(h, r); err != nil {
 		return checksum{}, fmt.Errorf("asset %s: %w", d, err)
 	}
-	c, err := h.check(sums)
+	c, err := h.check(w.sums)
 	if err != nil {
 		return checksum{}, fmt.Errorf("%w: asset %s: %w", ErrInvalid, d, err)
 	}

@@ -22,6 +22,7 @@ const spoolMemory = 1 << 20
 // used by one goroutine at a time.
 type spool struct {
 	s    *Service
+	into blob.Store
 	fn   digest.Function
 	max  int64
 	mem  bytes.Buffer
@@ -32,9 +33,11 @@ type spool struct {
 	err  error // of our own disk, rather than of what is read
 }
 
-// newSpool returns an empty spool, which the caller closes. It becomes ready with
+// newSpool returns an empty spool for w, which the caller closes. It becomes ready with
 // reset.
-func (s *Service) newSpool() *spool { return &spool{s: s, max: s.o.MaxBytes} }
+func (s *Service) newSpool(w *want) *spool {
+	return &spool{s: s, into: s.store(w), max: s.o.MaxBytes}
+}
 
 // reset empties the spool, for a new attempt.
 func (sp *spool) reset(fn digest.Function, sums checksums) error {
@@ -112,12 +115,11 @@ func (sp *spool) store(ctx context.Context) (digest.Digest, error) {
 	if err != nil {
 		return d, err
 	}
-	store := sp.s.o.Store
-	if missing, err := store.FindMissing(ctx, []digest.Digest{d}); err != nil || len(missing) == 0 {
+	if missing, err := sp.into.FindMissing(ctx, []digest.Digest{d}); err != nil || len(missing) == 0 {
 		return d, err
 	}
 	if sp.f == nil {
-		_, err := blob.PutBytes(ctx, store, sp.fn, sp.mem.Bytes())
+		_, err := blob.PutBytes(ctx, sp.into, sp.fn, sp.mem.Bytes())
 		return d, err
 	}
 	// The store takes over a file that nobody can write to.
@@ -130,9 +132,9 @@ func (sp *spool) store(ctx context.Context) (digest.Digest, error) {
 		return d, fmt.Errorf("spool: %w", err)
 	}
 	sp.f = f
-	adopter, ok := store.(blob.Adopter)
+	adopter, ok := sp.into.(blob.Adopter)
 	if !ok {
-		return d, blob.Receive(ctx, store, d, f)
+		return d, blob.Receive(ctx, sp.into, d, f)
 	}
 	got, err := adopter.Adopt(ctx, sp.fn, f)
 	if err == nil && got != d {

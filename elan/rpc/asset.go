@@ -21,6 +21,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/asset"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/resource"
 	"github.com/mettle-build/mettle/elan/status"
 )
 
@@ -96,7 +97,10 @@ func readFetch(req fetchRequest, timeout *durationpb.Duration, oldest *timestamp
 	r := asset.Request{
 		Instance: req.GetInstanceName(), URIs: req.GetUris(), Qualifiers: readQualifiers(req.GetQualifiers()), Function: digest.SHA256,
 	}
-	var err error
+	err := resource.CheckInstance(r.Instance)
+	if err != nil {
+		return r, status.From(err)
+	}
 	if fn := req.GetDigestFunction(); fn != repb.DigestFunction_UNKNOWN {
 		if r.Function, err = digest.FunctionFromProto(fn, 0); err != nil {
 			return r, status.From(err)
@@ -278,7 +282,10 @@ type pushRequest interface {
 // d's hash tells it for all.
 func readPush(req pushRequest, d *repb.Digest) (asset.Push, error) {
 	p := asset.Push{Instance: req.GetInstanceName(), URIs: req.GetUris(), Qualifiers: readQualifiers(req.GetQualifiers())}
-	var err error
+	err := resource.CheckInstance(p.Instance)
+	if err != nil {
+		return p, status.From(err)
+	}
 	if p.Digest, err = readDigest(req.GetDigestFunction(), d); err != nil {
 		return p, status.From(err)
 	}
