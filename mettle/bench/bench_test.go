@@ -59,8 +59,43 @@ func TestRun_allSubjects(t *testing.T) {
 		}
 		checkResult(t, &r)
 	}
-	if d := cmp.Diff(bench.Subjects(), got); d != "" {
+	want := slices.DeleteFunc(bench.Subjects(), func(s string) bool { return s == "memory" })
+	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("subjects (-want +got):\n%s", d)
+	}
+}
+
+func TestRun_memory(t *testing.T) {
+	o := quick(newFake().start(t), "memory")
+	o.MemoryBytes, o.ServerPIDs = 2<<20, []int{os.Getpid()}
+	rep, err := run(t, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rep.Results) != 2 {
+		t.Fatalf("%d results, want 2", len(rep.Results))
+	}
+	for _, r := range rep.Results {
+		if r.Floor == nil || r.Value <= 0 {
+			t.Errorf("%s: %v, floor %+v", r.Case, r.Value, r.Floor)
+		}
+		if r.Ops != 16 || r.Clients != 16 || r.Server == nil || r.Server.PeakRSSBytes < 1<<20 {
+			t.Errorf("%s: %d ops by %d clients, server %+v; want 16, 16, and its memory", r.Case, r.Ops, r.Clients, r.Server)
+		}
+	}
+}
+
+func TestRun_skipsZstd(t *testing.T) {
+	f := newFake()
+	f.caps.CacheCapabilities.SupportedCompressors = nil
+	rep, err := run(t, quick(f.start(t), "zstd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rep.Results {
+		if !strings.Contains(r.Skipped, "zstd") {
+			t.Errorf("%s: skipped %q, want it to be for want of zstd", r.Case, r.Skipped)
+		}
 	}
 }
 

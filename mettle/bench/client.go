@@ -11,7 +11,6 @@ import (
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
-	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -38,10 +37,10 @@ const (
 // client speaks to the server that is measured. It is safe for concurrent use.
 type client struct {
 	conn     *grpc.ClientConn
+	raw      rawCodec
 	cas      repb.ContentAddressableStorageClient
 	ac       repb.ActionCacheClient
 	exec     repb.ExecutionClient
-	bs       bspb.ByteStreamClient
 	instance string
 	fn       digest.Function
 	platform *repb.Platform
@@ -63,8 +62,8 @@ func dial(ctx context.Context, o Options, fn digest.Function) (*client, error) {
 		return nil, fmt.Errorf("remote %s: %w", o.Remote, err)
 	}
 	c := &client{
-		conn: conn, cas: repb.NewContentAddressableStorageClient(conn), ac: repb.NewActionCacheClient(conn),
-		exec: repb.NewExecutionClient(conn), bs: bspb.NewByteStreamClient(conn),
+		conn: conn, raw: newRawCodec(), cas: repb.NewContentAddressableStorageClient(conn), ac: repb.NewActionCacheClient(conn),
+		exec:     repb.NewExecutionClient(conn),
 		instance: o.Instance, fn: fn, platform: platformOf(o.Platform),
 	}
 	if err := c.capabilities(ctx, o.Remote); err != nil {

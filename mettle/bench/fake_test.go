@@ -12,6 +12,7 @@ import (
 
 	longrunningpb "cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/klauspost/compress/zstd"
 	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -56,6 +57,7 @@ func newFake() *fakeServer {
 			CacheCapabilities: &repb.CacheCapabilities{
 				DigestFunctions:        []repb.DigestFunction_Value{repb.DigestFunction_SHA256, repb.DigestFunction_BLAKE3},
 				MaxBatchTotalSizeBytes: 1 << 20,
+				SupportedCompressors:   []repb.Compressor_Value{repb.Compressor_ZSTD},
 			},
 			ExecutionCapabilities: &repb.ExecutionCapabilities{ExecEnabled: true},
 		},
@@ -233,6 +235,11 @@ func (f *fakeServer) Read(r *bspb.ReadRequest, s bspb.ByteStream_ReadServer) err
 	if err != nil {
 		return err
 	}
+	if strings.Contains(r.GetResourceName(), "/zstd/") {
+		if data, err = squeeze(data); err != nil {
+			return err
+		}
+	}
 	for len(data) > 0 {
 		n := min(len(data), 1<<20)
 		if err := s.Send(&bspb.ReadResponse{Data: data[:n]}); err != nil {
@@ -268,8 +275,63 @@ func (f *fakeServer) Write(s bspb.ByteStream_WriteServer) error {
 	if len(parts) < 5 || !finished {
 		return status.Errorf(codes.InvalidArgument, "resource name %q, finished: %v", name, finished)
 	}
+	received := int64(len(data))
+	if strings.Contains(name, "/zstd/") {
+		var err error
+		if data, err = expand(data); err != nil {
+			return err
+		}
+	}
 	if err := f.put(&repb.Digest{Hash: parts[len(parts)-2], SizeBytes: int64(len(data))}, data); err != nil {
 		return err
 	}
-	return s.SendAndClose(&bspb.WriteResponse{CommittedSize: int64(len(data))})
+	return s.SendAndClose(&bspb.WriteResponse{CommittedSize: received})
+}
+
+// squeeze is data as zstd.
+func squeeze(data []byte) ([]byte, error) {
+	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	return w.EncodeAll(data, nil), w.Close()
+}
+
+// expand is the opposite of squeeze.
+func expand(data []byte) ([]byte, error) {
+	r, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return r.DecodeAll(data, nil)
+}
+
+// GetTree sends a page a directory of the root.
+func (f *fakeServer) GetTree(r *repb.GetTreeRequest, s grpc.ServerStreamingServer[repb.GetTreeResponse]) error {
+	root := &repb.Directory{}
+	if err := f.message(r.GetRootDigest().GetHash(), root); err != nil {
+		return err
+	}
+	if err := s.Send(&repb.GetTreeResponse{Directories: []*repb.Directory{root}}); err != nil {
+		return err
+	}
+	for _, folder := range root.GetDirectories() {
+		dir := &repb.Directory{}
+		if err := f.message(folder.GetDigest().GetHash(), dir); err != nil {
+			return err
+		}
+		page := &repb.GetTreeResponse{Directories: []*repb.Directory{dir}}
+		for _, leaf := range dir.GetDirectories() {
+			d := &repb.Directory{}
+			if err := f.message(leaf.GetDigest().GetHash(), d); err != nil {
+				return err
+			}
+			page.Directories = append(page.Directories, d)
+		}
+		if err := s.Send(page); err != nil {
+			return err
+		}
+	}
+	return nil
 }

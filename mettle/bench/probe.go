@@ -51,6 +51,40 @@ func (p probe) sample(ctx context.Context) (sample, error) {
 	return s, nil
 }
 
+// watchEvery is how often watch looks.
+const watchEvery = 50 * time.Millisecond
+
+// watch looks at the memory of the server's processes until the returned function
+// is called, which tells the most that was seen. Where on is false, or there is
+// nothing to look at, that is 0.
+func (p probe) watch(ctx context.Context, on bool) (peak func() float64) {
+	if !on || len(p.pids)+len(p.urls) == 0 {
+		return func() float64 { return 0 }
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	highest := make(chan float64, 1) // the result, so that the goroutine ends
+	go func() {
+		most := 0.0
+		tick := time.NewTicker(watchEvery)
+		defer tick.Stop()
+		for {
+			if s, err := p.sample(ctx); err == nil {
+				most = max(most, s.rssBytes)
+			}
+			select {
+			case <-ctx.Done():
+				highest <- most
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() float64 {
+		cancel()
+		return <-highest
+	}
+}
+
 // usage is what ops ops used since before; nil where there is nothing to look at.
 func (p probe) usage(ctx context.Context, before sample, ops uint64) *ServerUsage {
 	if len(p.pids)+len(p.urls) == 0 {

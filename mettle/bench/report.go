@@ -81,6 +81,8 @@ type ServerUsage struct {
 	CPUMS         float64 `json:"cpu_ms_per_op"`                    // of the server itself
 	ChildrenCPUMS float64 `json:"children_cpu_ms_per_op,omitempty"` // of the actions, by process id only
 	RSSBytes      float64 `json:"rss_bytes"`                        // at the end
+	// PeakRSSBytes is the most that was seen, of the subject memory only.
+	PeakRSSBytes float64 `json:"peak_rss_bytes,omitempty"`
 	// Goroutines, by metrics only, before the measurement and after it.
 	GoroutinesBefore float64 `json:"goroutines_before,omitempty"`
 	GoroutinesAfter  float64 `json:"goroutines_after,omitempty"`
@@ -230,6 +232,7 @@ func serverColumns(number func(string, func(*Result) float64) func(*Result) stri
 		{"server cpu", server("%.3f", func(s *ServerUsage) float64 { return s.CPUMS })},
 		{"children cpu", server("%.3f", func(s *ServerUsage) float64 { return s.ChildrenCPUMS })},
 		{"rss MiB", server("%.1f", func(s *ServerUsage) float64 { return s.RSSBytes / mib })},
+		{"peak rss MiB", server("%.1f", func(s *ServerUsage) float64 { return s.PeakRSSBytes / mib })},
 		{"goroutines before", server("%.0f", func(s *ServerUsage) float64 { return s.GoroutinesBefore })},
 		{"after", server("%.0f", func(s *ServerUsage) float64 { return s.GoroutinesAfter })},
 	}

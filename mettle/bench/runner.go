@@ -14,6 +14,9 @@ import (
 // slices long enough to settle.
 const rounds = 3
 
+// onceTimeout bounds the ops of a scenario that has each client do one.
+const onceTimeout = 10 * time.Minute
+
 // errSkip is wrapped by what prepare returns where the server does not offer
 // what is to be measured. That is no failure.
 var errSkip = errors.New("skipped")
@@ -27,6 +30,7 @@ type scenario struct {
 	floor         floorKind
 	floorPerOp    float64 // units of the floor that one op is compared with
 	maxOps        uint64  // bounds what a measurement writes; 0: only its time does
+	once          bool    // each client does one op, however long it takes
 	// prepare puts what the op needs into the server. It is nil for the
 	// subject floor, whose op is the floor's own.
 	prepare func(context.Context, *client) (op, error)
@@ -80,15 +84,24 @@ func (r *runner) measure(ctx context.Context, s scenario) Result {
 	}
 	total, floor := &tally{}, &tally{}
 	var floorRates []float64
-	for range rounds {
+	parts, l := rounds, load{clients: s.clients, duration: r.o.Duration / rounds, maxOps: share(s.maxOps, rounds)}
+	if s.once {
+		parts, l = 1, load{clients: s.clients, duration: onceTimeout, maxOps: uint64(s.clients)} //nolint:gosec // not negative
+	}
+	peak := r.probe.watch(ctx, s.once)
+	for range parts {
 		floorRates = append(floorRates, r.sampleFloor(ctx, s, floor))
-		total.merge(load{clients: s.clients, duration: r.o.Duration / rounds, maxOps: share(s.maxOps, rounds)}.run(ctx, &seq, f))
+		total.merge(l.run(ctx, &seq, f))
 		if ctx.Err() != nil || total.errors >= maxErrors {
 			break
 		}
 	}
+	highest := peak()
 	if res.Server == nil {
 		res.Server = r.probe.usage(ctx, before, total.lat.n)
+	}
+	if res.Server != nil {
+		res.Server.PeakRSSBytes = highest
 	}
 	floorRates = append(floorRates, r.sampleFloor(ctx, s, floor))
 	total.errors += warm.errors
@@ -109,6 +122,9 @@ func (r *runner) warmUp(ctx context.Context, s scenario, seq *atomic.Uint64) (op
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare: %w", err)
 	}
+	if s.once {
+		return f, &tally{}, nil
+	}
 	l := load{clients: s.clients, duration: min(r.o.Duration/4, time.Second), maxOps: share(s.maxOps, 16)}
 	return f, l.run(ctx, seq, f), nil
 }
@@ -122,7 +138,11 @@ func (r *runner) sampleFloor(ctx context.Context, s scenario, total *tally) floa
 
 func (r *runner) floor(ctx context.Context, s scenario, d time.Duration) *tally {
 	var seq atomic.Uint64
-	return load{clients: s.clients, duration: d}.run(ctx, &seq, r.floors.op(s.floor))
+	l := load{clients: s.clients, duration: d}
+	if s.once {
+		l.clients = 1 // streams of a connection share what there is
+	}
+	return l.run(ctx, &seq, r.floors.op(s.floor))
 }
 
 // share divides a limit, keeping 0, no limit, and at least one.

@@ -17,6 +17,8 @@ const (
 	smallSize     = 1024
 	manyDigests   = 20000
 	someDigests   = 1000
+	// missingField is that of the digests in a FindMissingBlobsResponse.
+	missingField = 2
 	// maxWritten bounds what one measurement writes into the server, in bytes.
 	maxWritten = 2 * gib
 )
@@ -58,13 +60,17 @@ func prepareFindMissing(ctx context.Context, c *client, digests int) (op, error)
 	if err := c.upload(ctx, present...); err != nil {
 		return nil, err
 	}
+	raw, err := c.encoded(req)
+	if err != nil {
+		return nil, err
+	}
 	return func(ctx context.Context, _ uint64) error {
-		resp, err := c.cas.FindMissingBlobs(ctx, req)
-		if err != nil {
+		missing := fieldCounter{field: missingField}
+		if err := c.invoke(ctx, findMissing, raw, &missing); err != nil {
 			return fmt.Errorf("FindMissingBlobs: %w", err)
 		}
-		if got, want := len(resp.GetMissingBlobDigests()), digests-len(present); got != want {
-			return answerError("FindMissingBlobs: %d missing, want %d", got, want)
+		if want := digests - len(present); missing.n != want {
+			return answerError("FindMissingBlobs: %d missing, want %d", missing.n, want)
 		}
 		return nil
 	}, nil
@@ -101,17 +107,23 @@ func prepareBatchWrite(ctx context.Context, c *client) (op, error) {
 		return nil, err
 	}
 	blobs := c.newSeries(batchBlobSize)
-	write := func(ctx context.Context, n uint64) error {
-		batch := make([]content, batchBlobs)
-		for i := range batch {
-			batch[i] = blobs.content(n*batchBlobs + uint64(i))
-		}
-		return c.uploadBatch(ctx, batch)
+	first := make([]content, batchBlobs)
+	for i := range first {
+		first[i] = blobs.content(uint64(i)) //nolint:gosec // not negative
 	}
-	if err := write(ctx, 0); err != nil {
+	if err := c.uploadBatch(ctx, first); err != nil {
 		return nil, err
 	}
-	return write, c.needBatch() // the first call may have shown that there are none
+	return func(ctx context.Context, n uint64) error {
+		var got batchStatuses
+		if err := c.invoke(ctx, batchUpdate, c.batchMessage(blobs, n*batchBlobs, batchBlobs), &got); err != nil {
+			return fmt.Errorf("BatchUpdateBlobs: %w", err)
+		}
+		if got.n != batchBlobs {
+			return answerError("BatchUpdateBlobs: %d responses for %d blobs", got.n, batchBlobs)
+		}
+		return nil
+	}, c.needBatch() // the first call may have shown that there are none
 }
 
 // prepareBatchRead uploads ten batches, which the ops read in turn.
@@ -121,15 +133,19 @@ func prepareBatchRead(ctx context.Context, c *client) (op, error) {
 	}
 	const batches = 10
 	blobs := c.newSeries(batchBlobSize)
-	var reqs [batches]*repb.BatchReadBlobsRequest
+	var reqs [batches]rawMessage
 	for i := range reqs {
-		reqs[i] = &repb.BatchReadBlobsRequest{InstanceName: c.instance, DigestFunction: c.fn.Proto()}
+		req := &repb.BatchReadBlobsRequest{InstanceName: c.instance, DigestFunction: c.fn.Proto()}
 		batch := make([]content, batchBlobs)
 		for j := range batch {
 			batch[j] = blobs.content(uint64(i*batchBlobs + j))
-			reqs[i].Digests = append(reqs[i].Digests, batch[j].digest.Proto())
+			req.Digests = append(req.Digests, batch[j].digest.Proto())
 		}
 		if err := c.upload(ctx, batch...); err != nil {
+			return nil, err
+		}
+		var err error
+		if reqs[i], err = c.encoded(req); err != nil {
 			return nil, err
 		}
 	}
@@ -141,21 +157,13 @@ func prepareBatchRead(ctx context.Context, c *client) (op, error) {
 	return read, err
 }
 
-func (c *client) readBatch(ctx context.Context, req *repb.BatchReadBlobsRequest) error {
-	resp, err := c.cas.BatchReadBlobs(ctx, req)
-	if err != nil {
+func (c *client) readBatch(ctx context.Context, req rawMessage) error {
+	var got batchCounter
+	if err := c.invoke(ctx, batchRead, req, &got); err != nil {
 		return fmt.Errorf("BatchReadBlobs: %w", err)
 	}
-	if got := len(resp.GetResponses()); got != len(req.GetDigests()) {
-		return answerError("BatchReadBlobs: %d responses for %d digests", got, len(req.GetDigests()))
-	}
-	for _, r := range resp.GetResponses() {
-		if err := status.ErrorProto(r.GetStatus()); err != nil {
-			return fmt.Errorf("BatchReadBlobs of %s: %w", r.GetDigest().GetHash(), err)
-		}
-		if int64(len(r.GetData())) != r.GetDigest().GetSizeBytes() {
-			return answerError("BatchReadBlobs: %d bytes of %s", len(r.GetData()), r.GetDigest())
-		}
+	if got.blobs != batchBlobs || got.bytes != batchBlobs*batchBlobSize {
+		return answerError("BatchReadBlobs: %d blobs with %d bytes, want %d with %d", got.blobs, got.bytes, batchBlobs, batchBlobs*batchBlobSize)
 	}
 	return nil
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash"
+	"io"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	bspb "google.golang.org/genproto/googleapis/bytestream"
@@ -85,32 +87,44 @@ func (c *client) uploadBatch(ctx context.Context, blobs []content) error {
 
 // writeBytes is a ByteStream write of one blob.
 func (c *client) writeBytes(ctx context.Context, d digest.Digest, parts ...[]byte) error {
-	s, err := c.bs.Write(ctx)
-	if err != nil {
-		return fmt.Errorf("ByteStream.Write: %w", err)
+	got, err := c.write(ctx, "uploads/"+newUUID()+"/blobs/"+d.String(), d.Size(), parts)
+	if err == nil && got != d.Size() {
+		err = answerError("ByteStream.Write: committed %d bytes of %d", got, d.Size())
 	}
-	// SendMsg has the message's bytes when it returns, so one message serves.
-	m := &bspb.WriteRequest{ResourceName: c.resource("uploads/" + newUUID() + "/blobs/" + d.String())}
-	for m.WriteOffset == 0 || m.WriteOffset < d.Size() {
-		m.Data = nextPart(&parts)
-		m.FinishWrite = m.WriteOffset+int64(len(m.Data)) == d.Size()
-		if err := s.Send(m); err != nil {
-			break // CloseAndRecv tells why; a server may also have the blob already
+	return err
+}
+
+// write is a ByteStream write of size bytes. It returns the size committed.
+func (c *client) write(ctx context.Context, name string, size int64, parts [][]byte) (int64, error) {
+	s, err := c.open(ctx, streamWrite)
+	if err != nil {
+		return 0, fmt.Errorf("ByteStream.Write: %w", err)
+	}
+	m := &bspb.WriteRequest{ResourceName: c.resource(name)}
+	for m.WriteOffset == 0 || m.WriteOffset < size {
+		data := nextPart(&parts)
+		m.FinishWrite = m.WriteOffset+int64(len(data)) == size
+		if err := s.SendMsg(writeMessage(m, data)); err != nil {
+			break // the answer tells why; a server may also have the blob already
 		}
 		if m.FinishWrite {
 			break
 		}
-		m.WriteOffset += int64(len(m.Data))
+		m.WriteOffset += int64(len(data))
 		m.ResourceName = ""
 	}
-	resp, err := s.CloseAndRecv()
-	if err != nil {
-		return fmt.Errorf("ByteStream.Write: %w", err)
+	resp := &bspb.WriteResponse{}
+	if err := s.CloseSend(); err != nil {
+		return 0, fmt.Errorf("ByteStream.Write: %w", err)
 	}
-	if got := resp.GetCommittedSize(); got != d.Size() {
-		return answerError("ByteStream.Write: committed %d bytes of %d", got, d.Size())
+	if err := s.RecvMsg(resp); err != nil {
+		return 0, fmt.Errorf("ByteStream.Write: %w", err)
 	}
-	return nil
+	// The call is over when its status is here.
+	if err := s.RecvMsg(resp); !errors.Is(err, io.EOF) {
+		return 0, fmt.Errorf("ByteStream.Write: %w", err)
+	}
+	return resp.GetCommittedSize(), nil
 }
 
 // nextPart cuts the next message off parts.
@@ -131,18 +145,35 @@ func nextPart(parts *[][]byte) []byte {
 
 // readBytes is a ByteStream read of one blob, whose bytes are counted.
 func (c *client) readBytes(ctx context.Context, d digest.Digest) error {
-	s, err := c.bs.Read(ctx, &bspb.ReadRequest{ResourceName: c.resource("blobs/" + d.String())})
+	n, err := c.read(ctx, "blobs/"+d.String())
+	if err == nil && n != d.Size() {
+		err = answerError("ByteStream.Read: %d bytes of %d", n, d.Size())
+	}
+	return err
+}
+
+// read is a ByteStream read. It returns how many bytes came.
+func (c *client) read(ctx context.Context, name string) (int64, error) {
+	s, err := c.open(ctx, streamRead)
 	if err != nil {
-		return fmt.Errorf("ByteStream.Read: %w", err)
+		return 0, fmt.Errorf("ByteStream.Read: %w", err)
 	}
-	n, err := drain(s)
-	if err != nil {
-		return fmt.Errorf("ByteStream.Read: %w", err)
+	if err := s.SendMsg(&bspb.ReadRequest{ResourceName: c.resource(name)}); err != nil && !errors.Is(err, io.EOF) {
+		return 0, fmt.Errorf("ByteStream.Read: %w", err)
 	}
-	if n != d.Size() {
-		return answerError("ByteStream.Read: %d bytes of %d", n, d.Size())
+	if err := s.CloseSend(); err != nil {
+		return 0, fmt.Errorf("ByteStream.Read: %w", err)
 	}
-	return nil
+	var got dataCounter
+	for {
+		err := s.RecvMsg(&got)
+		if errors.Is(err, io.EOF) {
+			return got.n, nil
+		}
+		if err != nil {
+			return 0, fmt.Errorf("ByteStream.Read: %w", err)
+		}
+	}
 }
 
 func (c *client) resource(rest string) string {
@@ -165,6 +196,7 @@ func newUUID() string {
 // not measure its own hashing of large blobs. It is safe for concurrent use.
 type series struct {
 	fn     digest.Function
+	size   int64 // of a blob, in bytes
 	shared []byte
 	state  hash.Hash // of shared; never written to again
 }
@@ -175,7 +207,7 @@ const tailSize = 16
 // newSeries returns a series of blobs of size bytes, at least tailSize+8, that
 // do not compress.
 func (c *client) newSeries(size int) *series {
-	s := &series{fn: c.fn, shared: make([]byte, size-tailSize), state: c.fn.New(int64(size))}
+	s := &series{fn: c.fn, size: int64(size), shared: make([]byte, size-tailSize), state: c.fn.New(int64(size))}
 	_, _ = rand.Read(s.shared) // never fails, by its contract
 	s.state.Write(s.shared)
 	return s
@@ -185,17 +217,16 @@ func (c *client) newSeries(size int) *series {
 func (s *series) blob(n uint64) (digest.Digest, []byte) {
 	tail := make([]byte, tailSize)
 	binary.BigEndian.PutUint64(tail, n)
-	size := int64(len(s.shared) + tailSize)
 	if cl, ok := s.state.(hash.Cloner); ok {
 		if h, err := cl.Clone(); err == nil {
 			h.Write(tail)
-			return digest.FromHash(s.fn, h, size), tail
+			return digest.FromHash(s.fn, h, s.size), tail
 		}
 	}
-	h := s.fn.New(size)
+	h := s.fn.New(s.size)
 	h.Write(s.shared)
 	h.Write(tail)
-	return digest.FromHash(s.fn, h, size), tail
+	return digest.FromHash(s.fn, h, s.size), tail
 }
 
 // content is number n of the series in one piece.
