@@ -58,7 +58,6 @@ func startOver(tb testing.TB, store interface {
 }, o rpc.Options, opts ...grpc.ServerOption,
 ) *server {
 	tb.Helper()
-	s := &server{}
 	actions, err := action.New(action.Options{Store: store, Stores: o.Stores, Entries: store})
 	if err != nil {
 		tb.Fatal(err)
@@ -73,12 +72,19 @@ func startOver(tb testing.TB, store interface {
 		tb.Fatal(err)
 	}
 	l := bufconn.Listen(1 << 20)
-	done := make(chan error)
-	go func() { done <- g.Serve(l) }()
-	s.conn, err = grpc.NewClient("passthrough:bufconn",
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+	return connect(tb, g, l, "passthrough:bufconn",
 		grpc.WithInitialWindowSize(64<<10), // a fixed one: what is not read stays with the server
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+}
+
+// connect serves g on l, and makes clients for it.
+func connect(tb testing.TB, g *grpc.Server, l net.Listener, target string, opts ...grpc.DialOption) *server {
+	tb.Helper()
+	done := make(chan error)
+	go func() { done <- g.Serve(l) }()
+	s := &server{}
+	var err error
+	s.conn, err = grpc.NewClient(target, append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -31,9 +31,11 @@ const (
 	// maxChunks makes for blobs of 180 GiB with the smaller chunks of RepMaxCDC,
 	// in lists of at most 36 MiB, which the stores take as an entry.
 	maxChunks = 1 << 19
-	// minAverage bounds what a list costs to look after, whatever clients make up:
-	// a blob in chunks that are smaller on average is made whole.
-	minAverage = 16 << 10
+	// tooSmall bounds what a list costs to look after, whatever clients make up: a
+	// blob whose chunks have on average less than this part of what the functions
+	// make at the least, with the parameters that the API recommends 16 KiB, is
+	// made whole.
+	tooSmall = 8
 	// defaultMaxSplits makes for some 100 MiB of buffers.
 	defaultMaxSplits = 8
 )
@@ -64,6 +66,7 @@ type Store struct {
 	fast     *chunk.FastCDC
 	repMax   *chunk.RepMaxCDC
 	minBytes int64 // no blob of at most that is kept in chunks
+	minChunk int64 // the least average of the chunks that a blob is kept in
 	flights  flights
 	splits   chan struct{} // has as many values as are under way
 	log      *slog.Logger
@@ -103,6 +106,7 @@ func New(o Options) (*Store, error) {
 		}
 	}
 	s.minBytes = int64(min(s.fast.MaxBytes(), s.repMax.MaxBytes()))
+	s.minChunk = int64(max(1, min(s.fast.MinBytes(), s.repMax.MinBytes())/tooSmall))
 	if s.metrics, err = newMetrics(o.Registerer); err != nil {
 		return nil, fmt.Errorf("chunked: %w", err)
 	}

@@ -50,7 +50,7 @@ func (s *Store) splice(ctx context.Context, d digest.Digest, l blob.ChunkList) (
 		return "", err
 	}
 	defer r.Close() //nolint:errcheck // opened for reading
-	if !s.mayBeKept(d) || int64(len(chunks)) > d.Size()/minAverage {
+	if !s.mayBeKept(d) || int64(len(chunks)) > d.Size()/s.minChunk {
 		return spliceWhole, blob.Receive(ctx, s.Store, d, r) //nolint:wrapcheck // it says what was received
 	}
 	if err := verify(r, d); err != nil {
