@@ -25,6 +25,7 @@ import (
 	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -64,11 +65,14 @@ type Options struct {
 	MaxResultBytes int
 	// Logger gets what is dropped; nil discards it.
 	Logger *slog.Logger
+	// Registerer takes the metrics. nil: they are counted for nobody.
+	Registerer prometheus.Registerer
 }
 
 // Cache is the ActionCache over a store. It is safe for concurrent use.
 type Cache struct {
-	o Options
+	o    Options
+	gets *gets
 }
 
 var (
@@ -94,12 +98,22 @@ func New(o Options) (*Cache, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Cache{o: o}, nil
+	gets, err := newGets(o.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("action cache: %w", err)
+	}
+	return &Cache{o: o, gets: gets}, nil
 }
 
 // Get implements Getter. An entry that can't be read as a result, that is of a
 // failed command, or of which a blob is missing for sure, is dropped.
 func (c *Cache) Get(ctx context.Context, k blob.EntryKey) (*repb.ActionResult, error) {
+	r, err := c.get(ctx, k)
+	c.gets.count(err)
+	return r, err
+}
+
+func (c *Cache) get(ctx context.Context, k blob.EntryKey) (*repb.ActionResult, error) {
 	if reserved(k.Instance) {
 		return nil, fmt.Errorf("result of action %s: %w: instance %q is for failed actions", k.Action, blob.ErrNotFound, k.Instance)
 	}
@@ -139,6 +153,7 @@ func (c *Cache) drop(ctx context.Context, k blob.EntryKey, value []byte, reason 
 		c.o.Logger.WarnContext(ctx, "could not drop an action result", "action", k.Action, "instance", k.Instance, "error", err)
 	}
 	c.o.Logger.DebugContext(ctx, "dropped an action result", "action", k.Action, "instance", k.Instance, "reason", reason)
+	c.gets.dropped.Inc()
 	return fmt.Errorf("result of action %s: %w: %v", k.Action, blob.ErrNotFound, reason) //nolint:errorlint // the reason is no class of this error
 }
 

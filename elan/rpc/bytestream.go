@@ -69,6 +69,7 @@ func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.B
 		due = min(due, req.ReadLimit)
 	}
 	r, err := store.Open(stream.Context(), d, offset)
+	s.o.reads.count(err)
 	if err != nil {
 		return status.FromRead(fmt.Errorf("open blob %s: %w", d, err))
 	}

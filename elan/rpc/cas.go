@@ -169,7 +169,9 @@ func (s *casServer) read(ctx context.Context, store blob.Opener, named repb.Dige
 	if err != nil {
 		return err
 	}
-	return blob.ReadInto(ctx, store, d, data) //nolint:wrapcheck // it says what was read
+	err = blob.ReadInto(ctx, store, d, data)
+	s.o.reads.count(err)
+	return err //nolint:wrapcheck // it says what was read
 }
 
 // readStatus is the status of reading one blob of a batch.

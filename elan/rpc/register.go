@@ -20,6 +20,7 @@ import (
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
@@ -99,8 +100,11 @@ type Options struct {
 	MaxDecoders int
 	// Logger gets what clients can't be told; nil discards it.
 	Logger *slog.Logger
+	// Registerer takes the metrics. nil: they are counted for nobody.
+	Registerer prometheus.Registerer
 
-	pool mem.BufferPool // of the buffers that blobs are read into
+	reads *reads
+	pool  mem.BufferPool // of the buffers that blobs are read into
 }
 
 // withDefaults checks o and fills it in.
@@ -146,7 +150,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return o, nil
+	var err error
+	o.reads, err = newReads(o.Registerer)
+	return o, err
 }
 
 // storeOf is the store of an instance, whose name it checks. The errors wrap
