@@ -75,6 +75,7 @@ func (s *Store) count() error {
 	})
 	s.space.mu.Lock()
 	s.space.used += bytes
+	s.space.files += files
 	s.space.mu.Unlock()
 	s.log.Info("counted the store", "files", files, "size_bytes", bytes, "duration", time.Since(started))
 	if errors.Is(err, errGivenUp) {

@@ -48,6 +48,7 @@ func newMetrics(reg prometheus.Registerer, s *Store) (*metrics, error) {
 	gauge("scrub_last_pass_timestamp_seconds", "When all files had been verified last, in seconds since 1970. 0: never.",
 		func() float64 { return float64(m.scrubEnded.Load()) })
 	gauge("used_bytes", "Disk space of the store's files, in whole blocks, with what is being written.", func() float64 { return float64(s.space.state().used) })
+	gauge("files", "Files of blobs and entries, about; executable twins are counted too.", func() float64 { return float64(max(s.space.state().files, 0)) })
 	gauge("free_bytes", "Free disk space as last seen, less what was announced since.", func() float64 { return float64(s.space.state().free) })
 	gauge("max_bytes", "Bound of used_bytes.", func() float64 { return float64(s.space.max) })
 	gauge("min_lifetime_seconds", "For how long a file stays, at least, after its last use.", s.minLifetime.Seconds)

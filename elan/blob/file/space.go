@@ -27,6 +27,7 @@ type space struct {
 
 	mu      sync.Mutex // guards what follows
 	used    int64      // files of this store, in whole blocks
+	files   int64      // how many these are, about; a replaced one may be counted twice
 	pending int64      // the part of used whose files are not in place yet
 	moved   int64      // bytes that came or went, ever: see correct
 	// free is the free disk space at the last refresh, less what was announced
@@ -39,12 +40,12 @@ type space struct {
 }
 
 // spaceState is what space knows at one moment.
-type spaceState struct{ used, pending, moved, free int64 }
+type spaceState struct{ used, pending, moved, free, files int64 }
 
 func (sp *space) state() spaceState {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
-	return spaceState{used: sp.used, pending: sp.pending, moved: sp.moved, free: sp.free}
+	return spaceState{used: sp.used, pending: sp.pending, moved: sp.moved, free: sp.free, files: sp.files}
 }
 
 func (sp *space) init(dir string, maxBytes, minFree int64) error {
@@ -85,16 +86,21 @@ func (sp *space) refresh() (int64, error) {
 func (sp *space) high() int64 { return sp.max - sp.max/20 }
 func (sp *space) low() int64  { return sp.max - sp.max/10 }
 
-// add counts n bytes that are there, room or not.
+// add counts a file of n bytes that is there, room or not.
 func (sp *space) add(n int64) {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
 	sp.used += n
 	sp.free -= n
 	sp.moved += max(n, -n)
+	if n < 0 {
+		sp.files--
+	} else {
+		sp.files++
+	}
 }
 
-// release takes back n bytes that are gone.
+// release takes back a file of n bytes that is gone.
 func (sp *space) release(n int64) { sp.add(-n) }
 
 // tryReserve counts n bytes if there is room for them.
@@ -120,6 +126,7 @@ func (sp *space) settle(n int64) {
 	defer sp.mu.Unlock()
 	sp.pending -= n
 	sp.moved += n
+	sp.files++
 }
 
 func (sp *space) cancel(n int64) {

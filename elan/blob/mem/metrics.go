@@ -37,6 +37,11 @@ func newMetrics(reg prometheus.Registerer, s *Store) (*metrics, error) {
 		defer s.mu.Unlock()
 		return float64(s.used)
 	})
+	gauge("items", "Blobs and entries.", func() float64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return float64(len(s.items))
+	})
 	gauge("max_bytes", "Bound of used_bytes.", func() float64 { return float64(s.max) })
 	gauge("min_lifetime_seconds", "For how long a blob or an entry stays, at least, after its last use.", s.minLifetime.Seconds)
 	gauge("youngest_evicted_age_seconds", "For how long, at least, anything evicted since the start had not been used. Below min_lifetime_seconds the lifetime contract is broken. +Inf: nothing was evicted.", func() float64 {
