@@ -53,6 +53,7 @@ var arrows = map[string][]string{
 	"elan/status":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action"},
 	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
 	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/asset", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
+	"elan/overview":            {"elan/flags", "metrics"},
 	"elan/tool":                {"elan/digest", "elan/blob", "elan/tree", "elan/inventory"},
 	"elan":                     {"elan/...", "metrics", "creds"},
 	"mettle/command":           {"elan/digest"},

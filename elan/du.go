@@ -11,8 +11,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
-	"github.com/mettle-build/mettle/elan/tool"
 )
 
 // duCmd adds up what is in a store.
@@ -83,7 +83,7 @@ func usageTables(out io.Writer, u inventory.Usage) error {
 		}, func(c inventory.Class) string { return kindName(c) + " " + c.Function.String() }},
 		{"SIZE", func(c inventory.Class) inventory.Class {
 			return inventory.Class{Entries: c.Entries, FromBytes: c.FromBytes}
-		}, func(c inventory.Class) string { return kindName(c) + " from " + tool.Bytes(c.FromBytes) }},
+		}, func(c inventory.Class) string { return kindName(c) + " from " + flags.Bytes(c.FromBytes) }},
 		{"LAST USE", func(c inventory.Class) inventory.Class {
 			return inventory.Class{Entries: c.Entries, FromAge: c.FromAge}
 		}, func(c inventory.Class) string { return kindName(c) + " " + ageName(c.FromAge) }},
@@ -93,7 +93,7 @@ func usageTables(out io.Writer, u inventory.Usage) error {
 		}
 		fmt.Fprintf(w, "COUNT\tBYTES\tSTORED\t%s%s\n", "  ", t.title)
 		for _, r := range u.By(t.key) {
-			fmt.Fprintf(w, "%d\t%s\t%s\t  %s\n", r.Count, tool.Bytes(r.Bytes), tool.Bytes(r.StoredBytes), t.name(r.Class))
+			fmt.Fprintf(w, "%d\t%s\t%s\t  %s\n", r.Count, flags.Bytes(r.Bytes), flags.Bytes(r.StoredBytes), t.name(r.Class))
 		}
 	}
 	return w.Flush()

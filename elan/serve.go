@@ -18,6 +18,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
+	"github.com/mettle-build/mettle/elan/overview"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 )
@@ -78,7 +79,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
-	actions, err := action.New(action.Options{Store: blobs, Stores: stores, Entries: blobs, Logger: log})
+	actions, err := action.New(action.Options{Store: blobs, Stores: stores, Entries: blobs, Logger: log, Registerer: registry})
 	if err != nil {
 		return err
 	}
@@ -100,6 +101,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		MaxBatchBytes: int64(c.MaxBatchSize),
 		MaxBlobBytes:  int64(c.MaxBlobSize),
 		Logger:        log,
+		Registerer:    registry,
 	}
 	if c.Served(listener.Addr()) {
 		assets, aerr := asset.New(asset.Options{
@@ -127,7 +129,13 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		if err != nil {
 			return err
 		}
-		admin, err := metrics.New(metrics.Options{Name: "elan", Registry: registry, Notes: notes(storage), Logger: log})
+		figures, err := overview.New(overview.Options{Gatherer: registry})
+		if err != nil {
+			return err
+		}
+		admin, err := metrics.New(metrics.Options{
+			Name: "elan", Registry: registry, Notes: notes(storage), Pages: figures.Pages(), Tables: figures.Tables, Logger: log,
+		})
 		if err != nil {
 			return err
 		}

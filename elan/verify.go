@@ -12,7 +12,6 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
-	"github.com/mettle-build/mettle/elan/tool"
 )
 
 // logEvery is how often a long verification tells how far it is.
@@ -78,7 +77,7 @@ func printFindings(out io.Writer, log *slog.Logger) func(inventory.Progress) err
 		}
 		if time.Since(told) >= logEvery {
 			told = time.Now()
-			log.Info("verifying", "blobs", p.Blobs, "bytes", tool.Bytes(p.Bytes))
+			log.Info("verifying", "blobs", p.Blobs, "bytes", flags.Bytes(p.Bytes))
 		}
 		return nil
 	}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"html"
+	"html/template"
 	"log/slog"
 	"net"
 	"net/http"
@@ -46,6 +46,11 @@ type Options struct {
 	// Notes are lines that /readyz shows when the process is ready, on what works
 	// and yet needs a look. It is called concurrently, and quick. Default: none.
 	Notes func() []string
+	// Pages are served beside those of this package. Default: none.
+	Pages []Page
+	// Tables are shown by the index page, as they are when it is asked for. It is
+	// called concurrently. Default: none.
+	Tables func(context.Context) ([]Table, error)
 	// Logger takes what goes wrong while serving. Default: none.
 	Logger *slog.Logger
 }
@@ -56,12 +61,19 @@ type Server struct {
 	reg   *prometheus.Registry
 	ready func(context.Context) error
 	notes func() []string
+	pages []Page
+	table func(context.Context) ([]Table, error)
+	index *template.Template
 	log   *slog.Logger
 }
 
 // New returns a Server. It starts nothing, and fails never with valid Options.
 func New(o Options) (*Server, error) {
-	s := &Server{name: o.Name, reg: o.Registry, ready: o.Ready, notes: o.Notes, log: o.Logger}
+	s := &Server{name: o.Name, reg: o.Registry, ready: o.Ready, notes: o.Notes, pages: o.Pages, table: o.Tables, log: o.Logger}
+	var err error
+	if s.index, err = parseIndex(); err != nil {
+		return nil, err
+	}
 	if s.name == "" {
 		s.name = "admin"
 	}
@@ -98,6 +110,9 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	for _, p := range s.pages {
+		mux.Handle("GET "+p.Path, p.Handler)
+	}
 	mux.HandleFunc("GET /{$}", s.serveIndex)
 	return mux
 }
@@ -110,18 +125,6 @@ func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	plain(w, http.StatusOK, strings.Join(append([]string{"ok"}, s.notes()...), "\n"))
-}
-
-func (s *Server) serveIndex(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	// An error here is the client's having gone.
-	_, _ = fmt.Fprintf(w, `<!doctype html><title>%[1]s</title><h1>%[1]s</h1><ul>
-<li><a href="/metrics">/metrics</a> Prometheus metrics
-<li><a href="/healthz">/healthz</a> is the process alive?
-<li><a href="/readyz">/readyz</a> does it take work?
-<li><a href="/debug/pprof/">/debug/pprof/</a> profiles
-</ul>
-`, html.EscapeString(s.name))
 }
 
 func plain(w http.ResponseWriter, code int, text string) {

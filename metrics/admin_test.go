@@ -154,3 +154,32 @@ func get(t *testing.T, url string) string {
 	}
 	return string(b)
 }
+
+func TestServer_index_shows_tables_and_pages(t *testing.T) {
+	var trouble error
+	s, err := metrics.New(metrics.Options{
+		Ready: func(context.Context) error { return nil },
+		Notes: func() []string { return []string{"it is <Monday>"} },
+		Pages: []metrics.Page{{Path: "/more.json", Note: "more", Handler: http.NotFoundHandler()}},
+		Tables: func(context.Context) ([]metrics.Table, error) {
+			return []metrics.Table{{Title: "T&C", Rows: []metrics.Row{{Name: "n", Value: "v", Note: "<b>"}}}}, trouble
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := func() string {
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil))
+		return w.Body.String()
+	}
+	for _, want := range []string{"<h2>T&amp;C</h2>", "<td>n<td>v<td class=\"note\">&lt;b&gt;", `<a href="/more.json">`, "Takes work.", "it is &lt;Monday&gt;"} {
+		if got := index(); !strings.Contains(got, want) {
+			t.Errorf("the index page has no %q:\n%s", want, got)
+		}
+	}
+	trouble = errors.New("no figures")
+	if got := index(); !strings.Contains(got, "no figures") {
+		t.Errorf("the index page does not tell of trouble:\n%s", got)
+	}
+}

@@ -24,6 +24,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/instances"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
+	"github.com/mettle-build/mettle/elan/overview"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/api"
@@ -171,7 +172,7 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	if d.failures, err = action.NewFailures(action.FailuresOptions{Entries: d.blobs}); err != nil {
 		return err
 	}
-	if d.actions, err = action.New(action.Options{Store: d.blobs, Stores: d.stores, Entries: d.blobs, Logger: d.log}); err != nil {
+	if d.actions, err = action.New(action.Options{Store: d.blobs, Stores: d.stores, Entries: d.blobs, Logger: d.log, Registerer: d.registry}); err != nil {
 		return err
 	}
 	if c.Served(d.listener.Addr()) {
@@ -269,7 +270,13 @@ func (d *dual) serve(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(parts)
 	group.Go(func() error { return d.api.Run(groupCtx) })
 	if d.admin != nil {
-		admin, err := metrics.New(metrics.Options{Name: "mettle dual", Registry: d.registry, Ready: d.ready, Notes: d.notes, Logger: d.log})
+		figures, err := overview.New(overview.Options{Gatherer: d.registry})
+		if err != nil {
+			return err
+		}
+		admin, err := metrics.New(metrics.Options{
+			Name: "mettle dual", Registry: d.registry, Ready: d.ready, Notes: d.notes, Pages: figures.Pages(), Tables: figures.Tables, Logger: d.log,
+		})
 		if err != nil {
 			return err
 		}
@@ -331,6 +338,7 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 		MaxBatchBytes: int64(d.cmd.MaxBatchSize),
 		MaxBlobBytes:  int64(d.cmd.MaxBlobSize),
 		Logger:        d.log,
+		Registerer:    d.registry,
 	}
 	if d.assets != nil {
 		options.Assets = d.assets

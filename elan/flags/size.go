@@ -57,3 +57,17 @@ func (s Size) String() string {
 	}
 	return strconv.FormatInt(int64(s), 10)
 }
+
+// Bytes is a number of bytes for people, as in 1.5 GiB.
+func Bytes(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	units := []string{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
+	f := float64(n) / (1 << 10)
+	for len(units) > 1 && f >= 1023.95 { // what would be printed as 1024.0
+		f /= 1 << 10
+		units = units[1:]
+	}
+	return fmt.Sprintf("%.1f %s", f, units[0])
+}

@@ -114,16 +114,6 @@ func FuzzParseDigest(f *testing.F) {
 	})
 }
 
-func TestBytes(t *testing.T) {
-	for n, want := range map[int64]string{
-		0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1.0 MiB", 5 << 30: "5.0 GiB", 1<<63 - 1: "8.0 EiB",
-	} {
-		if got := tool.Bytes(n); got != want {
-			t.Errorf("Bytes(%d) = %q, want %q", n, got, want)
-		}
-	}
-}
-
 // listing is what is at path: names, kinds, contents.
 func listing(t testing.TB, root string) map[string]string {
 	t.Helper()
