@@ -47,7 +47,7 @@ func (s *Store) have(ctx context.Context, d digest.Digest) bool {
 
 // createTmp makes an empty file of a blob's mode.
 func (s *Store) createTmp(tmp string) (int, error) {
-	fd, err := openFile(tmp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY, regularPerm)
+	fd, err := openFile(tmp, writerFlags, regularPerm)
 	if err != nil {
 		return -1, classify(err)
 	}
