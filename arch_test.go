@@ -41,7 +41,7 @@ var arrows = map[string][]string{
 	"elan/blob/compressed":     {"elan/digest", "elan/blob", "elan/compress"},
 	"elan/blob/known":          {"elan/digest", "elan/blob", "elan/blob/recent"},
 	"elan/blob/tiered":         {"elan/digest", "elan/blob", "elan/blob/recent"},
-	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client"},
+	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client", "elan/flags"},
 	"elan/flags":               {"elan/action", "metrics"},
 	"elan/compress":            {"elan/digest"},
 	"elan/wire":                {},

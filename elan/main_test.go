@@ -38,7 +38,7 @@ func serve(t *testing.T, host, dir string) (addr string, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	out, done := announced{addr: make(chan string, 1)}, make(chan error, 1)
-	cmd := &serveCmd{Storage: "file://" + dir, Host: host, HTTPPort: -1}
+	cmd := &serveCmd{Storage: []string{"file://" + dir}, Host: host, HTTPPort: -1}
 	go func() { done <- cmd.Run(ctx, out, slog.New(slog.DiscardHandler)) }()
 	ended := false
 	stop = func() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,8 +29,8 @@ const closeGrace = 30 * time.Second
 
 // serveCmd serves a store.
 type serveCmd struct {
-	Storage     string        `help:"Where blobs are kept: file:///DIRECTORY, mem://, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX. Default: elan in the user's cache directory, /var/cache/elan for root." placeholder:"URL"`
-	MaxSize     flags.Size    `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for; in memory, the store's own default." default:"0"`
+	Storage     []string      `help:"Where blobs are kept: file:///DIRECTORY, mem://, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX. Several, by commas or by this flag again, are tiers: copies of what is used in the first ones, and everything in the last. Options go behind the URL, as in mem://?max_size=1GB. Default: elan in the user's cache directory, /var/cache/elan for root." placeholder:"URL"`
+	MaxSize     flags.Size    `help:"How much the store may hold, as in 100GB. 0: as much as the disk has room for; in memory, the store's own default. Several stores have it in their URLs." default:"0"`
 	MinFree     flags.Size    `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 	MinLifetime time.Duration `help:"How long what was read, written or found stays at least." default:"3h"`
 	ScrubRate   flags.Size    `help:"How many bytes a second of a directory are read in the background to find what the disk damaged. 0: none." default:"20MiB"`
@@ -49,7 +50,7 @@ func (c *serveCmd) Validate() error { return c.Check(rpc.MaxBatch) }
 
 // Run serves until ctx is done.
 func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (err error) {
-	storageURL, err := c.storageURL()
+	urls, err := c.storageURLs()
 	if err != nil {
 		return err
 	}
@@ -59,14 +60,14 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	}
 	defer listener.Close() //nolint:errcheck // closed already where it served
 	registry := metrics.NewRegistry()
-	storage, err := open.Open(ctx, storageURL, open.Options{
+	storage, err := open.Open(ctx, open.Options{
 		MaxBytes:     int64(c.MaxSize),
 		MinFreeBytes: int64(c.MinFree),
 		MinLifetime:  c.MinLifetime,
 		ScrubRate:    int64(c.ScrubRate),
 		Logger:       log,
 		Registerer:   registry,
-	})
+	}, urls...)
 	if err != nil {
 		return err
 	}
@@ -141,7 +142,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		}
 		group.Go(func() error { return admin.Serve(groupCtx, adminListener) })
 	}
-	fmt.Fprintf(out, "Elan %s stores in %s.\n  Bazel   build --remote_cache=grpc://%s    (in .bazelrc)\n", version, storageURL, listener.Addr())
+	fmt.Fprintf(out, "Elan %s stores in %s.\n  Bazel   build --remote_cache=grpc://%s    (in .bazelrc)\n", version, strings.Join(urls, ", "), listener.Addr())
 	group.Go(func() error {
 		return rpc.Serve(groupCtx, server, rpc.ServeOptions{Listener: listener, Health: health, Grace: closeGrace})
 	})
@@ -173,10 +174,11 @@ func (c *serveCmd) stores(ctx context.Context, storage blob.Store) (func(instanc
 	return s.Of, nil
 }
 
-func (c *serveCmd) storageURL() (string, error) {
-	if c.Storage != "" {
+// storageURLs are those of the stores, the last of which has everything.
+func (c *serveCmd) storageURLs() ([]string, error) {
+	if len(c.Storage) > 0 {
 		return c.Storage, nil
 	}
 	dir, err := flags.CacheDir("elan", "--storage")
-	return "file://" + dir, err
+	return []string{"file://" + dir}, err
 }

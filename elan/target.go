@@ -82,10 +82,10 @@ func (t *target) openStorage(ctx context.Context, log *slog.Logger) (*opened, er
 			return nil, fmt.Errorf("--storage: there is no store in %s", u.Path)
 		}
 	}
-	s, err := open.Open(ctx, t.Storage, open.Options{
+	s, err := open.Open(ctx, open.Options{
 		MinFreeBytes: -1, // it is for the server to make room, and not for who looks
 		Logger:       slog.New(warnings{log.Handler()}),
-	})
+	}, t.Storage)
 	if err != nil {
 		if u.Scheme == "file" {
 			err = fmt.Errorf("%w (a store that a server has open is reached through it, by --remote)", err)

@@ -132,7 +132,7 @@ func (sp *spool) store(ctx context.Context) (digest.Digest, error) {
 		return d, fmt.Errorf("spool: %w", err)
 	}
 	sp.f = f
-	adopter, ok := sp.into.(blob.Adopter)
+	adopter, ok := blob.As[blob.Adopter](sp.into)
 	if !ok {
 		return d, blob.Receive(ctx, sp.into, d, f)
 	}

@@ -65,7 +65,7 @@ type Options struct {
 }
 
 // Store is a store with a memory of what is in it. It is safe for concurrent
-// use, starts no goroutines and needs no closing.
+// use, and starts no goroutines.
 type Store struct {
 	blob.Store
 	there *recent.Set
@@ -76,12 +76,27 @@ type Store struct {
 	asked map[digest.Digest]*call
 
 	byMemory, byStore prometheus.Counter
+	unregister        func()
 }
 
 // call is a question on its way.
 type call struct{ done chan struct{} } // closed when it is answered, or failed
 
-var _ blob.Store = (*Store)(nil)
+// Closer is what New returns: a store, and the end of its metrics.
+type Closer interface {
+	blob.Store
+	// Close takes the metrics from the registerer, and never fails. It does not
+	// close the store inside.
+	io.Closer
+}
+
+var _ Closer = (*Store)(nil)
+
+// Close implements io.Closer.
+func (s *Store) Close() error {
+	s.unregister()
+	return nil
+}
 
 // Unwrap returns the store inside.
 func (s *Store) Unwrap() blob.Store { return s.Store }
@@ -89,7 +104,7 @@ func (s *Store) Unwrap() blob.Store { return s.Store }
 // New returns a *Store, or one that is a blob.Remover and a blob.Checker
 // besides, where the store inside has these abilities: it has to know what they
 // find.
-func New(o Options) (blob.Store, error) {
+func New(o Options) (Closer, error) {
 	switch {
 	case o.Store == nil:
 		return nil, errors.New("known: Options need a Store")
@@ -108,10 +123,12 @@ func New(o Options) (blob.Store, error) {
 		Help: "Blobs asked about, by who answered: the memory of what is there, or the store.",
 	}, []string{"by"})
 	s.byMemory, s.byStore = answered.WithLabelValues("memory"), answered.WithLabelValues("store")
+	s.unregister = func() {}
 	if o.Registerer != nil {
 		if err := o.Registerer.Register(answered); err != nil {
 			return nil, fmt.Errorf("known: %w", err)
 		}
+		s.unregister = func() { o.Registerer.Unregister(answered) }
 	}
 	r, removes := blob.As[blob.Remover](o.Store)
 	c, checks := blob.As[blob.Checker](o.Store)

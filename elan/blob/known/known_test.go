@@ -335,7 +335,10 @@ func TestNew(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
-	newKnown(t, known.Options{Store: newInside(t), Registerer: reg})
+	s, err := known.New(known.Options{Store: newInside(t), Registerer: reg})
+	if err != nil {
+		t.Fatal(err)
+	}
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -346,6 +349,12 @@ func TestMetrics(t *testing.T) {
 	}
 	if len(families) != 1 || families[0].GetName() != "elan_known_answers_total" || len(families[0].Metric) != 2 {
 		t.Errorf("metrics %v", families)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if families, err := reg.Gather(); err != nil || len(families) > 0 {
+		t.Errorf("%d families are left, error %v", len(families), err)
 	}
 }
 

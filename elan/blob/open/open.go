@@ -1,35 +1,59 @@
-// Package open turns a storage URL into a store. It is the only package that
-// imports every store, and only mains import it.
+// Package open turns storage URLs into a store. It is the only package that
+// imports every store and decorator, and only mains import it.
 //
 //	file:///var/cache/elan   blobs in a local directory (see elan/blob/file)
 //	mem://                   blobs in memory, gone with the process (see elan/blob/mem)
 //	gs://BUCKET/PREFIX       blobs in Google Cloud Storage (see elan/blob/gcs)
 //	s3://BUCKET/PREFIX       blobs in Amazon S3 and the like (see elan/blob/s3)
+//
+// Several URLs are tiers (see elan/blob/tiered): the last is the authority, which
+// has everything, and those before it keep copies of what is used. Each URL may
+// have options, as in mem://?max_size=1GB&max_blob_size=256KiB:
+//
+//	max_size        how much it holds              file, mem
+//	min_free        what it leaves to others       file
+//	min_lifetime    instead of Options.MinLifetime all, if it is the last
+//	max_blob_size   larger blobs are not copied    all but the last; 1MiB for mem
+//
+// beside those of the buckets, which are in their packages' comments.
+//
+// Every store is observed (elan/blob/observed), under the name of its scheme,
+// and a bucket has a memory of what is in it (elan/blob/known).
 package open
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net/url"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mettle-build/mettle/elan/blob"
-	"github.com/mettle-build/mettle/elan/blob/bucket"
-	"github.com/mettle-build/mettle/elan/blob/file"
-	"github.com/mettle-build/mettle/elan/blob/gcs"
-	"github.com/mettle-build/mettle/elan/blob/mem"
-	"github.com/mettle-build/mettle/elan/blob/s3"
+	"github.com/mettle-build/mettle/elan/blob/known"
+	"github.com/mettle-build/mettle/elan/blob/observed"
+	"github.com/mettle-build/mettle/elan/blob/tiered"
+)
+
+const (
+	// defaultMinLifetime is that of all stores.
+	defaultMinLifetime = 3 * time.Hour
+	// slackPart is the part of the minimal lifetime for which a store keeps blobs
+	// longer than it is promised, where uses are passed on with a delay: half of
+	// it by what elan/blob/known remembers, and half by elan/blob/tiered.
+	slackPart = 4
+	// upperLifetime is for how long the copies in a tier above another stay at
+	// least: hardly, so that what is used now pushes out what was.
+	upperLifetime = time.Minute
 )
 
 // Options are what a URL does not say. The zero Options are valid.
 type Options struct {
 	// MaxBytes bounds the blobs and entries of the store. 0 is as much as there
-	// is room for, less MinFreeBytes on a disk. A bucket has no bound.
+	// is room for, less MinFreeBytes on a disk. A bucket has no bound. With
+	// several stores it has to be 0: their URLs tell.
 	MaxBytes int64
 	// MinFreeBytes is the room on a disk that is left to others. 0 is a
 	// twentieth of it, and at most 2 GiB.
@@ -44,88 +68,86 @@ type Options struct {
 }
 
 // Storage is what a server needs of a store: blobs, and the entries of an
-// ActionCache. Close it after the last call has returned.
+// ActionCache. Other abilities are found by blob.As. Close it after the last call
+// has returned.
 type Storage interface {
 	blob.Store
 	blob.Entries
 	io.Closer
 }
 
-// Open opens the store that a URL names. The context bounds the opening only.
-func Open(ctx context.Context, storage string, o Options) (Storage, error) {
-	u, err := url.Parse(storage)
-	if err != nil {
-		return nil, fmt.Errorf("storage URL %q: %w", storage, err)
-	}
-	switch u.Scheme {
-	case "file":
-		if u.Host != "" || u.Path == "" {
-			return nil, fmt.Errorf("storage URL %q: want three slashes and an absolute path, as in file:///var/cache/elan", storage)
-		}
-		return openDir(u.Path, o)
-	case "mem":
-		if u.Host != "" || u.Path != "" {
-			return nil, fmt.Errorf("storage URL %q: want just mem://", storage)
-		}
-		return openMem(o)
-	case "gs", "s3":
-		s, err := openBucket(ctx, u, o)
-		if err != nil {
-			return nil, fmt.Errorf("storage URL %q: %w", storage, err)
-		}
-		return s, nil
-	default:
-		return nil, fmt.Errorf("storage URL %q: scheme %q is unknown, want file:///DIRECTORY, mem://, gs://BUCKET or s3://BUCKET", storage, u.Scheme)
-	}
+// storage is the parts of a Storage.
+type storage struct {
+	blob.Store
+	blob.Entries
+	closers []func() error // in the order in which they are called
 }
 
-// openBucket opens a store in an object storage. What the URL says goes before
-// what o says.
-func openBucket(ctx context.Context, u *url.URL, o Options) (*bucket.Store, error) {
-	complete := func(b *bucket.Options) {
-		if b.MinLifetime == 0 {
-			b.MinLifetime = o.MinLifetime
-		}
-		b.Logger, b.Registerer = o.Logger, o.Registerer
+// Unwrap returns the blobs.
+func (s *storage) Unwrap() blob.Store { return s.Store }
+
+// Close implements io.Closer.
+func (s *storage) Close() error {
+	var err error
+	for _, c := range s.closers {
+		err = errors.Join(err, c())
 	}
-	if u.Scheme == "s3" {
-		so, err := s3.ParseURL(u)
-		if err != nil {
-			return nil, err
-		}
-		complete(&so.Options)
-		return s3.New(ctx, so)
-	}
-	gso, err := gcs.ParseURL(u)
+	s.closers = nil
+	return err
+}
+
+// Open opens the store that a URL names, or the tiers that several do. The
+// context bounds the opening only.
+func Open(ctx context.Context, o Options, urls ...string) (Storage, error) {
+	specs, err := parseAll(urls, o)
 	if err != nil {
 		return nil, err
 	}
-	complete(&gso.Options)
-	return gcs.New(ctx, gso)
+	s := &storage{}
+	if err := s.open(ctx, specs, o); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
-// openDir opens the store of a local directory, which it creates if need be.
-func openDir(dir string, o Options) (Storage, error) {
-	s, err := file.New(file.Options{
-		Dir:          dir,
-		MaxBytes:     o.MaxBytes,
-		MinFreeBytes: o.MinFreeBytes,
-		MinLifetime:  o.MinLifetime,
-		// 0 is the default there.
-		ScrubBytesPerSecond: cmp.Or(o.ScrubRate, -1),
-		Logger:              o.Logger,
-		Registerer:          o.Registerer,
+// open opens what the specs say, and leaves to Close what it opened.
+func (s *storage) open(ctx context.Context, specs []*spec, o Options) error {
+	ob, err := observed.New(observed.Options{Logger: o.Logger, Registerer: o.Registerer})
+	if err != nil {
+		return fmt.Errorf("open storage: %w", err)
+	}
+	s.closers = []func() error{func() error { ob.Close(); return nil }}
+	tiers := make([]tiered.Tier, len(specs))
+	for i, sp := range specs {
+		base, err := sp.open(ctx)
+		if err != nil {
+			return err
+		}
+		s.closers = append([]func() error{base.Close}, s.closers...)
+		tiers[i] = tiered.Tier{Name: sp.name, Store: ob.Store(sp.name, base), MaxBlobBytes: sp.maxBlobBytes, Trusted: sp.scheme() == "mem"}
+		s.Entries = ob.Entries(sp.name, base) // the last one's stay
+	}
+	last := specs[len(specs)-1]
+	authority := &tiers[len(tiers)-1]
+	if last.isBucket() {
+		k, err := known.New(known.Options{Store: authority.Store, Window: last.promised / slackPart / 2, Registerer: o.Registerer})
+		if err != nil {
+			return fmt.Errorf("open storage: %w", err)
+		}
+		s.closers = append([]func() error{k.Close}, s.closers...)
+		authority.Store = k
+	}
+	if len(tiers) == 1 {
+		s.Store = authority.Store
+		return nil
+	}
+	t, err := tiered.New(ctx, tiered.Options{
+		Tiers: tiers, TouchEvery: last.promised / slackPart / 2, Logger: o.Logger, Registerer: o.Registerer,
 	})
 	if err != nil {
-		return nil, err // it names the directory
+		return fmt.Errorf("open storage: %w", err)
 	}
-	return s, nil
-}
-
-func openMem(o Options) (Storage, error) {
-	s, err := mem.New(mem.Options{MaxBytes: o.MaxBytes, MinLifetime: o.MinLifetime, Registerer: o.Registerer})
-	if err != nil {
-		return nil, fmt.Errorf("open store in memory: %w", err)
-	}
-	return s, nil
+	s.closers = append([]func() error{t.Close}, s.closers...)
+	s.Store = t
+	return nil
 }

@@ -21,11 +21,20 @@ func TestOpen(t *testing.T) {
 		"bucket's wrong option":      {url: "s3://b/x?expire_after=soon", wantErr: "option expire_after"},
 		"bucket's impossible option": {url: "s3://b/x?expire_after=2h", wantErr: "expiry"},
 		"bucket's strange prefix":    {url: "gs://b/x/../y", wantErr: "prefix"},
+		"mem with a size":            {url: "mem://?max_size=1MiB"},
+		"file with options":          {url: "file://" + t.TempDir() + "?max_size=100MB&min_free=1B&min_lifetime=1h"},
+		"unknown option":             {url: "mem://?size=1GB", wantErr: "option size is unknown"},
+		"wrong size":                 {url: "mem://?max_size=much", wantErr: "option max_size"},
+		"wrong lifetime":             {url: "mem://?min_lifetime=-1h", wantErr: "option min_lifetime"},
+		"option twice":               {url: "mem://?max_size=1&max_size=2", wantErr: "2 times"},
+		"memory's free disk":         {url: "mem://?min_free=1GB", wantErr: "does not apply"},
+		"bucket's size":              {url: "gs://b?max_size=1GB", wantErr: "does not apply"},
+		"single store's copies":      {url: "mem://?max_blob_size=1GB", wantErr: "does not apply"},
 		"unknown scheme":             {url: "gopher://x", wantErr: "file:///DIRECTORY"},
 		"plain path":                 {url: "/var/cache", wantErr: "file:///DIRECTORY"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := open.Open(t.Context(), tc.url, open.Options{})
+			s, err := open.Open(t.Context(), open.Options{}, tc.url)
 			if tc.wantErr != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
 					t.Fatalf("Open(%q) = %v, want an error with %q", tc.url, err, tc.wantErr)

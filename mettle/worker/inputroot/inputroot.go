@@ -104,8 +104,8 @@ func New(o Options) (*Builder, error) {
 	o.MaxFetches = cmp.Or(o.MaxFetches, 16)
 	o.CacheEntries = cmp.Or(o.CacheEntries, 100_000)
 	b := &Builder{o: o, cache: newCache(o.CacheEntries)}
-	linker, isLinker := o.Store.(blob.Linker)
-	auditor, isAuditor := o.Store.(blob.Auditor)
+	linker, isLinker := blob.As[blob.Linker](o.Store)
+	auditor, isAuditor := blob.As[blob.Auditor](o.Store)
 	b.local = isLinker
 	switch {
 	case o.Policy == Link && isLinker:

@@ -76,7 +76,7 @@ func New(o Options) (*Collector, error) {
 	o.MaxInlineBytes = cmp.Or(o.MaxInlineBytes, 16<<10)
 	o.MaxUploads = cmp.Or(o.MaxUploads, 8)
 	c := &Collector{o: o}
-	c.adopter, _ = o.Store.(blob.Adopter)
+	c.adopter, _ = blob.As[blob.Adopter](o.Store)
 	return c, nil
 }
 

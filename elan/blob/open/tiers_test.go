@@ -1,0 +1,233 @@
+package open_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fsouza/fake-gcs-server/fakestorage"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/blobtest"
+	"github.com/mettle-build/mettle/elan/blob/bucket/buckettest"
+	"github.com/mettle-build/mettle/elan/blob/open"
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+// newBucket starts a fake Google Cloud Storage with the bucket b, and counts the
+// requests to it.
+func newBucket(t testing.TB) *buckettest.Proxy {
+	t.Helper()
+	fake, err := fakestorage.NewServerWithOptions(fakestorage.Options{NoListener: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fake.CreateBucketWithOpts(fakestorage.CreateBucketOpts{Name: "b"})
+	p := buckettest.NewProxy(t, fake.HTTPHandler(), func(r *http.Request) string {
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/batch/"):
+			body, _ := io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			return "batch"
+		case strings.HasPrefix(r.URL.Path, "/upload/"):
+			return "put"
+		case r.URL.Query().Get("alt") == "media":
+			return "get"
+		}
+		return "other"
+	})
+	t.Setenv("STORAGE_EMULATOR_HOST", p.URL)
+	return p
+}
+
+func openAll(t testing.TB, o open.Options, urls ...string) open.Storage {
+	t.Helper()
+	s, err := open.Open(t.Context(), o, urls...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func TestOpen_tierErrors(t *testing.T) {
+	dir := "file://" + t.TempDir()
+	for name, tc := range map[string]struct {
+		urls    []string
+		o       open.Options
+		wantErr string
+	}{
+		"none":                        {wantErr: "no storage URL"},
+		"a size for all":              {urls: []string{"mem://", dir}, o: open.Options{MaxBytes: 1}, wantErr: "max_size"},
+		"one twice":                   {urls: []string{dir, dir + "/"}, wantErr: "twice"},
+		"a copy's lifetime":           {urls: []string{"mem://?min_lifetime=1h", dir}, wantErr: "does not apply to this tier"},
+		"a bound for what has it all": {urls: []string{"mem://", dir + "?max_blob_size=1"}, wantErr: "does not apply to this tier"},
+		// What was opened before the error is closed.
+		"the second does not open": {urls: []string{dir, "file:///dev/null/x"}, wantErr: "/dev/null/x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := open.Open(t.Context(), tc.o, tc.urls...); err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+				t.Errorf("error %v, want one with %q", err, tc.wantErr)
+			}
+		})
+	}
+	openAll(t, open.Options{}, "mem://", dir) // its lock is free
+}
+
+func TestOpen_tiers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the suite over a fake server takes seconds")
+	}
+	blobtest.Run(t, blobtest.Options{
+		FindDigests: 1000, // the fake looks through all of its objects for each
+		New: func(t testing.TB) blob.Store {
+			newBucket(t)
+			return openAll(t, open.Options{Registerer: prometheus.NewPedanticRegistry()}, "mem://?max_size=300MB", "file://"+t.TempDir(), "gs://b/pre")
+		},
+	})
+}
+
+// Ten thousand digests that were asked about or written lately cost no request.
+func TestOpen_knownDigests(t *testing.T) {
+	p := newBucket(t)
+	s := openAll(t, open.Options{}, "gs://b/pre")
+	const all = 10_000
+	ds := make([]digest.Digest, 0, all)
+	for i := range 20 {
+		ds = append(ds, blobtest.Put(t, s, digest.SHA256, fmt.Append(nil, i)))
+	}
+	wantRequests(t, p, map[string]int{})
+	if missing, err := s.FindMissing(t.Context(), ds); len(missing) > 0 || err != nil {
+		t.Errorf("%d missing, error %v", len(missing), err)
+	}
+	wantRequests(t, p, map[string]int{})
+	// The fake is slow with many objects: those that are there are asked about
+	// again and again.
+	for len(ds) < all {
+		ds = append(ds, ds[len(ds)%20])
+	}
+	if missing, err := s.FindMissing(t.Context(), ds); len(missing) > 0 || err != nil {
+		t.Errorf("%d missing, error %v", len(missing), err)
+	}
+	wantRequests(t, p, map[string]int{})
+	// Another server has to ask for them once.
+	other := openAll(t, open.Options{}, "gs://b/pre")
+	for _, want := range []int{1, 0, 0} {
+		p.Reset()
+		if missing, err := other.FindMissing(t.Context(), ds); len(missing) > 0 || err != nil {
+			t.Errorf("%d missing, error %v", len(missing), err)
+		}
+		if n := p.Counts()["batch"]; n != want {
+			t.Errorf("%d batch requests, want %d", n, want)
+		}
+	}
+}
+
+// A blob that only the bucket has is fetched once, for memory and disk.
+func TestOpen_readsBucketOnce(t *testing.T) {
+	p := newBucket(t)
+	writer := openAll(t, open.Options{}, "gs://b/pre")
+	small, large := blobtest.Random(1, 5000), blobtest.Random(2, 3<<20)
+	ds, de := blobtest.Put(t, writer, digest.SHA256, small), blobtest.Put(t, writer, digest.SHA256, large)
+	k := blob.EntryKey{Instance: "main", Action: ds}
+	if err := writer.PutEntry(t.Context(), k, []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	s := openAll(t, open.Options{}, "mem://", "file://"+dir, "gs://b/pre")
+	p.Reset()
+	for range 3 {
+		for d, want := range map[digest.Digest][]byte{ds: small, de: large} {
+			if got, err := blob.ReadAll(t.Context(), s, d, d.Size()); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("read %s: %d bytes, error %v", d, len(got), err)
+			}
+		}
+	}
+	if n := p.Counts()["get"]; n != 2 {
+		t.Errorf("the bucket was read %d times, want once for each of 2 blobs", n)
+	}
+	// Entries are the bucket's, and nobody else's.
+	for _, value := range []string{"first", "second"} {
+		if err := writer.PutEntry(t.Context(), k, []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Entry(t.Context(), k); err != nil || string(got) != value {
+			t.Errorf("entry %q, %v; want %q", got, err, value)
+		}
+	}
+	dst := filepath.Join(t.TempDir(), "f")
+	l, ok := blob.As[blob.Linker](s)
+	if !ok {
+		t.Fatal("a directory among the tiers, and no links")
+	}
+	if err := l.Link(t.Context(), de, dst, blob.LinkRegular); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(dst); err != nil || !bytes.Equal(got, large) {
+		t.Errorf("linked %d bytes, error %v", len(got), err)
+	}
+}
+
+func wantRequests(t testing.TB, p *buckettest.Proxy, want map[string]int) {
+	t.Helper()
+	if got := p.Counts()["batch"]; got != want["batch"] {
+		t.Errorf("%d batch requests, want %d", got, want["batch"])
+	}
+}
+
+// Two servers with the same stores have the same metrics, and close them all.
+func TestOpen_metrics(t *testing.T) {
+	newBucket(t)
+	reg := prometheus.NewPedanticRegistry()
+	for range 2 {
+		s, err := open.Open(t.Context(), open.Options{Registerer: reg, MinLifetime: time.Hour}, "mem://", "mem://?max_size=1MB", "file://"+t.TempDir(), "gs://b/pre")
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := blobtest.Put(t, s, digest.SHA256, []byte("x"))
+		if _, err := blob.ReadAll(t.Context(), s, d, 1); err != nil {
+			t.Error(err)
+		}
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		problems, err := promlint.NewWithMetricFamilies(families).Lint()
+		if err != nil || len(problems) > 0 {
+			t.Errorf("promlint: %v, error %v", problems, err)
+		}
+		stores := map[string]bool{}
+		for _, f := range families {
+			for _, m := range f.Metric {
+				for _, l := range m.Label {
+					if l.GetName() == "store" || l.GetName() == "tier" {
+						stores[l.GetValue()] = true
+					}
+				}
+			}
+		}
+		for _, name := range []string{"mem", "mem2", "file", "gs"} {
+			if !stores[name] {
+				t.Errorf("no metrics of %s", name)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if families, err := reg.Gather(); err != nil || len(families) > 0 {
+			t.Errorf("%d families are left, error %v", len(families), err)
+		}
+	}
+}
