@@ -17,7 +17,7 @@ import (
 
 func testLinker(t *testing.T, o Options) {
 	s := o.New(t)
-	l, ok := s.(blob.Linker)
+	l, ok := blob.As[blob.Linker](s)
 	if !ok {
 		t.Skip("the store does not link")
 	}
@@ -108,7 +108,7 @@ func wantFile(t testing.TB, path string, data []byte, perm fs.FileMode) {
 
 func testAdopter(t *testing.T, o Options) {
 	s := o.New(t)
-	a, ok := s.(blob.Adopter)
+	a, ok := blob.As[blob.Adopter](s)
 	if !ok {
 		t.Skip("the store does not adopt")
 	}
@@ -171,7 +171,7 @@ func testAdopter(t *testing.T, o Options) {
 }
 
 func testAuditor(t *testing.T, o Options) {
-	if _, ok := o.New(t).(blob.Auditor); !ok {
+	if _, ok := blob.As[blob.Auditor](o.New(t)); !ok {
 		t.Skip("the store does not audit")
 	}
 	data := Random(40, 10_000)
@@ -188,7 +188,8 @@ func testAuditor(t *testing.T, o Options) {
 		for _, mode := range []blob.LinkMode{blob.LinkRegular, blob.LinkExecutable} {
 			t.Run(fmt.Sprint(c.name, "/", mode), func(t *testing.T) {
 				s := o.New(t)
-				a, l := s.(blob.Auditor), s.(blob.Linker)
+				a, _ := blob.As[blob.Auditor](s)
+				l, _ := blob.As[blob.Linker](s)
 				d, dst := Put(t, s, digest.SHA256, data), filepath.Join(t.TempDir(), "f")
 				if err := l.Link(t.Context(), d, dst, mode); err != nil {
 					t.Fatal(err)

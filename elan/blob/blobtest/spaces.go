@@ -40,7 +40,7 @@ func testSpaces(t *testing.T, o Options) {
 			}
 			wantBlob(t, s, d, data)
 		}
-		if c, ok := s.(blob.Checker); ok {
+		if c, ok := blob.As[blob.Checker](s); ok {
 			for _, d := range all {
 				if err := c.Check(t.Context(), d); err != nil {
 					t.Errorf("check %s: %v", d, err)
@@ -48,7 +48,7 @@ func testSpaces(t *testing.T, o Options) {
 				wantBlob(t, s, d, data)
 			}
 		}
-		if r, ok := s.(blob.Remover); ok {
+		if r, ok := blob.As[blob.Remover](s); ok {
 			if err := r.Remove(t.Context(), a); err != nil {
 				t.Errorf("remove %s: %v", a, err)
 			}
@@ -86,7 +86,7 @@ func refusesSpaces(t *testing.T, s blob.Store) bool {
 // listSpaces: a listing tells the space, and its name for the blob can be read back.
 func listSpaces(t *testing.T, o Options) {
 	s := o.New(t)
-	l, ok := s.(blob.Lister)
+	l, ok := blob.As[blob.Lister](s)
 	if !ok {
 		return
 	}
@@ -110,8 +110,8 @@ func listSpaces(t *testing.T, o Options) {
 // linkSpaces: what only a store on the local disk can do, it does in spaces too.
 func linkSpaces(t *testing.T, o Options) {
 	s := o.New(t)
-	l, links := s.(blob.Linker)
-	a, adopts := s.(blob.SpaceAdopter)
+	l, links := blob.As[blob.Linker](s)
+	a, adopts := blob.As[blob.SpaceAdopter](s)
 	if !links || !adopts {
 		return
 	}

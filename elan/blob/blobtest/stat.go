@@ -11,7 +11,7 @@ import (
 // testStatter: what is there is told of, and nothing else.
 func testStatter(t *testing.T, o Options) {
 	s := o.New(t)
-	st, ok := s.(blob.Statter)
+	st, ok := blob.As[blob.Statter](s)
 	if !ok {
 		t.Skip("it is no Statter")
 	}
@@ -46,8 +46,8 @@ func testStatter(t *testing.T, o Options) {
 // testEntryStatter: as testStatter.
 func testEntryStatter(t *testing.T, o Options) {
 	s := o.New(t)
-	st, ok := s.(blob.EntryStatter)
-	if !ok {
+	st, ok := blob.As[blob.EntryStatter](s)
+	if _, keeps := s.(blob.Entries); !ok || !keeps {
 		t.Skip("it is no EntryStatter")
 	}
 	for _, fn := range o.functions() {
@@ -70,7 +70,7 @@ func testEntryStatter(t *testing.T, o Options) {
 // corrupt. Stores of which the bytes can be changed test that themselves.
 func testChecker(t *testing.T, o Options) {
 	s := o.New(t)
-	c, ok := s.(blob.Checker)
+	c, ok := blob.As[blob.Checker](s)
 	if !ok {
 		t.Skip("it is no Checker")
 	}
