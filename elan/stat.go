@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 
+	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/inventory"
@@ -19,7 +20,7 @@ type statCmd struct {
 	target     `embed:""`
 	digestArgs `embed:""`
 	Actions    bool   `help:"The digests are of actions: tell of their entries in the ActionCache, in the instance of --instance." env:"-"`
-	As         string `help:"Say what the blobs mean: action, command, directory or tree; or result, that of the action with the digest." enum:",action,command,directory,tree,result" default:"" env:"-"`
+	As         string `help:"Say what the blobs mean: action, command, directory or tree; or result, that of the action with the digest, or failure, the last failed one." enum:",action,command,directory,tree,result,failure" default:"" env:"-"`
 	JSON       bool   `name:"json" help:"Print JSON, as ls does." env:"-"`
 }
 
@@ -51,11 +52,16 @@ func (c *statCmd) Run(ctx context.Context, in io.Reader, out io.Writer, log *slo
 
 // describe prints what ds mean, with an empty line between.
 func (c *statCmd) describe(ctx context.Context, o *opened, ds []digest.Digest, w io.Writer) error {
+	what := tool.Description{Kind: c.As, Instance: c.Instance}
+	if c.As == "failure" {
+		what.Kind, what.Instance = "result", action.FailedInstance(c.Instance)
+	}
 	for i, d := range ds {
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
-		if err := tool.Describe(ctx, w, o.store, o.results, tool.Description{Kind: c.As, Digest: d, Instance: c.Instance}); err != nil {
+		what.Digest = d
+		if err := tool.Describe(ctx, w, o.store, o.results, what); err != nil {
 			return err
 		}
 	}

@@ -15,7 +15,9 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/chunked"
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/digest"
@@ -92,11 +94,16 @@ func (t *target) openStorage(ctx context.Context, log *slog.Logger) (*opened, er
 		}
 		return nil, err
 	}
-	inv, err := inventory.NewLocal(inventory.Options{Store: s, Entries: s})
+	// As serve has it: some blobs are in chunks.
+	blobs, err := chunked.New(chunked.Options{Store: s, Entries: s, Logger: log})
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return &opened{store: s, inv: inv, results: entryResults{s}, close: s.Close}, nil
+	inv, err := inventory.NewLocal(inventory.Options{Store: blobs, Entries: blobs})
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return &opened{store: blobs, inv: inv, results: entryResults{blobs}, close: s.Close}, nil
 }
 
 // warnings is a Handler of what went wrong alone: a store tells a server's
@@ -143,6 +150,17 @@ type entryResults struct{ blob.Entries }
 
 // Get implements tool.Results.
 func (e entryResults) Get(ctx context.Context, k blob.EntryKey) (*repb.ActionResult, error) {
+	if instance, ok := action.CutFailedInstance(k.Instance); ok {
+		failures, err := action.NewFailures(action.FailuresOptions{Entries: e})
+		if err != nil {
+			return nil, err
+		}
+		f, err := failures.Get(ctx, blob.EntryKey{Instance: instance, Action: k.Action})
+		if err != nil {
+			return nil, err
+		}
+		return f.Response.GetResult(), nil
+	}
 	value, err := e.Entry(ctx, k)
 	if err != nil {
 		return nil, err

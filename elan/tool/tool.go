@@ -28,14 +28,26 @@ type Results interface {
 // ParseDigest reads a digest as people and other tools write it: HASH/SIZE, and
 // with '-' or ':' for the slash; before it, by one of the same signs, the name of
 // the digest function, which is needed where the length of the hash does not
-// tell it; and before all that "blobs/", as in the messages of builds. The
-// errors wrap digest.ErrInvalid and say what would be right.
+// tell it; and before all that "blobs/", as in the messages of builds. After it
+// may come '@' and a space, as in the listing of a store whose instances are kept
+// apart. The errors wrap digest.ErrInvalid and say what would be right.
 func ParseDigest(text string) (digest.Digest, error) {
 	bad := func(why string) (digest.Digest, error) {
 		return digest.Digest{}, fmt.Errorf("%w: %.200q %s; a digest is HASH/SIZE or FUNCTION:HASH/SIZE, as in sha256:%s/0",
 			digest.ErrInvalid, text, why, digest.Empty(digest.SHA256).Hash())
 	}
 	s := strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(text), "/"), "blobs/")
+	if plain, tag, apart := strings.Cut(s, "@"); apart {
+		space, err := digest.ParseSpace(tag)
+		if err != nil {
+			return digest.Digest{}, err //nolint:wrapcheck // it says what is wrong
+		}
+		d, err := ParseDigest(plain)
+		if err != nil {
+			return digest.Digest{}, err
+		}
+		return d.In(space), nil
+	}
 	parts := strings.Split(strings.Map(func(r rune) rune {
 		if r == '-' || r == ':' {
 			return '/'

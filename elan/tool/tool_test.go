@@ -71,6 +71,8 @@ func TestParseDigest(t *testing.T) {
 		{name: "space around", in: " " + d.Hash() + "/5\n", want: d},
 		{name: "capitals", in: "SHA256:" + strings.ToUpper(d.Hash()) + "/5", want: d},
 		{name: "sha1", in: digest.Of(digest.SHA1, []byte("hello")).Hash() + "/5", want: digest.Of(digest.SHA1, []byte("hello"))},
+		{name: "an instance's", in: d.In(digest.SpaceOf("i")).String(), want: d.In(digest.SpaceOf("i"))},
+		{name: "no space", in: d.String() + "@i", err: "space \"i\""},
 		{name: "empty", in: "", err: "is empty"},
 		{name: "no size", in: d.Hash(), err: "has no size"},
 		{name: "function and no size", in: "sha256:" + d.Hash(), err: "has no size"},
@@ -100,6 +102,7 @@ func FuzzParseDigest(f *testing.F) {
 	f.Add("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855/0")
 	f.Add("blobs/AA-5:3")
 	f.Add("-:/")
+	f.Add("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855/0@00112233445566778899aabbccddeeff")
 	f.Fuzz(func(t *testing.T, text string) {
 		d, err := tool.ParseDigest(text)
 		if err != nil {
