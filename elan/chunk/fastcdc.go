@@ -108,16 +108,18 @@ func (f *FastCDC) cut(data []byte) int {
 // scan returns the index of the first byte of data, which has an even number of
 // them, at which the hash has no bit in common with mask, or len(data); and the
 // hash at the end. Two bytes at a time, as in section 3.7 of the paper: the hash
-// at the first of them is compared when it is shifted already.
+// at the first of them is compared when it is shifted already, and the next
+// hash does not wait for it.
 func (f *FastCDC) scan(data []byte, hash, mask uint64) (int, uint64) {
 	even, odd := &f.even, &f.gear
 	shifted := mask << 1
 	for i := 0; i+1 < len(data); i += 2 {
-		hash = hash<<2 + even[data[i]]
-		if hash&shifted == 0 {
-			return i, hash
+		e, o := even[data[i]], odd[data[i+1]]
+		hash <<= 2
+		if (hash+e)&shifted == 0 {
+			return i, hash + e
 		}
-		hash += odd[data[i+1]]
+		hash += e + o
 		if hash&mask == 0 {
 			return i + 1, hash
 		}

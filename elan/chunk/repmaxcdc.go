@@ -134,23 +134,41 @@ func hashBefore(data []byte, at int) (hash uint64) {
 	return hash
 }
 
-// scan hashes up to and with the place to, and keeps the records. It stops at
-// the first, since what is sure depends on it.
+// scan hashes up to and with the place to, and keeps the first record that it
+// finds, where it stops, since what is sure depends on it. Two bytes at a time, so
+// that a hash waits only for that two bytes before.
 func (c *repMaxCutter) scan(data []byte, to int) {
 	if to <= c.hashed {
 		return
 	}
+	data = data[c.hashed:to]
 	hash, best := c.hash, c.records[len(c.records)-1].hash
-	for i, b := range data[c.hashed:to] {
-		hash = hash<<1 + gear[b]
-		if hash > best {
-			c.hashed += i + 1
-			c.hash = hash
-			c.records = append(c.records, record{at: c.hashed, hash: hash})
+	i := 0
+	for ; i+1 < len(data); i += 2 {
+		a, b := gear[data[i]], gear[data[i+1]]
+		if first := hash<<1 + a; first > best {
+			c.add(i+1, first)
+			return
+		}
+		if hash = hash<<2 + (a<<1 + b); hash > best {
+			c.add(i+2, hash)
+			return
+		}
+	}
+	if i < len(data) {
+		if hash = hash<<1 + gear[data[i]]; hash > best {
+			c.add(i+1, hash)
 			return
 		}
 	}
 	c.hashed, c.hash = to, hash
+}
+
+// add keeps a record n bytes after what had been hashed.
+func (c *repMaxCutter) add(n int, hash uint64) {
+	c.hashed += n
+	c.hash = hash
+	c.records = append(c.records, record{at: c.hashed, hash: hash})
 }
 
 // commit makes known all chunks up to the last record.

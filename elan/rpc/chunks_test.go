@@ -19,6 +19,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/chunked"
 	"github.com/mettle-build/mettle/elan/blob/file"
+	"github.com/mettle-build/mettle/elan/blob/instances"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/rpc"
 )
@@ -420,4 +421,41 @@ func FuzzSplice(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestChunks_instances: where instances are kept apart, chunks are too.
+func TestChunks_instances(t *testing.T) {
+	store := openChunked(t)
+	apart, err := instances.New(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startOver(t, store, rpc.Options{Stores: apart.Of})
+	data := randomBlob(3 << 20)
+	parts := [][]byte{data[:1<<20], data[1<<20:]}
+	var chunks []*repb.Digest
+	for _, part := range parts {
+		if err := blob.ReceiveBytes(t.Context(), apart.Of("a"), of(part), part); err != nil {
+			t.Fatal(err)
+		}
+		chunks = append(chunks, of(part).Proto())
+	}
+	d := of(data).Proto()
+	splice := func(instance string) error {
+		_, err := s.cas.SpliceBlob(t.Context(), &repb.SpliceBlobRequest{InstanceName: instance, BlobDigest: d, ChunkDigests: chunks})
+		return err
+	}
+	wantCode(t, "splice where the chunks are not", splice("b"), codes.NotFound)
+	wantCode(t, "splice", splice("a"), codes.OK)
+	for instance, want := range map[string]codes.Code{"a": codes.OK, "b": codes.NotFound, "": codes.NotFound} {
+		resp, err := s.cas.SplitBlob(t.Context(), &repb.SplitBlobRequest{InstanceName: instance, BlobDigest: d})
+		wantCode(t, "split in "+instance, err, want)
+		missing, ferr := s.cas.FindMissingBlobs(t.Context(), &repb.FindMissingBlobsRequest{InstanceName: instance, BlobDigests: append(resp.GetChunkDigests(), d)})
+		if ferr != nil || (len(missing.MissingBlobDigests) > 0) != (want != codes.OK) {
+			t.Errorf("in %q: missing %v, %v", instance, missing, ferr)
+		}
+	}
+	if got, err := s.read(t, &bytestream.ReadRequest{ResourceName: "a/blobs/" + of(data).String()}); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("read: %d bytes, %v", len(got), err)
+	}
 }
