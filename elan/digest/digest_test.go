@@ -152,7 +152,7 @@ func TestOfMessage(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{abcSHA256 + "/3", "blake3/" + abcBLAKE3 + "/3", abcSHA1 + "/9223372036854775807", "", "a/b/c", abcSHA512 + "/00"} {
+	for _, s := range []string{abcSHA256 + "/3", "blake3/" + abcBLAKE3 + "/3", abcSHA1 + "/9223372036854775807", "", "a/b/c", abcSHA512 + "/00", abcSHA256 + "/3@" + digest.SpaceOf("a").String(), "gitsha1/" + abcGITSHA1 + "/3@"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -86,7 +86,17 @@ func (f Function) Proto() repb.DigestFunction_Value { return f.row().proto }
 func (f Function) New(sizeBytes int64) hash.Hash { return f.row().new(sizeBytes) }
 
 // HexLen is the length of a hash of function f in hexadecimal digits.
-func (f Function) HexLen() int { return 2 * f.row().bytes }
+func (f Function) HexLen() int { return int(hexLens[f]) }
+
+// hexLens is asked for every digest that is read or written.
+//
+//nolint:gochecknoglobals // an immutable table
+var hexLens = func() (t [256]uint8) {
+	for f, row := range functions {
+		t[f] = uint8(2 * row.bytes) //nolint:gosec // at most 128
+	}
+	return t
+}()
 
 // Named reports whether resource names must carry f's name, because the length
 // of the hash does not tell the function.

@@ -188,3 +188,26 @@ func BenchmarkParseWrite(b *testing.B) {
 		}
 	}
 }
+
+// FuzzCheckInstance: a name that is allowed comes back from the resource names that
+// it stands in.
+func FuzzCheckInstance(f *testing.F) {
+	for _, s := range []string{"", "main", "a/b", "blobs", "a/uploads/b", "a//b", "/", "actions/failed", "a\x00", "compressed-blobs2"} {
+		f.Add(s)
+	}
+	d, _ := blob(digest.SHA256)
+	f.Fuzz(func(t *testing.T, s string) {
+		if err := resource.CheckInstance(s); err != nil {
+			if !errors.Is(err, resource.ErrInvalid) || len(err.Error()) > 6*resource.MaxInstanceLen {
+				t.Errorf("%q: %v", s, err)
+			}
+			return
+		}
+		for _, id := range []string{"", "u"} {
+			n, err := parse(resource.Name{Instance: s, UUID: id, Digest: d}.String(), id != "")
+			if err != nil || n.Instance != s || n.Digest != d {
+				t.Errorf("instance %q with UUID %q: %+v, %v", s, id, n, err)
+			}
+		}
+	})
+}

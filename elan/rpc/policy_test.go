@@ -5,12 +5,14 @@ import (
 	"testing"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/genproto/googleapis/bytestream"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/mem"
 	"github.com/mettle-build/mettle/elan/rpc"
 )
 
@@ -156,4 +158,24 @@ func TestLimits(t *testing.T) {
 	}
 	_, err = five.cas.BatchReadBlobs(t.Context(), &repb.BatchReadBlobsRequest{Digests: []*repb.Digest{of(data).Proto(), of(data[1:]).Proto(), of(data).Proto()}}, grpc.MaxCallRecvMsgSize(6<<20))
 	wantCode(t, "a batch of 6 MiB", err, codes.InvalidArgument)
+}
+
+// TestLimits_store: a blob that is larger than the store is refused as one over the
+// limit is, when it is begun.
+func TestLimits_store(t *testing.T) {
+	store, err := mem.New(mem.Options{MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startOver(t, store, rpc.Options{})
+	data := pattern(2 << 20)
+	_, err = s.write(t.Context(), &bytestream.WriteRequest{ResourceName: "uploads/u/blobs/" + of(data).String(), Data: data[:1000]})
+	wantCode(t, "write of more than the store holds", err, codes.InvalidArgument)
+	if err != nil && !strings.Contains(err.Error(), "too large") {
+		t.Errorf("%v, want words", err)
+	}
+	resp, err := s.cas.BatchUpdateBlobs(t.Context(), &repb.BatchUpdateBlobsRequest{Requests: []*repb.BatchUpdateBlobsRequest_Request{{Digest: of(data).Proto(), Data: data}}})
+	if err != nil || codes.Code(resp.Responses[0].Status.GetCode()) != codes.InvalidArgument {
+		t.Errorf("a batch of more than the store holds: %v, %v", resp, err)
+	}
 }

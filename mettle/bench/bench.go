@@ -53,7 +53,7 @@ type Options struct {
 
 	Remote         string            `name:"remote" default:"grpc://localhost:7778" help:"Server: grpc://host:port, grpcs://host:port (TLS) or unix:/path."`
 	Instance       string            `name:"instance" help:"Instance name."`
-	DigestFunction string            `name:"digest_function" default:"sha256" help:"Digest function: sha256, blake3, sha1, sha384 or sha512."`
+	DigestFunction string            `name:"digest_function" default:"sha256" help:"Digest function: sha256, blake3, sha1, sha384, sha512, sha256tree or gitsha1."`
 	Platform       map[string]string `name:"platform" help:"Platform properties of the actions, as name=value."`
 	Headers        map[string]string `name:"header" help:"Headers sent with each call, as name=value, such as authorization=Bearer …."`
 

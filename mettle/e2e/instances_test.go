@@ -101,8 +101,49 @@ func checkKept(t *testing.T, s *server, conn *grpc.ClientConn, a *client.Client)
 	}
 }
 
+// TestDual_digestFunctions: an action runs with each function, and its outputs are
+// named by the same.
+func TestDual_digestFunctions(t *testing.T) {
+	s := startDual(t, storeDir(t))
+	conn, err := client.Dial(t.Context(), s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	c, err := client.New(client.Options{Conn: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fn := range digest.Functions() {
+		t.Run(fn.String(), func(t *testing.T) {
+			d := putActionOf(t, c, fn, "seq 1000 > out; seq 10000")
+			resp := execute(t, conn, "", d)
+			if resp.Status.GetCode() != 0 || len(resp.Result.GetOutputFiles()) != 1 {
+				t.Fatalf("%v", resp)
+			}
+			for _, m := range []*repb.Digest{resp.Result.OutputFiles[0].Digest, resp.Result.StdoutDigest} {
+				out, err := digest.FromProto(fn, m)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if data, err := blob.ReadAll(t.Context(), c, out, 1<<20); err != nil || digest.Of(fn, data) != out {
+					t.Errorf("output %s: %d bytes, %v", out, len(data), err)
+				}
+			}
+			if again := execute(t, conn, "", d); !again.CachedResult {
+				t.Errorf("again: %v, want it from the cache", again)
+			}
+		})
+	}
+}
+
 // putAction uploads an action that runs a script.
 func putAction(t *testing.T, s blob.Store, script string) digest.Digest {
+	t.Helper()
+	return putActionOf(t, s, digest.SHA256, script)
+}
+
+func putActionOf(t *testing.T, s blob.Store, fn digest.Function, script string) digest.Digest {
 	t.Helper()
 	put := func(d digest.Digest, err error) *repb.Digest {
 		t.Helper()
@@ -111,9 +152,9 @@ func putAction(t *testing.T, s blob.Store, script string) digest.Digest {
 		}
 		return d.Proto()
 	}
-	command := put(blob.PutMessage(t.Context(), s, digest.SHA256, &repb.Command{Arguments: []string{"/bin/sh", "-c", script}, OutputPaths: []string{"out"}}))
-	root := put(blob.PutMessage(t.Context(), s, digest.SHA256, &repb.Directory{}))
-	d, err := blob.PutMessage(t.Context(), s, digest.SHA256, &repb.Action{CommandDigest: command, InputRootDigest: root})
+	command := put(blob.PutMessage(t.Context(), s, fn, &repb.Command{Arguments: []string{"/bin/sh", "-c", script}, OutputPaths: []string{"out"}}))
+	root := put(blob.PutMessage(t.Context(), s, fn, &repb.Directory{}))
+	d, err := blob.PutMessage(t.Context(), s, fn, &repb.Action{CommandDigest: command, InputRootDigest: root})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +166,7 @@ func execute(t *testing.T, conn *grpc.ClientConn, instance string, d digest.Dige
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
-	stream, err := repb.NewExecutionClient(conn).Execute(ctx, &repb.ExecuteRequest{InstanceName: instance, ActionDigest: d.Proto()})
+	stream, err := repb.NewExecutionClient(conn).Execute(ctx, &repb.ExecuteRequest{InstanceName: instance, ActionDigest: d.Proto(), DigestFunction: d.Function().Proto()})
 	if err != nil {
 		t.Fatal(err)
 	}
