@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/elan/action"
@@ -76,15 +77,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
-	stores, err := c.stores(ctx, blobs)
-	if err != nil {
-		return err
-	}
-	actions, err := action.New(action.Options{Store: blobs, Stores: stores, Entries: blobs, Logger: log, Registerer: registry})
-	if err != nil {
-		return err
-	}
-	failures, err := action.NewFailures(action.FailuresOptions{Entries: blobs})
+	options, err := c.options(ctx, blobs, log, registry)
 	if err != nil {
 		return err
 	}
@@ -93,20 +86,9 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		return err
 	}
 	server, health := rpc.NewServer(observed.ServerOptions()...)
-	options := rpc.Options{
-		Store:         blobs,
-		Stores:        stores,
-		Actions:       actions,
-		Updates:       c.ACUpdate,
-		Failures:      failures,
-		MaxBatchBytes: int64(c.MaxBatchSize),
-		MaxBlobBytes:  int64(c.MaxBlobSize),
-		Logger:        log,
-		Registerer:    registry,
-	}
 	if c.Served(listener.Addr()) {
 		assets, aerr := asset.New(asset.Options{
-			Store: blobs, Stores: stores, Entries: blobs, MinLifetime: c.MinLifetime,
+			Store: blobs, Stores: options.Stores, Entries: blobs, MinLifetime: c.MinLifetime,
 			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
 			Logger: log, Registerer: registry,
 		})
@@ -160,6 +142,33 @@ func notes(s blob.Store) func() []string {
 		}
 		return nil
 	}
+}
+
+// options are those of the services, over the blobs and their ActionCache.
+func (c *serveCmd) options(ctx context.Context, blobs *chunked.Store, log *slog.Logger, registry prometheus.Registerer) (rpc.Options, error) {
+	stores, err := c.stores(ctx, blobs)
+	if err != nil {
+		return rpc.Options{}, err
+	}
+	actions, err := action.New(action.Options{Store: blobs, Stores: stores, Entries: blobs, Logger: log, Registerer: registry})
+	if err != nil {
+		return rpc.Options{}, err
+	}
+	failures, err := action.NewFailures(action.FailuresOptions{Entries: blobs})
+	if err != nil {
+		return rpc.Options{}, err
+	}
+	return rpc.Options{
+		Store:         blobs,
+		Stores:        stores,
+		Actions:       actions,
+		Updates:       c.ACUpdate,
+		Failures:      failures,
+		MaxBatchBytes: int64(c.MaxBatchSize),
+		MaxBlobBytes:  int64(c.MaxBlobSize),
+		Logger:        log,
+		Registerer:    registry,
+	}, nil
 }
 
 // stores gives the blobs of an instance; nil where all have the same.
