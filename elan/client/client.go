@@ -22,6 +22,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/compress"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 const (
@@ -54,9 +55,11 @@ type Options struct {
 // and needs no closing.
 type Client struct {
 	o       Options
-	cas     repb.ContentAddressableStorageClient
 	actions repb.ActionCacheClient
 	streams bytestream.ByteStreamClient
+
+	// wire makes the messages of calls those of elan/wire.
+	wire grpc.CallOption
 
 	codec        *compress.Codec // nil if nothing is compressed
 	capabilities repb.CapabilitiesClient
@@ -85,7 +88,7 @@ func New(o Options) (*Client, error) {
 	}
 	c := &Client{
 		o:            o,
-		cas:          repb.NewContentAddressableStorageClient(o.Conn),
+		wire:         grpc.ForceCodecV2(wire.NewCodec(wire.NewPool())),
 		actions:      repb.NewActionCacheClient(o.Conn),
 		streams:      bytestream.NewByteStreamClient(o.Conn),
 		capabilities: repb.NewCapabilitiesClient(o.Conn),
@@ -103,7 +106,7 @@ func New(o Options) (*Client, error) {
 // each digest function.
 func (c *Client) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
 	asked := make(map[digest.Digest]bool, len(ds)) // whether it is missing
-	byFunction := map[digest.Function][]*repb.Digest{}
+	byFunction := map[digest.Function][]wire.Digest{}
 	for _, d := range ds {
 		if err := checkDigest(d); err != nil {
 			return nil, fmt.Errorf("find missing blobs: %w", err)
@@ -112,15 +115,15 @@ func (c *Client) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.
 			continue
 		}
 		asked[d] = false
-		byFunction[d.Function()] = append(byFunction[d.Function()], d.Proto())
+		byFunction[d.Function()] = append(byFunction[d.Function()], wire.Digest{Hash: d.Hash(), SizeBytes: d.Size()})
 	}
-	for fn, protos := range byFunction {
-		for len(protos) > 0 {
-			n := min(len(protos), c.o.MaxDigests)
-			if err := c.findMissing(ctx, fn, protos[:n], asked); err != nil {
+	for fn, named := range byFunction {
+		for len(named) > 0 {
+			n := min(len(named), c.o.MaxDigests)
+			if err := c.findMissing(ctx, fn, named[:n], asked); err != nil {
 				return nil, err
 			}
-			protos = protos[n:]
+			named = named[n:]
 		}
 	}
 	var missing []digest.Digest
@@ -146,15 +149,14 @@ func checkDigest(d digest.Digest) error {
 }
 
 // findMissing sets those of missing to true that the server says it has not.
-func (c *Client) findMissing(ctx context.Context, fn digest.Function, protos []*repb.Digest, missing map[digest.Digest]bool) error {
-	resp, err := c.cas.FindMissingBlobs(ctx, &repb.FindMissingBlobsRequest{
-		InstanceName: c.o.Instance, BlobDigests: protos, DigestFunction: fn.Proto(),
-	})
+func (c *Client) findMissing(ctx context.Context, fn digest.Function, named []wire.Digest, missing map[digest.Digest]bool) error {
+	req, resp := wire.NewFindMissingRequest(c.o.Instance, fn.Proto(), named), &wire.FindMissingResponse{}
+	err := c.o.Conn.Invoke(ctx, repb.ContentAddressableStorage_FindMissingBlobs_FullMethodName, req, resp, c.wire)
 	if err != nil {
 		return fmt.Errorf("find missing blobs: %w", fromStatus(err))
 	}
-	for _, m := range resp.MissingBlobDigests {
-		d, err := digest.FromProto(fn, m)
+	for _, m := range resp.Missing() {
+		d, err := digest.New(fn, m.Hash, m.SizeBytes)
 		if err != nil {
 			return fmt.Errorf("find missing blobs: the server's answer: %w", err)
 		}

@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
-	"google.golang.org/genproto/googleapis/bytestream"
 
 	"github.com/mettle-build/mettle/elan/compress"
 	"github.com/mettle-build/mettle/elan/digest"
@@ -51,6 +50,7 @@ func (c *Client) compressor(ctx context.Context, n int64) repb.Compressor_Value 
 // compressedReader reads a blob from a stream of zstd.
 type compressedReader struct {
 	*compress.Reader
+	in     *messages
 	cancel context.CancelFunc
 	digest digest.Digest
 }
@@ -65,7 +65,7 @@ func (c *Client) openCompressed(m *messages, cancel context.CancelFunc, due int6
 	if err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", m.digest, err)
 	}
-	return &compressedReader{Reader: r, cancel: cancel, digest: m.digest}, nil
+	return &compressedReader{Reader: r, in: m, cancel: cancel, digest: m.digest}, nil
 }
 
 // Read implements io.Reader.
@@ -80,28 +80,28 @@ func (r *compressedReader) Read(p []byte) (int, error) {
 // Close implements io.Closer.
 func (r *compressedReader) Close() error {
 	r.cancel()
-	return r.Reader.Close() //nolint:wrapcheck // it never fails
+	err := r.Reader.Close()
+	r.in.in.free()
+	return err //nolint:wrapcheck // it never fails
 }
 
 // messages is the bytes of a stream of ReadResponses, as they come. Its errors
 // are of blob's classes, as far as the statuses are.
 type messages struct {
-	stream bytestream.ByteStream_ReadClient
+	in     incoming
 	digest digest.Digest
-	data   []byte // received and not yet read
 }
 
 // next receives until there is data; io.EOF is the end.
 func (m *messages) next() error {
-	for len(m.data) == 0 {
-		msg, err := m.stream.Recv()
+	for !m.in.more() {
+		_, err := m.in.receive()
 		if errors.Is(err, io.EOF) {
 			return io.EOF
 		}
 		if err != nil {
 			return fromStatus(err)
 		}
-		m.data = msg.Data
 	}
 	return nil
 }
@@ -111,7 +111,5 @@ func (m *messages) Read(p []byte) (int, error) {
 	if err := m.next(); err != nil {
 		return 0, err
 	}
-	n := copy(p, m.data)
-	m.data = m.data[n:]
-	return n, nil
+	return m.in.read(p), nil
 }

@@ -9,10 +9,12 @@ import (
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/genproto/googleapis/bytestream"
+	"google.golang.org/grpc/mem"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/resource"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 // Open implements blob.Opener, by ByteStream.Read. It returns when the first
@@ -30,19 +32,19 @@ func (c *Client) Open(ctx context.Context, d digest.Digest, offset int64) (io.Re
 	ctx, cancel := context.WithCancel(ctx)
 	due := d.Size() - offset
 	name := resource.Name{Instance: c.o.Instance, Digest: d, Compressor: c.compressor(ctx, due)}
-	stream, err := c.streams.Read(ctx, &bytestream.ReadRequest{ResourceName: name.String(), ReadOffset: offset})
+	stream, err := c.streams.Read(ctx, &bytestream.ReadRequest{ResourceName: name.String(), ReadOffset: offset}, c.wire)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("open blob %s: %w", d, fromStatus(err))
 	}
 	if name.Compressor != repb.Compressor_IDENTITY {
-		r, err := c.openCompressed(&messages{stream: stream, digest: d}, cancel, due)
+		r, err := c.openCompressed(&messages{in: incoming{stream: stream}, digest: d}, cancel, due)
 		if err != nil {
 			cancel()
 		}
 		return r, err
 	}
-	r := &reader{stream: stream, cancel: cancel, digest: d, due: due}
+	r := &reader{in: incoming{stream: stream}, cancel: cancel, digest: d, due: due}
 	// That a blob is not there is known only by the first answer.
 	if err := r.fill(); err != nil && !errors.Is(err, io.EOF) {
 		cancel()
@@ -51,20 +53,59 @@ func (c *Client) Open(ctx context.Context, d digest.Digest, offset int64) (io.Re
 	return r, nil
 }
 
+// incoming is what a stream brings, left in the buffers that it came in.
+type incoming struct {
+	stream bytestream.ByteStream_ReadClient
+	msg    wire.ReadResponse
+	pieces mem.BufferSlice // of msg and not yet in data
+	data   []byte          // of a piece and not yet read
+}
+
+// receive takes the next message, in place of the one before, and returns how
+// many bytes it has.
+func (in *incoming) receive() (int, error) {
+	in.free()
+	if err := in.stream.RecvMsg(&in.msg); err != nil {
+		return 0, err //nolint:wrapcheck // the caller does
+	}
+	in.pieces = in.msg.Pieces()
+	return in.pieces.Len(), nil
+}
+
+// more reports whether there is data to be read.
+func (in *incoming) more() bool {
+	for len(in.data) == 0 && len(in.pieces) > 0 {
+		in.data, in.pieces = in.pieces[0].ReadOnlyData(), in.pieces[1:]
+	}
+	return len(in.data) > 0
+}
+
+// read reads some of the data.
+func (in *incoming) read(p []byte) int {
+	n := copy(p, in.data)
+	in.data = in.data[n:]
+	return n
+}
+
+// free gives up what is not yet read.
+func (in *incoming) free() {
+	in.msg.Free()
+	in.pieces, in.data = nil, nil
+}
+
 // reader reads a blob from a stream.
 type reader struct {
-	stream bytestream.ByteStream_ReadClient
+	in     incoming
 	cancel context.CancelFunc
 	digest digest.Digest
-	due    int64  // bytes that are not yet in data
-	data   []byte // received and not yet read
+	due    int64 // bytes that have not been received
 	err    error
 }
 
 // fill receives until there is data, or an error, which is io.EOF at the end.
 func (r *reader) fill() error {
-	for len(r.data) == 0 && r.err == nil {
-		msg, err := r.stream.Recv()
+	for !r.in.more() && r.err == nil {
+		n, err := r.in.receive()
 		switch {
 		case errors.Is(err, io.EOF) && r.due == 0:
 			r.err = io.EOF
@@ -72,14 +113,14 @@ func (r *reader) fill() error {
 			r.err = fmt.Errorf("read blob %s: %w: the server's copy ends %d bytes early", r.digest, blob.ErrCorrupt, r.due)
 		case err != nil:
 			r.err = fmt.Errorf("read blob %s: %w", r.digest, fromStatus(err))
-		case int64(len(msg.Data)) > r.due:
+		case int64(n) > r.due:
+			r.in.free()
 			r.err = fmt.Errorf("read blob %s: %w: the server sends more than its %d bytes", r.digest, blob.ErrCorrupt, r.digest.Size())
 		default:
-			r.due -= int64(len(msg.Data))
-			r.data = msg.Data
+			r.due -= int64(n)
 		}
 	}
-	if len(r.data) > 0 {
+	if r.in.more() {
 		return nil
 	}
 	return r.err
@@ -93,9 +134,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	if err := r.fill(); err != nil {
 		return 0, err
 	}
-	n := copy(p, r.data)
-	r.data = r.data[n:]
-	return n, nil
+	return r.in.read(p), nil
 }
 
 // WriteTo implements io.WriterTo, which saves a copy.
@@ -107,9 +146,9 @@ func (r *reader) WriteTo(w io.Writer) (total int64, err error) {
 			}
 			return total, err
 		}
-		n, err := w.Write(r.data)
+		n, err := w.Write(r.in.data)
 		total += int64(n)
-		r.data = r.data[n:]
+		r.in.data = r.in.data[n:]
 		if err != nil {
 			return total, err //nolint:wrapcheck // the writer's own
 		}
@@ -119,7 +158,7 @@ func (r *reader) WriteTo(w io.Writer) (total int64, err error) {
 // Close implements io.Closer.
 func (r *reader) Close() error {
 	r.cancel()
-	r.data = nil
+	r.in.free()
 	if r.err == nil {
 		r.err = fmt.Errorf("read blob %s: %w", r.digest, io.ErrClosedPipe)
 	}

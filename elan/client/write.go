@@ -24,7 +24,7 @@ func (c *Client) Create(ctx context.Context, d digest.Digest) (blob.Writer, erro
 	}
 	name := resource.Name{Instance: c.o.Instance, UUID: newUUID(), Digest: d, Compressor: c.compressor(ctx, d.Size())}
 	ctx, cancel := context.WithCancel(ctx)
-	stream, err := c.streams.Write(ctx)
+	stream, err := c.streams.Write(ctx, c.wire)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("create blob %s: %w", d, fromStatus(err))
