@@ -160,6 +160,11 @@ func ReadMessage(ctx context.Context, o Opener, d digest.Digest, maxBytes int64,
 	if err != nil {
 		return err
 	}
+	return UnmarshalMessage(d, data, m)
+}
+
+// UnmarshalMessage is what ReadMessage does with data, the bytes of d.
+func UnmarshalMessage(d digest.Digest, data []byte, m proto.Message) error {
 	if err := proto.Unmarshal(data, m); err != nil {
 		return fmt.Errorf("blob %s is not a %s message: %w: %w", d, m.ProtoReflect().Descriptor().Name(), ErrMalformed, err)
 	}

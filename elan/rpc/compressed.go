@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -30,6 +31,14 @@ const (
 	// minBatchSaving is the part of a blob, one in so many bytes, that must be
 	// saved for the receiver's work of decompressing it to be worthwhile.
 	minBatchSaving = 8
+)
+
+const (
+	// maxReadsAhead is how many Reads at once may have more than one message
+	// compressed at a time; with more there is work for all CPUs anyway.
+	maxReadsAhead = 4
+	// maxFramesAhead is how many these compress then. Each takes 2 MiB.
+	maxFramesAhead = 4
 )
 
 // compressors are those that GetCapabilities announces, for streams and for
@@ -69,21 +78,81 @@ func (s *byteStreamServer) sendCompressed(stream bytestream.ByteStream_ReadServe
 	}
 	chunk := s.beginRead(due)
 	defer s.readers.Add(-1)
-	raw := s.o.pool.Get(int(chunk))
-	defer s.o.pool.Put(raw)
-	for due > 0 {
-		n, err := readFull(r, (*raw)[:min(due, chunk)], due)
-		if err != nil {
-			return status.FromRead(fmt.Errorf("read blob %s: %w", d, err))
+	f := frames{s: s, r: r, d: d, due: due, chunk: chunk}
+	if s.readers.Load() <= maxReadsAhead {
+		f.ahead = min(runtime.GOMAXPROCS(0), maxFramesAhead) - 1
+	}
+	defer f.wait()
+	for {
+		msg, err := f.next()
+		if err != nil || msg == nil {
+			return err
 		}
-		msg := wire.NewReadResponse(s.o.pool, s.codec.MaxFrame(n))
-		msg.SetLen(len(s.codec.Append(msg.Room()[:0], (*raw)[:n])))
 		if err := stream.SendMsg(msg); err != nil {
 			return err //nolint:wrapcheck // a status already
 		}
-		due -= int64(n)
 	}
+}
+
+// frames reads a blob and compresses it, a frame a message. While one is sent the
+// next ones are compressed: that takes several times as long as sending.
+type frames struct {
+	s     *byteStreamServer
+	r     io.Reader
+	d     digest.Digest
+	due   int64 // bytes that are not yet read
+	chunk int64 // of them in a message
+
+	ahead int // how many messages beside the one that is waited for
+	begun []chan *wire.ReadResponse
+}
+
+// next is the next message; nil is the end. The error is a status.
+func (f *frames) next() (*wire.ReadResponse, error) {
+	for f.due > 0 && len(f.begun) <= f.ahead {
+		if err := f.begin(); err != nil {
+			return nil, err
+		}
+	}
+	if len(f.begun) == 0 {
+		return nil, nil //nolint:nilnil // the end is no error
+	}
+	first := f.begun[0]
+	f.begun = f.begun[1:]
+	return <-first, nil
+}
+
+// begin reads the bytes of a message, and has them compressed.
+func (f *frames) begin() error {
+	pool := f.s.o.pool
+	raw := pool.Get(int(min(f.due, f.chunk)))
+	n, err := readFull(f.r, *raw, f.due)
+	if err != nil {
+		pool.Put(raw)
+		return status.FromRead(fmt.Errorf("read blob %s: %w", f.d, err))
+	}
+	f.due -= int64(n)
+	ready := make(chan *wire.ReadResponse, 1) // the result, so that nobody waits for its reader
+	f.begun = append(f.begun, ready)
+	compress := func() {
+		msg := wire.NewReadResponse(pool, f.s.codec.MaxFrame(n))
+		msg.SetLen(len(f.s.codec.Append(msg.Room()[:0], *raw)))
+		pool.Put(raw)
+		ready <- msg
+	}
+	if f.ahead == 0 || f.due == 0 && len(f.begun) == 1 {
+		compress()
+		return nil
+	}
+	go compress()
 	return nil
+}
+
+// wait returns when nothing is compressed any more.
+func (f *frames) wait() {
+	for _, ready := range f.begun {
+		(<-ready).Free()
+	}
 }
 
 // compressBatched compresses data, in its place, where that is worthwhile, and

@@ -5,11 +5,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	gstatus "google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/status"
 	"github.com/mettle-build/mettle/elan/tree"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 // treeOverhead is what a page holds beside its Directories: the token.
@@ -30,32 +30,32 @@ func (s *casServer) GetTree(req *repb.GetTreeRequest, stream grpc.ServerStreamin
 	if req.PageSize < 0 {
 		return gstatus.Errorf(codes.InvalidArgument, "page_size is %d, want 0 or more", req.PageSize)
 	}
-	p := pager{send: stream.Send, maxBytes: s.o.MaxMessageBytes - treeOverhead, maxItems: int(req.PageSize), skipTo: req.PageToken}
+	p := pager{send: func(page *wire.TreeResponse) error { return stream.SendMsg(page) }, maxBytes: s.o.MaxMessageBytes - treeOverhead, maxItems: int(req.PageSize), skipTo: req.PageToken}
 	w := tree.Walk{Opener: store, MaxDirectoryBytes: int64(s.o.MaxMessageBytes) - 2*treeOverhead}
-	if err := w.Each(stream.Context(), root, p.add); err != nil {
+	if err := w.EachEncoded(stream.Context(), root, p.add); err != nil {
 		return status.FromRead(err)
 	}
 	if p.skipTo != "" {
 		return gstatus.Errorf(codes.InvalidArgument, "page_token %.200q was not given for the tree of %s, or what it stood for is gone: start without a token", p.skipTo, root)
 	}
-	return stream.Send(p.page) //nolint:wrapcheck // a status already
+	return stream.SendMsg(p.page) //nolint:wrapcheck // a status already
 }
 
 // pager makes pages of a sequence of Directories.
 type pager struct {
-	send     func(*repb.GetTreeResponse) error
+	send     func(*wire.TreeResponse) error
 	maxBytes int
 	maxItems int // 0: only maxBytes counts
 
 	skipTo string // the token at which to begin; empty from there on
-	page   *repb.GetTreeResponse
+	page   *wire.TreeResponse
 	bytes  int
 }
 
 // add takes the next Directory, and sends the page before it if it is full.
-func (p *pager) add(d digest.Digest, dir *repb.Directory) error {
+func (p *pager) add(d digest.Digest, dir *repb.Directory, encoded []byte) error {
 	if p.page == nil {
-		p.page = &repb.GetTreeResponse{}
+		p.page = &wire.TreeResponse{}
 	}
 	if p.skipTo != "" {
 		if p.skipTo != d.String() {
@@ -63,16 +63,16 @@ func (p *pager) add(d digest.Digest, dir *repb.Directory) error {
 		}
 		p.skipTo = ""
 	}
-	size := proto.Size(dir) + 8 // and its tag and length
+	size := len(encoded) + 8 // and its tag and length
 	full := p.bytes+size > p.maxBytes || (p.maxItems > 0 && len(p.page.Directories) >= p.maxItems)
 	if full && len(p.page.Directories) > 0 {
 		p.page.NextPageToken = d.String()
 		if err := p.send(p.page); err != nil {
 			return err
 		}
-		p.page, p.bytes = &repb.GetTreeResponse{}, 0
+		p.page, p.bytes = &wire.TreeResponse{}, 0
 	}
-	p.page.Directories = append(p.page.Directories, dir)
+	p.page.Add(dir, encoded)
 	p.bytes += size
 	return nil
 }

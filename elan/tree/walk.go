@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"golang.org/x/sync/errgroup"
@@ -23,7 +24,7 @@ const (
 	// defaultReads keeps a remote store busy without flooding it.
 	defaultReads = 16
 	// batchDirectories and batchBytes bound what is read ahead of visiting.
-	batchDirectories = 64
+	batchDirectories = 256
 	batchBytes       = 8 << 20
 )
 
@@ -54,6 +55,11 @@ type Walk struct {
 // tree or a Directory over a limit blob.ErrTooLarge. Each has several blobs open
 // at a time, and returns after all of them are closed.
 func (w Walk) Each(ctx context.Context, root digest.Digest, visit func(digest.Digest, *repb.Directory) error) error {
+	return w.EachEncoded(ctx, root, func(d digest.Digest, dir *repb.Directory, _ []byte) error { return visit(d, dir) })
+}
+
+// EachEncoded is Each with the bytes of each Directory, which visit may keep too.
+func (w Walk) EachEncoded(ctx context.Context, root digest.Digest, visit func(digest.Digest, *repb.Directory, []byte) error) error {
 	if w.MaxDirectories == 0 {
 		w.MaxDirectories = defaultMaxDirectories
 	}
@@ -72,15 +78,15 @@ func (w Walk) Each(ctx context.Context, root digest.Digest, visit func(digest.Di
 		if err != nil {
 			return err
 		}
-		for i, dir := range dirs {
-			d := queue[next+i]
+		for i, read := range dirs {
+			d, dir := queue[next+i], read.dir
 			if dir == nil {
 				if w.Missing != nil {
 					w.Missing(d)
 				}
 				continue
 			}
-			if err := visit(d, dir); err != nil {
+			if err := visit(d, dir, read.data); err != nil {
 				return err
 			}
 			for _, child := range dir.Directories {
@@ -116,15 +122,23 @@ func batchLen(ds []digest.Digest) int {
 	return min(len(ds), batchDirectories)
 }
 
-// read returns the Directories ds in their order, nil for one that is not in
-// the store.
-func (w Walk) read(ctx context.Context, root digest.Digest, ds []digest.Digest) ([]*repb.Directory, error) {
-	dirs := make([]*repb.Directory, len(ds))
+// directory is one that was read; the zero value is one that is not in the store.
+type directory struct {
+	dir  *repb.Directory
+	data []byte
+}
+
+// read returns the Directories ds in their order.
+func (w Walk) read(ctx context.Context, root digest.Digest, ds []digest.Digest) ([]directory, error) {
+	dirs := make([]directory, len(ds))
 	one := func(ctx context.Context, i int) error {
-		dir := &repb.Directory{}
-		err := blob.ReadMessage(ctx, w.Opener, ds[i], w.MaxDirectoryBytes, dir)
+		data, err := blob.ReadAll(ctx, w.Opener, ds[i], w.MaxDirectoryBytes)
 		if errors.Is(err, blob.ErrNotFound) && ds[i] != root {
 			return nil
+		}
+		dir := &repb.Directory{}
+		if err == nil {
+			err = blob.UnmarshalMessage(ds[i], data, dir)
 		}
 		if err == nil {
 			err = Validate(ds[i].Function(), dir)
@@ -132,16 +146,24 @@ func (w Walk) read(ctx context.Context, root digest.Digest, ds []digest.Digest) 
 		if err != nil {
 			return fmt.Errorf("walk tree %s: directory %s: %w", root, ds[i], err)
 		}
-		dirs[i] = dir
+		dirs[i] = directory{dir: dir, data: data}
 		return nil
 	}
 	if len(ds) == 1 {
 		return dirs, one(ctx, 0)
 	}
+	// A goroutine for each read would cost as much as reading from a local disk.
+	var next atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(w.Reads)
-	for i := range ds {
-		g.Go(func() error { return one(ctx, i) })
+	for range min(w.Reads, len(ds)) {
+		g.Go(func() error {
+			for i := int(next.Add(1)) - 1; i < len(ds); i = int(next.Add(1)) - 1 {
+				if err := one(ctx, i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err

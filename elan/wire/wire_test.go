@@ -69,6 +69,24 @@ func sent(pool mem.BufferPool) map[string]func() (m, want proto.Message) {
 			return r, &bytestream.ReadResponse{Data: []byte("hello")}
 		},
 		"empty chunk": func() (m, want proto.Message) { return wire.NewReadResponse(pool, 10), &bytestream.ReadResponse{} },
+		"tree": func() (m, want proto.Message) {
+			r, w := &wire.TreeResponse{}, &repb.GetTreeResponse{NextPageToken: "next"}
+			r.NextPageToken = w.NextPageToken
+			for i := range 1000 {
+				d := &repb.Directory{Files: []*repb.FileNode{{Name: fmt.Sprint(i), Digest: protos[0]}}}
+				if i == 5 {
+					d = &repb.Directory{}
+				}
+				b, err := proto.Marshal(d)
+				if err != nil {
+					panic(err)
+				}
+				w.Directories = append(w.Directories, d)
+				r.Add(d, b)
+			}
+			return r, w
+		},
+		"no tree": func() (m, want proto.Message) { return &wire.TreeResponse{}, &repb.GetTreeResponse{} },
 		"another's": func() (m, want proto.Message) {
 			return &bytestream.ReadRequest{ResourceName: "x"}, &bytestream.ReadRequest{ResourceName: "x"}
 		},
