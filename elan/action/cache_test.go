@@ -80,13 +80,13 @@ func result(t *testing.T, s *fakeStore) (*repb.ActionResult, map[string]digest.D
 }
 
 func TestCache_complete_result(t *testing.T) {
-	s := newFakeStore()
+	s := newFakeStore(t)
 	c := newCache(t, s)
 	want, _ := result(t, s)
 	if err := c.Put(t.Context(), key(), want); err != nil {
 		t.Fatal(err)
 	}
-	s.finds = 0
+	s.Finds() // those of Put
 	got, err := c.Get(t.Context(), key())
 	if err != nil {
 		t.Fatal(err)
@@ -94,8 +94,8 @@ func TestCache_complete_result(t *testing.T) {
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
-	if s.finds != 1 {
-		t.Errorf("Get asked the store %d times, want once for everything", s.finds)
+	if n := s.Finds(); n != 1 {
+		t.Errorf("Get asked the store %d times, want once for everything", n)
 	}
 	other := key()
 	other.Instance = "another"
@@ -105,10 +105,10 @@ func TestCache_complete_result(t *testing.T) {
 }
 
 func TestCache_anything_missing(t *testing.T) {
-	_, needs := result(t, newFakeStore())
+	_, needs := result(t, newFakeStore(t))
 	for name, d := range needs {
 		t.Run(name, func(t *testing.T) {
-			s := newFakeStore()
+			s := newFakeStore(t)
 			c := newCache(t, s)
 			r, _ := result(t, s)
 			if err := c.Put(t.Context(), key(), r); err != nil {
@@ -118,7 +118,7 @@ func TestCache_anything_missing(t *testing.T) {
 			if _, err := c.Get(t.Context(), key()); !errors.Is(err, blob.ErrNotFound) {
 				t.Errorf("Get: %v, want ErrNotFound", err)
 			}
-			if len(s.entries) != 0 {
+			if s.entries() != 0 {
 				t.Error("the entry is still there")
 			}
 			err := c.Put(t.Context(), key(), r)
@@ -126,7 +126,7 @@ func TestCache_anything_missing(t *testing.T) {
 			if !errors.As(err, &missing) || len(missing.Digests) != 1 || missing.Digests[0] != d {
 				t.Errorf("Put: %v, want a MissingError of %s", err, d)
 			}
-			if len(s.entries) != 0 {
+			if s.entries() != 0 {
 				t.Error("Put made an entry")
 			}
 		})
@@ -134,20 +134,20 @@ func TestCache_anything_missing(t *testing.T) {
 }
 
 func TestCache_store_trouble_is_not_absence(t *testing.T) {
-	s := newFakeStore()
+	s := newFakeStore(t)
 	c := newCache(t, s)
 	r, _ := result(t, s)
 	if err := c.Put(t.Context(), key(), r); err != nil {
 		t.Fatal(err)
 	}
-	s.fail(blob.ErrUnavailable)
+	s.Fail(blob.ErrUnavailable)
 	if _, err := c.Get(t.Context(), key()); !errors.Is(err, blob.ErrUnavailable) || errors.Is(err, blob.ErrNotFound) {
 		t.Errorf("Get: %v, want ErrUnavailable alone", err)
 	}
 	if err := c.Put(t.Context(), key(), r); !errors.Is(err, blob.ErrUnavailable) {
 		t.Errorf("Put: %v, want ErrUnavailable", err)
 	}
-	s.fail(nil)
+	s.Fail(nil)
 	if _, err := c.Get(t.Context(), key()); err != nil {
 		t.Errorf("Get when the store is back: %v, want the result", err)
 	}
@@ -164,12 +164,14 @@ func TestGet_drops_what_is_no_result(t *testing.T) {
 	}
 	for name, value := range map[string][]byte{"garbage": []byte("\xff\xff\xff"), "failed": failed, "malformed digest": malformed} {
 		t.Run(name, func(t *testing.T) {
-			s := newFakeStore()
-			s.entries[key()] = value
+			s := newFakeStore(t)
+			if err := s.mem.PutEntry(t.Context(), key(), value); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := newCache(t, s).Get(t.Context(), key()); !errors.Is(err, blob.ErrNotFound) {
 				t.Errorf("Get: %v, want ErrNotFound", err)
 			}
-			if len(s.entries) != 0 {
+			if s.entries() != 0 {
 				t.Error("the entry is still there")
 			}
 		})
@@ -177,7 +179,7 @@ func TestGet_drops_what_is_no_result(t *testing.T) {
 }
 
 func TestPut_refusals(t *testing.T) {
-	s := newFakeStore()
+	s := newFakeStore(t)
 	x := s.put([]byte("x"))
 	dir := &repb.Directory{Files: []*repb.FileNode{{Name: "f", Digest: x.Proto()}}}
 	whole := putMessage(t, s, &repb.Tree{Root: dir})
@@ -216,7 +218,7 @@ func TestPut_refusals(t *testing.T) {
 			if err := newCache(t, s).Put(t.Context(), key(), tc.r); !errors.Is(err, tc.want) {
 				t.Errorf("Put: %v, want %v", err, tc.want)
 			}
-			if len(s.entries) != 0 {
+			if s.entries() != 0 {
 				t.Error("Put made an entry")
 			}
 		})
@@ -224,7 +226,7 @@ func TestPut_refusals(t *testing.T) {
 }
 
 func TestPut_outlines_contents(t *testing.T) {
-	s := newFakeStore()
+	s := newFakeStore(t)
 	c := newCache(t, s)
 	out := digest.Of(digest.SHA256, []byte("contents"))
 	r := &repb.ActionResult{
@@ -247,13 +249,13 @@ func TestPut_outlines_contents(t *testing.T) {
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
-	if string(s.blobs[out]) != "contents" || string(s.blobs[stdout]) != "printed" {
+	if s.bytes(out) != "contents" || s.bytes(stdout) != "printed" {
 		t.Error("the contents are no blobs")
 	}
 }
 
 func BenchmarkCache(b *testing.B) {
-	s := newFakeStore()
+	s := newFakeStore(b)
 	c, err := action.New(action.Options{Store: s, Entries: s})
 	if err != nil {
 		b.Fatal(err)
