@@ -23,13 +23,13 @@ const maxWindow = 8 << 20
 // fetchArchive fetches an archive and unpacks it into the store. The archive
 // itself is not kept.
 func (s *Service) fetchArchive(ctx context.Context, w *want, src source) (fetched, error) {
-	sp := s.newSpool(w)
+	sp := s.newSpool(w.store)
 	defer sp.Close() //nolint:errcheck // nothing of it is kept
 	sum, err := s.http.fetch(ctx, w, src, sp)
 	if err != nil {
 		return fetched{}, err
 	}
-	u := s.newUploader(w)
+	u := s.newUploader(w.store, w.fn)
 	b := &builder{}
 	if err := unpack(ctx, io.NewSectionReader(sp.reader(), 0, sp.n), u, b); err != nil {
 		return fetched{}, err

@@ -90,14 +90,14 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Store == nil || o.Entries == nil {
 		return o, errors.New("assets: Options need a Store and Entries")
 	}
+	if o.MaxBytes < 0 || o.Timeout < 0 || o.MaxFetches < 0 || o.ConnectTimeout < 0 || o.IdleTimeout < 0 || o.RetryDelay < 0 {
+		return o, errors.New("assets: limits and timeouts may not be negative")
+	}
 	if o.Stores == nil {
 		shared := o.Store
 		o.Stores = func(string) blob.Store { return shared }
 	}
 	o.Store = nil // from here on, every call asks for its instance's
-	if o.MaxBytes < 0 || o.Timeout < 0 || o.MaxFetches < 0 || o.ConnectTimeout < 0 || o.IdleTimeout < 0 || o.RetryDelay < 0 {
-		return o, errors.New("assets: limits and timeouts may not be negative")
-	}
 	for _, d := range []struct {
 		value *time.Duration
 		or    time.Duration
@@ -137,8 +137,8 @@ type Service struct {
 
 	mu      sync.Mutex // guards what follows; nothing waits under it
 	closed  bool
-	flights map[flightID]*flight // those that can be boarded
-	aloft   map[*flight]struct{} // those that have not ended
+	flights map[flightID][]*flight // those that can be boarded
+	aloft   map[*flight]struct{}   // those that have not ended
 }
 
 // New checks the options, empties Options.Dir and returns a Service, which the
@@ -148,7 +148,7 @@ func New(o Options) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{slots: make(chan struct{}, o.MaxFetches), flights: map[flightID]*flight{}, aloft: map[*flight]struct{}{}}
+	s := &Service{slots: make(chan struct{}, o.MaxFetches), flights: map[flightID][]*flight{}, aloft: map[*flight]struct{}{}}
 	if o.Dir, s.ownsDir, err = makeDir(o.Dir); err != nil {
 		return nil, fmt.Errorf("assets: %w", err)
 	}

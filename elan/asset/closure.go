@@ -20,11 +20,11 @@ const (
 	maxMissing = 1000
 )
 
-// missing returns blobs that are not in the store of w's instance, of those given and of all below
+// missing returns blobs that are not in the store, of those given and of all below
 // the directories given: some of them, where there are many. The lifetimes of the
 // others start anew.
-func (s *Service) missing(ctx context.Context, w *want, files, dirs []digest.Digest) ([]digest.Digest, error) {
-	f := &finder{store: s.store(w)}
+func missing(ctx context.Context, store blob.Store, files, dirs []digest.Digest) ([]digest.Digest, error) {
+	f := &finder{store: store}
 	for _, d := range files {
 		if err := f.add(ctx, d); err != nil {
 			return nil, err
@@ -37,9 +37,6 @@ func (s *Service) missing(ctx context.Context, w *want, files, dirs []digest.Dig
 	}
 	return f.gone, f.flush(ctx)
 }
-
-// store has the blobs of w's instance.
-func (s *Service) store(w *want) blob.Store { return s.o.Stores(w.instance) }
 
 // finder looks many blobs up, a batch at a time.
 type finder struct {
@@ -62,12 +59,12 @@ func (f *finder) flush(ctx context.Context) error {
 	if len(f.due) == 0 {
 		return nil
 	}
-	missing, err := f.store.FindMissing(ctx, f.due)
+	gone, err := f.store.FindMissing(ctx, f.due)
 	if err != nil {
 		return fmt.Errorf("look up what an asset refers to: %w", err)
 	}
 	f.due = f.due[:0]
-	f.miss(missing...)
+	f.miss(gone...)
 	return nil
 }
 

@@ -119,7 +119,7 @@ func (s *Service) known(ctx context.Context, w *want) (Response, bool, error) {
 		if !e.serves(w, now) {
 			continue
 		}
-		d, ok, err := s.whole(ctx, w, e)
+		d, ok, err := whole(ctx, w, e)
 		if err != nil {
 			return Response{}, false, err
 		}
@@ -156,7 +156,7 @@ func (s *Service) expiry(now, expireAt time.Time) time.Time {
 
 // whole tells whether all that e refers to is in the store, and starts the
 // lifetimes of it anew.
-func (s *Service) whole(ctx context.Context, w *want, e *entry) (digest.Digest, bool, error) {
+func whole(ctx context.Context, w *want, e *entry) (digest.Digest, bool, error) {
 	read := func(texts []string) ([]digest.Digest, bool) {
 		ds := make([]digest.Digest, len(texts))
 		for i, text := range texts {
@@ -178,6 +178,6 @@ func (s *Service) whole(ctx context.Context, w *want, e *entry) (digest.Digest, 
 	} else {
 		files = append(files, d)
 	}
-	missing, err := s.missing(ctx, w, files, dirs)
-	return d, err == nil && len(missing) == 0, err
+	gone, err := missing(ctx, w.store, files, dirs)
+	return d, err == nil && len(gone) == 0, err
 }

@@ -3,6 +3,7 @@ package asset
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -79,17 +80,12 @@ var (
 // origin is as much of a URI as may be shown and logged: scheme and host, without
 // user, path and query. Of what is no URL, it is the scheme.
 func origin(uri string) string {
-	scheme, rest, ok := strings.Cut(uri, ":")
-	if !ok || len(scheme) > 32 {
+	u, err := url.Parse(uri)
+	switch {
+	case err != nil, u.Scheme == "":
 		return "an invalid URI"
+	case u.Host == "":
+		return fmt.Sprintf("%.50s:", u.Scheme)
 	}
-	rest, ok = strings.CutPrefix(rest, "//")
-	if !ok {
-		return scheme + ":"
-	}
-	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
-		rest = rest[:i]
-	}
-	rest = rest[strings.LastIndexByte(rest, '@')+1:]
-	return fmt.Sprintf("%s://%.200s", scheme, rest)
+	return fmt.Sprintf("%.50s://%.200s", u.Scheme, u.Host)
 }

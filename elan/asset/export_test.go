@@ -1,7 +1,9 @@
 package asset
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"net"
 	"net/http"
 
@@ -74,4 +76,14 @@ func (s *Service) Waiting() int {
 // TrustFor lets the HTTP fetcher trust what c trusts.
 func (s *Service) TrustFor(c *http.Client) {
 	s.http.transport.TLSClientConfig = c.Transport.(*http.Transport).TLSClientConfig.Clone()
+}
+
+// Unpack unpacks an archive into the store.
+func (s *Service) Unpack(ctx context.Context, data []byte) (digest.Digest, error) {
+	u := s.newUploader(s.o.Stores(""), digest.SHA256)
+	b := &builder{}
+	if err := unpack(ctx, io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data))), u, b); err != nil {
+		return digest.Digest{}, err
+	}
+	return b.store(ctx, u, "")
 }

@@ -21,6 +21,7 @@ func (s *Service) fetch(ctx context.Context, k kind, r Request) (resp Response, 
 	if err != nil {
 		return Response{}, err
 	}
+	w.store = s.o.Stores(r.Instance)
 	if resp, hit, err = s.known(ctx, w); hit || err != nil {
 		return resp, err
 	}
@@ -140,7 +141,7 @@ func (s *Service) fetchOne(ctx context.Context, w *want, src source) (fetched, e
 	case w.kind == directories:
 		return s.fetchArchive(ctx, w, src)
 	}
-	sp := s.newSpool(w)
+	sp := s.newSpool(w.store)
 	defer sp.Close() //nolint:errcheck // nothing of it is kept
 	sum, err := s.http.fetch(ctx, w, src, sp)
 	if err != nil {

@@ -76,13 +76,15 @@ func (s *Service) board(ctx context.Context, w *want, timeout time.Duration, fet
 	if s.closed {
 		return nil, errClosed
 	}
-	if f := s.flights[k]; f != nil && f.serves(w) {
-		f.waiters++
-		if deadline.After(f.deadline) {
-			f.deadline = deadline
-			f.timer.Reset(timeout)
+	for _, f := range s.flights[k] {
+		if f.serves(w) {
+			f.waiters++
+			if deadline.After(f.deadline) {
+				f.deadline = deadline
+				f.timer.Reset(timeout)
+			}
+			return f, nil
 		}
-		return f, nil
 	}
 	if len(s.aloft) >= maxFlights {
 		return nil, &FetchError{Reason: Busy, URI: w.uris[0], Err: fmt.Errorf("%d fetches are under way already", len(s.aloft))}
@@ -91,7 +93,7 @@ func (s *Service) board(ctx context.Context, w *want, timeout time.Duration, fet
 	flying, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	f := &flight{id: k, cancel: cancel, done: make(chan struct{}), began: now.UTC(), asked: w.oldest, deadline: deadline, waiters: 1}
 	f.timer = time.AfterFunc(timeout, func() { cancel(errTimeout) })
-	s.flights[k] = f
+	s.flights[k] = append(s.flights[k], f)
 	s.aloft[f] = struct{}{}
 	s.running.Go(func() {
 		f.resp, f.err = s.runFlight(flying, fetch)
@@ -111,9 +113,12 @@ func (s *Service) board(ctx context.Context, w *want, timeout time.Duration, fet
 
 // ground lets nobody board f any more. The caller holds mu.
 func (s *Service) ground(f *flight) {
-	if s.flights[f.id] == f {
+	left := slices.DeleteFunc(s.flights[f.id], func(x *flight) bool { return x == f })
+	if len(left) == 0 {
 		delete(s.flights, f.id)
+		return
 	}
+	s.flights[f.id] = left
 }
 
 // runFlight waits for its turn and fetches.

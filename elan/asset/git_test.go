@@ -1,14 +1,18 @@
 package asset_test
 
 import (
+	"io"
 	"net/http"
 	"net/http/cgi"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
@@ -253,5 +257,210 @@ func TestFetchDirectory_git(t *testing.T) {
 			_, err := a.FetchDirectory(t.Context(), request(tc.url, tc.pairs...))
 			wantReason(t, err, tc.reason, tc.words)
 		})
+	}
+}
+
+func TestFetchDirectory_gitCredentials(t *testing.T) {
+	g := newGitRepo(t)
+	g.write("a", "hello\n", 0o644)
+	g.commit("first")
+	a := newService(t, nil, asset.Options{})
+	g.auth = "Basic dXNlcjpzZWNyZXQ=" // user:secret
+	_, err := a.FetchDirectory(t.Context(), request(g.url))
+	wantReason(t, err, asset.Denied)
+	withUser := strings.Replace(g.url, "://", "://user:secret@", 1)
+	if _, err := a.FetchDirectory(t.Context(), request(withUser)); err != nil {
+		t.Errorf("with a user in the URL: %v", err)
+	}
+	if _, err := a.FetchDirectory(t.Context(), request(g.url, "http_header_url:0:authorization", g.auth)); err != nil {
+		t.Errorf("with a header: %v", err)
+	}
+	_, err = a.FetchDirectory(t.Context(), request(strings.Replace(withUser, "secret", "secrets", 1)))
+	wantReason(t, err, asset.Denied)
+	// What one got with his credentials is not another's.
+	_, err = a.FetchDirectory(t.Context(), request(g.url))
+	wantReason(t, err, asset.Denied)
+	for _, r := range g.requests() {
+		if r.Header.Get("Proxy-Authorization") != "" {
+			t.Error("the proxy's password went to the origin")
+		}
+	}
+}
+
+// TestFetchDirectory_gitRedirects: git follows redirects, not inside, and not with
+// the client's headers.
+func TestFetchDirectory_gitRedirects(t *testing.T) {
+	inside := newGitRepo(t) // at 127.0.0.1
+	inside.write("a", "hello\n", 0o644)
+	inside.commit("first")
+	outside := listenAt(t, "127.0.0.2", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, inside.URL+r.URL.RequestURI(), http.StatusMovedPermanently)
+	})
+	s := newStore(t)
+	open := newService(t, s, asset.Options{})
+	wantDirectory(t, open, s, request(outside.URL+"/repo.git"), "a=hello\n")
+	n := len(inside.requests())
+	_, err := open.FetchDirectory(t.Context(), request(outside.URL+"/repo.git", "http_header:Private-Token", "secret"))
+	wantReason(t, err, asset.Aborted)
+	guarded := newService(t, nil, asset.Options{AllowPrivate: only("127.0.0.2")})
+	_, err = guarded.FetchDirectory(t.Context(), request(outside.URL+"/repo.git"))
+	wantReason(t, err, asset.Denied, "public")
+	if got := len(inside.requests()); got != n {
+		t.Errorf("%d requests came inside", got-n)
+	}
+}
+
+func TestFetchDirectory_gitLimits(t *testing.T) {
+	g := newGitRepo(t)
+	g.write("zeros", strings.Repeat("\x00", 1<<20), 0o644) // which travel as a few bytes
+	g.commit("first")
+	a := newService(t, nil, asset.Options{MaxBytes: 256 << 10})
+	_, err := a.FetchDirectory(t.Context(), request(g.url))
+	wantReason(t, err, asset.TooLarge, "its files")
+	a = newService(t, nil, asset.Options{MaxBytes: 100})
+	_, err = a.FetchDirectory(t.Context(), request(g.url))
+	wantReason(t, err, asset.TooLarge, "transfers")
+}
+
+// TestFetchDirectory_gitCancelled: git ends with the fetch, whatever it waits for.
+func TestFetchDirectory_gitCancelled(t *testing.T) {
+	g := newGate(t)
+	a := newService(t, nil, asset.Options{})
+	r := request(g.URL + "/repo.git")
+	r.Timeout = 200 * time.Millisecond
+	_, err := a.FetchDirectory(t.Context(), r)
+	wantReason(t, err, asset.TimedOut)
+	<-g.ended
+}
+
+// TestFetchDirectory_gitEnvironment: nothing that this process has around it counts.
+func TestFetchDirectory_gitEnvironment(t *testing.T) {
+	g := newGitRepo(t)
+	g.write("a", "hello\n", 0o644)
+	g.commit("first")
+	home := t.TempDir()
+	config := filepath.Join(home, ".gitconfig")
+	if err := os.WriteFile(config, []byte("[url \"http://127.0.0.1:1/\"]\n\tinsteadOf = "+g.URL+"\n[http]\n\tproxy = http://127.0.0.1:1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{
+		"HOME": home, "XDG_CONFIG_HOME": home, "GIT_CONFIG_GLOBAL": config, "GIT_DIR": home, "GIT_WORK_TREE": home,
+		"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1", "no_proxy": "*",
+		"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "http.proxy", "GIT_CONFIG_VALUE_0": "http://127.0.0.1:1", "GIT_PROXY_COMMAND": "false",
+	} {
+		t.Setenv(name, value)
+	}
+	s := newStore(t)
+	a := newService(t, s, asset.Options{})
+	wantDirectory(t, a, s, request(g.url), "a=hello\n")
+	wantBlob(t, a, s, request(newSite(t, serving("hello")).URL), "hello")
+}
+
+func TestFetchDirectory_noGit(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	a := newService(t, nil, asset.Options{})
+	_, err := a.FetchDirectory(t.Context(), request("https://127.0.0.1:1/repo.git"))
+	wantReason(t, err, asset.Denied, "no git")
+}
+
+func TestProxy(t *testing.T) {
+	plain := listenAt(t, "127.0.0.2", serving(strings.Repeat("x", 5000)))
+	inside := listenAt(t, "127.0.0.1", serving("the keys"))
+	tls := httptest.NewTLSServer(http.HandlerFunc(serving("encrypted")))
+	t.Cleanup(tls.Close)
+	trust := tls.Client().Transport.(*http.Transport).TLSClientConfig
+	get := func(t *testing.T, tr *http.Transport, url string) (int, string, error) {
+		t.Helper()
+		tr.TLSClientConfig = trust.Clone()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			return 0, "", err
+		}
+		defer resp.Body.Close()
+		data, err := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(data), err
+	}
+	opts := func(o asset.Options) asset.Options {
+		s := newStore(t)
+		o.Store, o.Entries = s, s
+		if o.AllowPrivate == nil {
+			o.AllowPrivate = only("127.0.0.2")
+		}
+		return o
+	}
+	start := func(t *testing.T, o asset.Options) (*http.Transport, func() (bool, bool)) {
+		t.Helper()
+		tr, state, stop, err := asset.Proxy(t.Context(), opts(o))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(stop)
+		return tr, state
+	}
+	t.Run("plain", func(t *testing.T) {
+		tr, _ := start(t, asset.Options{})
+		if code, body, err := get(t, tr, plain.URL); err != nil || code != 200 || len(body) != 5000 {
+			t.Errorf("%d, %d bytes, %v", code, len(body), err)
+		}
+	})
+	t.Run("encrypted", func(t *testing.T) {
+		tr, _ := start(t, asset.Options{AllowPrivate: loopback()})
+		if code, body, err := get(t, tr, tls.URL); err != nil || code != 200 || body != "encrypted" {
+			t.Errorf("%d, %q, %v", code, body, err)
+		}
+	})
+	t.Run("plain, inside", func(t *testing.T) {
+		tr, state := start(t, asset.Options{})
+		code, _, err := get(t, tr, inside.URL)
+		if refused, _ := state(); err != nil || code != http.StatusForbidden || !refused {
+			t.Errorf("%d, %v, refused %v", code, err, refused)
+		}
+	})
+	t.Run("encrypted, inside", func(t *testing.T) {
+		tr, state := start(t, asset.Options{})
+		_, _, err := get(t, tr, tls.URL)
+		if refused, _ := state(); err == nil || !refused {
+			t.Errorf("%v, refused %v", err, refused)
+		}
+	})
+	t.Run("without the password", func(t *testing.T) {
+		tr, _ := start(t, asset.Options{AllowPrivate: loopback()})
+		with := tr.Proxy
+		tr.Proxy = func(r *http.Request) (*url.URL, error) {
+			u, err := with(r)
+			if err != nil {
+				return nil, err
+			}
+			v := *u
+			v.User = url.UserPassword("git", "guess")
+			return &v, nil
+		}
+		if code, _, err := get(t, tr, plain.URL); err != nil || code != http.StatusProxyAuthRequired {
+			t.Errorf("%d, %v", code, err)
+		}
+		if _, _, err := get(t, tr, tls.URL); err == nil {
+			t.Error("a tunnel was made")
+		}
+	})
+	t.Run("too much", func(t *testing.T) {
+		tr, state := start(t, asset.Options{MaxBytes: 1000})
+		_, body, err := get(t, tr, plain.URL)
+		if _, over := state(); !over || (err == nil && len(body) > 1000) {
+			t.Errorf("%d bytes, %v, over %v", len(body), err, over)
+		}
+	})
+	t.Run("too much, encrypted", func(t *testing.T) {
+		tr, state := start(t, asset.Options{MaxBytes: 100, AllowPrivate: loopback()})
+		_, _, err := get(t, tr, tls.URL)
+		if _, over := state(); err == nil || !over {
+			t.Errorf("%v, over %v", err, over)
+		}
+	})
+	if n := len(inside.requests()); n != 0 {
+		t.Errorf("%d requests came inside", n)
 	}
 }

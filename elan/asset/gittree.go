@@ -36,7 +36,7 @@ func (g *gitFetcher) store(ctx context.Context, r *repo, w *want, commit string)
 	if err != nil {
 		return digest.Digest{}, err
 	}
-	u := g.s.newUploader(w)
+	u := g.s.newUploader(w.store, w.fn)
 	files, links, err := r.contents(ctx, entries, u)
 	if err != nil {
 		return digest.Digest{}, err

@@ -266,7 +266,7 @@ func TestFetchBlob_headers(t *testing.T) {
 	}
 }
 
-// TestFetchBlob_https: a redirect away from encryption needs a checksum.
+// TestFetchBlob_certificate: nobody else may answer for an origin.
 func TestFetchBlob_certificate(t *testing.T) {
 	o := httptest.NewUnstartedServer(serving("hello"))
 	o.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
@@ -276,6 +276,7 @@ func TestFetchBlob_certificate(t *testing.T) {
 	wantReason(t, err, asset.Aborted, "certificate")
 }
 
+// TestFetchBlob_downgrade: a redirect away from encryption needs a checksum.
 func TestFetchBlob_downgrade(t *testing.T) {
 	plain := newSite(t, serving("hello"))
 	o := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -315,7 +316,7 @@ func TestFetchBlob_timeouts(t *testing.T) {
 	}
 }
 
-// TestFetchBlob_storeFails: what is the store's fault is not the origin's.
+// TestFetchBlob_cancelled: a fetch that nobody waits for ends.
 func TestFetchBlob_cancelled(t *testing.T) {
 	began := make(chan struct{})
 	ended := make(chan struct{})

@@ -21,6 +21,7 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 	if err != nil {
 		return err
 	}
+	w.store = s.o.Stores(p.Instance)
 	if p.Digest.IsZero() {
 		return fmt.Errorf("%w: the digest is absent", ErrInvalid)
 	}
@@ -33,12 +34,12 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 	} else {
 		dirs = append(slices.Clip(dirs), p.Digest)
 	}
-	missing, err := s.missing(ctx, w, files, dirs)
+	gone, err := missing(ctx, w.store, files, dirs)
 	if err != nil {
 		return err
 	}
-	if len(missing) > 0 {
-		return fmt.Errorf("push asset %s: %w", p.Digest, &blob.MissingError{Digests: missing})
+	if len(gone) > 0 {
+		return fmt.Errorf("push asset %s: %w", p.Digest, &blob.MissingError{Digests: gone})
 	}
 	e := &entry{Digest: named(p.Digest), Since: time.Now().UTC(), ExpireAt: p.ExpireAt, Qualifiers: w.known}
 	for _, d := range p.Blobs {
@@ -49,7 +50,7 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 	}
 	var sum checksum
 	if k == blobs && len(w.sums) > 0 {
-		if sum, err = s.verify(ctx, w, p.Digest); err != nil {
+		if sum, err = verify(ctx, w.store, p.Digest, w.sums); err != nil {
 			return err
 		}
 	}
@@ -64,14 +65,14 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 	return s.rememberSums(ctx, w, e, sum)
 }
 
-// verify makes sure that the blob d has one of the checksums of w, so that a checksum
+// verify makes sure that the blob d has one of the checksums, so that a checksum
 // never stands for bytes that nobody has compared with it.
-func (s *Service) verify(ctx context.Context, w *want, d digest.Digest) (checksum, error) {
-	if c, ok := checksumOf(d); ok && slices.Contains(w.sums, c) {
+func verify(ctx context.Context, o blob.Opener, d digest.Digest, sums checksums) (checksum, error) {
+	if c, ok := checksumOf(d); ok && slices.Contains(sums, c) {
 		return c, nil
 	}
-	h := newHashes(w.sums)
-	r, err := s.store(w).Open(ctx, d, 0)
+	h := newHashes(sums)
+	r, err := o.Open(ctx, d, 0)
 	if err != nil {
 		return checksum{}, fmt.Errorf("asset %s: %w", d, err)
 	}
@@ -79,7 +80,7 @@ func (s *Service) verify(ctx context.Context, w *want, d digest.Digest) (checksu
 	if _, err := io.Copy(h, r); err != nil {
 		return checksum{}, fmt.Errorf("asset %s: %w", d, err)
 	}
-	c, err := h.check(w.sums)
+	c, err := h.check(sums)
 	if err != nil {
 		return checksum{}, fmt.Errorf("%w: asset %s: %w", ErrInvalid, d, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
@@ -49,6 +50,7 @@ const (
 type want struct {
 	kind     kind
 	instance string
+	store    blob.Store // of the instance; set by the Service
 	fn       digest.Function
 	uris     []string
 	// known are the qualifiers that say which content is meant, sorted: the part of

@@ -21,8 +21,8 @@ const spoolMemory = 1 << 20
 // in memory at first, and then in a temporary file. It hashes on the way. It is
 // used by one goroutine at a time.
 type spool struct {
-	s    *Service
-	into blob.Store
+	dir  string
+	to   blob.Store
 	fn   digest.Function
 	max  int64
 	mem  bytes.Buffer
@@ -33,10 +33,10 @@ type spool struct {
 	err  error // of our own disk, rather than of what is read
 }
 
-// newSpool returns an empty spool for w, which the caller closes. It becomes ready with
-// reset.
-func (s *Service) newSpool(w *want) *spool {
-	return &spool{s: s, into: s.store(w), max: s.o.MaxBytes}
+// newSpool returns an empty spool of what is to be in a store, which the caller
+// closes. It becomes ready with reset.
+func (s *Service) newSpool(to blob.Store) *spool {
+	return &spool{dir: s.o.Dir, to: to, max: s.o.MaxBytes}
 }
 
 // reset empties the spool, for a new attempt.
@@ -77,7 +77,7 @@ func (sp *spool) Write(p []byte) (int, error) {
 
 // spill goes on in a file.
 func (sp *spool) spill() error {
-	f, err := os.CreateTemp(sp.s.o.Dir, "file-")
+	f, err := os.CreateTemp(sp.dir, "file-")
 	if err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
@@ -115,11 +115,11 @@ func (sp *spool) store(ctx context.Context) (digest.Digest, error) {
 	if err != nil {
 		return d, err
 	}
-	if missing, err := sp.into.FindMissing(ctx, []digest.Digest{d}); err != nil || len(missing) == 0 {
+	if missing, err := sp.to.FindMissing(ctx, []digest.Digest{d}); err != nil || len(missing) == 0 {
 		return d, err
 	}
 	if sp.f == nil {
-		_, err := blob.PutBytes(ctx, sp.into, sp.fn, sp.mem.Bytes())
+		_, err := blob.PutBytes(ctx, sp.to, sp.fn, sp.mem.Bytes())
 		return d, err
 	}
 	// The store takes over a file that nobody can write to.
@@ -132,9 +132,9 @@ func (sp *spool) store(ctx context.Context) (digest.Digest, error) {
 		return d, fmt.Errorf("spool: %w", err)
 	}
 	sp.f = f
-	adopter, ok := blob.As[blob.Adopter](sp.into)
+	adopter, ok := blob.As[blob.Adopter](sp.to)
 	if !ok {
-		return d, blob.Receive(ctx, sp.into, d, f)
+		return d, blob.Receive(ctx, sp.to, d, f)
 	}
 	got, err := adopter.Adopt(ctx, sp.fn, f)
 	if err == nil && got != d {

@@ -25,16 +25,15 @@ const (
 // and the few large ones by a spool. It is used by one goroutine at a time.
 type uploader struct {
 	s     *Service
-	w     *want
-	into  blob.Store
+	to    blob.Store
 	fn    digest.Function
 	due   map[digest.Digest][]byte
 	bytes int
 	room  int64 // how many bytes may still come
 }
 
-func (s *Service) newUploader(w *want) *uploader {
-	return &uploader{s: s, w: w, into: s.store(w), fn: w.fn, due: map[digest.Digest][]byte{}, room: s.o.MaxBytes}
+func (s *Service) newUploader(to blob.Store, fn digest.Function) *uploader {
+	return &uploader{s: s, to: to, fn: fn, due: map[digest.Digest][]byte{}, room: s.o.MaxBytes}
 }
 
 // file takes in what r has, to its end. Over the limit of all files together it
@@ -50,7 +49,7 @@ func (u *uploader) file(ctx context.Context, r io.Reader) (digest.Digest, error)
 		}
 		return u.bytesOf(ctx, data)
 	}
-	sp := u.s.newSpool(u.w)
+	sp := u.s.newSpool(u.to)
 	defer sp.Close() //nolint:errcheck // nothing of it is kept
 	if err := sp.reset(u.fn, nil); err != nil {
 		return digest.Digest{}, err
@@ -97,7 +96,7 @@ func (u *uploader) flush(ctx context.Context) error {
 	for d := range u.due {
 		ds = append(ds, d)
 	}
-	missing, err := u.into.FindMissing(ctx, ds)
+	missing, err := u.to.FindMissing(ctx, ds)
 	if err != nil {
 		return fmt.Errorf("look up files: %w", err)
 	}
@@ -106,7 +105,7 @@ func (u *uploader) flush(ctx context.Context) error {
 	for _, d := range missing {
 		data := u.due[d]
 		g.Go(func() error {
-			_, err := blob.PutBytes(ctx, u.into, u.fn, data)
+			_, err := blob.PutBytes(ctx, u.to, u.fn, data)
 			return err
 		})
 	}
