@@ -201,9 +201,9 @@ func FuzzUnpack(f *testing.F) {
 	f.Add(tarOf(f, tar.Header{Name: "a/b"}, tar.Header{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "a"}))
 	f.Add(gzipped(f, tarOf(f, tar.Header{Name: "../x"})))
 	f.Add(zipOf(f, zipped("a", 0o755, "x"), zipped("l", fs.ModeSymlink|0o777, "a")))
+	s := newStore(f)
+	a := newService(f, s, asset.Options{MaxBytes: 1 << 16})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		s := newStore(t)
-		a := newService(t, s, asset.Options{MaxBytes: 1 << 16})
 		d, err := a.Unpack(t.Context(), data)
 		if err != nil {
 			if _, ok := errors.AsType[*asset.FetchError](err); !ok {

@@ -208,7 +208,7 @@ func TestPushBlob(t *testing.T) {
 			if !errors.Is(err, tc.want) {
 				t.Errorf("%v, want %v", err, tc.want)
 			}
-			if _, ok := errors.AsType[*blob.MissingError](err); ok != (tc.want == blob.ErrNotFound) {
+			if _, ok := errors.AsType[*blob.MissingError](err); ok != errors.Is(tc.want, blob.ErrNotFound) {
 				t.Errorf("%v: a MissingError %v", err, ok)
 			}
 		})

@@ -74,7 +74,7 @@ func listenAt(t *testing.T, addr string, h http.HandlerFunc) *site {
 		t.Skipf("no address %s here: %v", addr, err)
 	}
 	s := newSite(t, h)
-	s.Server.Close()
+	s.Close()
 	s.Server = httptest.NewUnstartedServer(s.Config.Handler)
 	s.Listener.Close()
 	s.Listener = l

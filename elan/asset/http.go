@@ -26,6 +26,8 @@ const (
 	// maxAnswerHeaders bounds the headers of an answer, in bytes.
 	maxAnswerHeaders = 256 << 10
 	userAgent        = "mettle-elan"
+	// copyBytes are read at once: large enough that calls do not count beside hashing.
+	copyBytes = 128 << 10
 )
 
 // httpFetcher fetches by http and https.
@@ -132,7 +134,7 @@ func (h *httpFetcher) attempt(ctx context.Context, w *want, src source, sp *spoo
 	}
 	body := &watched{r: resp.Body, idle: h.o.IdleTimeout, timer: time.AfterFunc(h.o.IdleTimeout, func() { cancel(errStalled) })}
 	defer body.timer.Stop()
-	if _, err := io.Copy(sp, body); err != nil {
+	if _, err := io.CopyBuffer(sp, body, make([]byte, copyBytes)); err != nil {
 		if errors.Is(context.Cause(ctx), errStalled) {
 			err = errStalled
 		}
