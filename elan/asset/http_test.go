@@ -223,10 +223,21 @@ func TestFetchBlob_compressed(t *testing.T) {
 }
 
 func TestFetchBlob_headers(t *testing.T) {
-	far := newSite(t, serving("hello"))
+	var back string
+	far := newSite(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/back" {
+			http.Redirect(w, r, back, http.StatusFound)
+			return
+		}
+		_, _ = w.Write([]byte("hello"))
+	})
 	near := newSite(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/away" {
 			http.Redirect(w, r, far.URL+"/there", http.StatusFound)
+			return
+		}
+		if r.URL.Path == "/round" {
+			http.Redirect(w, r, far.URL+"/back", http.StatusFound)
 			return
 		}
 		if r.URL.Path == "/here" {
@@ -235,6 +246,7 @@ func TestFetchBlob_headers(t *testing.T) {
 		}
 		_, _ = w.Write([]byte("hello"))
 	})
+	back = near.URL + "/returned"
 	s := newStore(t)
 	a := newService(t, s, asset.Options{})
 	auth := fmt.Sprintf(`{%q: {"X-Old": "secret-old"}, %q: {"X-Host": "host"}, "http://elsewhere/": {"X-Else": "no"}}`,
@@ -263,6 +275,12 @@ func TestFetchBlob_headers(t *testing.T) {
 	}
 	if u, p, _ := near.requests()[2].BasicAuth(); u != "user" || p != "secret" {
 		t.Errorf("user %q and password %q, want those of the URL", u, p)
+	}
+	// Nor back from there: who sends us here may be anybody.
+	wantBlob(t, a, s, request(near.URL+"/round", "http_header:Private-Token", "secret"), "hello")
+	last := near.requests()[len(near.requests())-1]
+	if last.URL.Path != "/returned" || last.Header.Get("Private-Token") != "" {
+		t.Errorf("back at %s: %v", last.URL, last.Header)
 	}
 }
 
@@ -325,7 +343,7 @@ func TestFetchBlob_cancelled(t *testing.T) {
 		<-r.Context().Done()
 		close(ended)
 	})
-	a := newService(t, nil, asset.Options{})
+	a := newService(t, nil, asset.Options{IdleTimeout: time.Hour})
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error, 1)
 	go func() {
