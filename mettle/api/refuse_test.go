@@ -32,6 +32,7 @@ func TestExecute_refuses(t *testing.T) {
 		"another function":   {req: &repb.ExecuteRequest{ActionDigest: sha.Proto(), DigestFunction: repb.DigestFunction_SHA512}, say: "sha512"},
 		"unknown function":   {req: &repb.ExecuteRequest{ActionDigest: sha.Proto(), DigestFunction: repb.DigestFunction_MD5}, say: "MD5"},
 		"long instance":      {req: &repb.ExecuteRequest{ActionDigest: sha.Proto(), InstanceName: long}, say: "instance"},
+		"keyword instance":   {req: &repb.ExecuteRequest{ActionDigest: sha.Proto(), InstanceName: "actions/failed"}, say: "segment \"actions\""},
 		"NUL in instance":    {req: &repb.ExecuteRequest{ActionDigest: sha.Proto(), InstanceName: "\x00"}, say: "instance"},
 		"no command digest":  {action: func(a *repb.Action, _ *repb.Command) { a.CommandDigest = &repb.Digest{} }, say: "command_digest"},
 		"no input root":      {action: func(a *repb.Action, _ *repb.Command) { a.InputRootDigest = nil }, say: "input_root_digest"},

@@ -206,11 +206,13 @@ func TestWaitExecution_merged(t *testing.T) {
 
 func TestWaitExecution_refuses(t *testing.T) {
 	gone := operation.NewName(operation.Name{Action: digest.Of(digest.SHA256, []byte("gone"))}).String()
+	failed := operation.NewName(operation.Name{Instance: "actions/failed", Action: digest.Of(digest.SHA256, []byte("gone"))})
 	for name, tc := range map[string]struct {
 		name string
 		code codes.Code
 	}{
 		"empty":               {"", codes.NotFound},
+		"of failed actions":   {failed.String(), codes.NotFound},
 		"foreign":             {"operations/8cf2f5a8-cc3b-4b1c-a6c8-7a43d0ee4de6", codes.NotFound},
 		"long":                {"operations/v1/" + strings.Repeat("x/", 5000), codes.NotFound},
 		"of an action no one": {gone, codes.FailedPrecondition},
