@@ -20,8 +20,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -61,7 +59,7 @@ type Options struct {
 	Entries blob.Entries
 	// Dir is a directory for what is being fetched, of this Service alone: New
 	// empties it. On the file system of the store, large files need no copy. Empty:
-	// a temporary directory that Close removes.
+	// a temporary directory, once there is need for one, that Close removes.
 	Dir string
 	// MaxBytes bounds one asset: a file, an archive, the contents of an archive, or
 	// what git transfers and what it holds. 0: DefaultMaxBytes.
@@ -130,7 +128,7 @@ type Service struct {
 	http    *httpFetcher
 	git     *gitFetcher
 	metrics *metrics
-	ownsDir bool
+	dir     *scratch
 
 	slots   chan struct{}  // holds a value for each fetch that runs
 	running sync.WaitGroup // the goroutines of flights
@@ -149,7 +147,7 @@ func New(o Options) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{slots: make(chan struct{}, o.MaxFetches), flights: map[flightID][]*flight{}, aloft: map[*flight]struct{}{}}
-	if o.Dir, s.ownsDir, err = makeDir(o.Dir); err != nil {
+	if s.dir, err = newScratch(o.Dir); err != nil {
 		return nil, fmt.Errorf("assets: %w", err)
 	}
 	if s.metrics, err = newMetrics(o.Registerer, s); err != nil {
@@ -160,23 +158,6 @@ func New(o Options) (*Service, error) {
 	s.http = newHTTPFetcher(o, s.guard)
 	s.git = &gitFetcher{s: s, o: o, guard: s.guard}
 	return s, nil
-}
-
-// makeDir makes the directory for what is being fetched, or empties it. A
-// process that was killed leaves its files there.
-func makeDir(dir string) (string, bool, error) {
-	if dir == "" {
-		dir, err := os.MkdirTemp("", "elan-assets-")
-		return dir, true, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", false, err
-	}
-	old, err := os.ReadDir(dir)
-	for _, e := range old {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-	}
-	return dir, false, err
 }
 
 // Close cancels the fetches that run, waits for them, and frees what the Service
@@ -191,10 +172,7 @@ func (s *Service) Close() error {
 	s.running.Wait()
 	s.http.close()
 	s.metrics.unregister()
-	if s.ownsDir {
-		return os.RemoveAll(s.o.Dir)
-	}
-	return nil
+	return s.dir.close()
 }
 
 // kind tells files from directories, which are different assets under the same

@@ -85,7 +85,7 @@ func origin(uri string) string {
 	case err != nil, u.Scheme == "":
 		return "an invalid URI"
 	case u.Host == "":
-		return fmt.Sprintf("%.50s:", u.Scheme)
+		return fmt.Sprintf("%.50s:...", u.Scheme)
 	}
 	return fmt.Sprintf("%.50s://%.200s", u.Scheme, u.Host)
 }

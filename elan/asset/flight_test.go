@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -196,11 +198,18 @@ func TestFlight_bounded(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
 	g := newGate(t)
 	s := newStore(t)
 	a, err := asset.New(asset.Options{Store: s, Entries: s, AllowPrivate: loopback()})
 	if err != nil {
 		t.Fatal(err)
+	}
+	large := strings.Repeat("x", 3<<20)
+	wantBlob(t, a, s, request(newSite(t, serving(large)).URL), large)
+	if made, err := filepath.Glob(filepath.Join(temp, "*")); err != nil || len(made) != 1 {
+		t.Errorf("directories %v, %v; want one", made, err)
 	}
 	done := fetching(t.Context(), a, request(g.URL))
 	<-g.began
@@ -217,6 +226,9 @@ func TestClose(t *testing.T) {
 		t.Errorf("a fetch that was under way: %v, want ErrUnavailable", err)
 	}
 	<-g.ended
+	if left, err := filepath.Glob(filepath.Join(temp, "*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
 	if _, err := a.FetchBlob(t.Context(), request(g.URL)); !errors.Is(err, blob.ErrUnavailable) {
 		t.Errorf("after Close: %v, want ErrUnavailable", err)
 	}

@@ -42,7 +42,11 @@ func (g *gitFetcher) fetch(ctx context.Context, w *want, src source) (fetched, e
 		return fetched{}, err
 	}
 	defer p.close(ctx)
-	dir, err := os.MkdirTemp(g.o.Dir, "git-")
+	scratch, err := g.s.dir.get()
+	if err != nil {
+		return fetched{}, fmt.Errorf("git: %w", err)
+	}
+	dir, err := os.MkdirTemp(scratch, "git-")
 	if err != nil {
 		return fetched{}, fmt.Errorf("git: %w", err)
 	}

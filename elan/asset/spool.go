@@ -21,7 +21,7 @@ const spoolMemory = 1 << 20
 // in memory at first, and then in a temporary file. It hashes on the way. It is
 // used by one goroutine at a time.
 type spool struct {
-	dir  string
+	dir  *scratch
 	to   blob.Store
 	fn   digest.Function
 	max  int64
@@ -36,7 +36,7 @@ type spool struct {
 // newSpool returns an empty spool of what is to be in a store, which the caller
 // closes. It becomes ready with reset.
 func (s *Service) newSpool(to blob.Store) *spool {
-	return &spool{dir: s.o.Dir, to: to, max: s.o.MaxBytes}
+	return &spool{dir: s.dir, to: to, max: s.o.MaxBytes}
 }
 
 // reset empties the spool, for a new attempt.
@@ -77,7 +77,11 @@ func (sp *spool) Write(p []byte) (int, error) {
 
 // spill goes on in a file.
 func (sp *spool) spill() error {
-	f, err := os.CreateTemp(sp.dir, "file-")
+	dir, err := sp.dir.get()
+	if err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	f, err := os.CreateTemp(dir, "file-")
 	if err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}

@@ -178,7 +178,7 @@ func TestOrigin(t *testing.T) {
 		"https://user:secret@host:1/p":    "https://host:1",
 		"https://user:s/ecret@host/":      "an invalid URI",
 		"http://host#secret":              "http://host",
-		"urn:secret":                      "urn:",
+		"urn:secret":                      "urn:...",
 		"secret":                          "an invalid URI",
 		"https://user:secret@ho st/":      "an invalid URI",
 		"https://user:secret@[::1]:8/%41": "https://[::1]:8",
