@@ -51,6 +51,9 @@ func (s *Store) adopt(ctx context.Context, space digest.Space, fn digest.Functio
 	if err := s.space.fits(st.Size); err != nil {
 		return digest.Digest{}, err
 	}
+	if st.Size > 0 && st.Size <= s.packed.max {
+		return s.adoptSmall(ctx, space, fn, fd, st.Size)
+	}
 	d, err := hashFile(ctx.Done(), fn, fd, st.Size)
 	if errors.Is(err, errGivenUp) {
 		err = ctx.Err()
@@ -80,6 +83,20 @@ func (s *Store) adopt(ctx context.Context, space digest.Space, fn digest.Functio
 		err = s.use(ctx, d, blob.LinkRegular)
 	}
 	return d, err
+}
+
+// adoptSmall copies the file fd, of size bytes, which has to be read anyway, into
+// the packs: pread64, pwrite. It does not change f.
+func (s *Store) adoptSmall(ctx context.Context, space digest.Space, fn digest.Function, fd int, size int64) (digest.Digest, error) {
+	data, err := readAll(fd, size+1)
+	if err != nil {
+		return digest.Digest{}, err
+	}
+	if int64(len(data)) != size {
+		return digest.Digest{}, fmt.Errorf("its size changed from %d to %d bytes, or more, while it was read", size, len(data))
+	}
+	d := digest.Of(fn, data).In(space)
+	return d, s.storePacked(ctx, d, data)
 }
 
 // take makes the file fd itself the blob d, and reports whether it could.

@@ -12,7 +12,8 @@ import (
 )
 
 func BenchmarkStore(b *testing.B) {
-	b.Run("file", func(b *testing.B) { blobtest.Bench(b, options()) })
+	b.Run("file", func(b *testing.B) { blobtest.Bench(b, options(0)) })
+	b.Run("packed", func(b *testing.B) { blobtest.Bench(b, options(file.DefaultMaxPackedBytes)) })
 }
 
 // BenchmarkNew is the start of a store: one that is new, and one that was there.

@@ -14,12 +14,18 @@ import (
 // TestStore_chaos: the lifetime contract holds under constant pressure, through
 // restarts and kills, and the metric that proves it agrees.
 func TestStore_chaos(t *testing.T) {
+	for name, maxPacked := range map[string]int64{"files": -1, "packs": file.DefaultMaxPackedBytes} {
+		t.Run(name, func(t *testing.T) { testChaos(t, maxPacked) })
+	}
+}
+
+func testChaos(t *testing.T, maxPacked int64) {
 	const lifetime = 600 * time.Millisecond
 	dir := t.TempDir()
 	var reg *prometheus.Registry
 	start := func() blob.Store {
 		reg = prometheus.NewRegistry()
-		return open(t, file.Options{Dir: dir, MaxBytes: 8 << 20, MinLifetime: lifetime, Registerer: reg})
+		return open(t, file.Options{Dir: dir, MaxBytes: 8 << 20, MaxPackedBytes: maxPacked, MinLifetime: lifetime, Registerer: reg})
 	}
 	check := func() {
 		if age := metric(t, reg, "youngest_evicted_age_seconds"); age < lifetime.Seconds() {

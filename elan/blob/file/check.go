@@ -22,13 +22,7 @@ var _ blob.Checker = (*Store)(nil)
 func (s *Store) Check(ctx context.Context, d digest.Digest) error {
 	err := s.listable(ctx, d)
 	if err == nil && !d.IsEmpty() {
-		free := func(int64) bool { return true }
-		if err = s.checkFile(ctx.Done(), d, blob.LinkRegular, free); err == nil {
-			err = s.checkFile(ctx.Done(), d, blob.LinkExecutable, free)
-			if errors.Is(err, blob.ErrNotFound) || errors.Is(err, blob.ErrCorrupt) {
-				err = nil // the twin is a copy, and made again where it is needed
-			}
-		}
+		err = s.checkAll(ctx, d)
 	}
 	if errors.Is(err, errGivenUp) {
 		err = ctx.Err()
@@ -37,6 +31,26 @@ func (s *Store) Check(ctx context.Context, d digest.Digest) error {
 		return fmt.Errorf("check blob %s: %w", d, err)
 	}
 	return nil
+}
+
+// checkAll looks at everything that there is of d.
+func (s *Store) checkAll(ctx context.Context, d digest.Digest) error {
+	free := func(int64) bool { return true }
+	err := s.checkPacked(ctx, d)
+	switch {
+	case err == nil:
+		return s.checkTwins(ctx.Done(), d, free)
+	case !errors.Is(err, blob.ErrNotFound), s.onlyPacked(d):
+		return err
+	}
+	if err := s.checkFile(ctx.Done(), d, blob.LinkRegular, free); err != nil {
+		return err
+	}
+	err = s.checkFile(ctx.Done(), d, blob.LinkExecutable, free)
+	if errors.Is(err, blob.ErrNotFound) || errors.Is(err, blob.ErrCorrupt) {
+		return nil // the twin is a copy, and made again where it is needed
+	}
+	return err
 }
 
 // A pace is asked before n bytes are read, and waits. It returns false where

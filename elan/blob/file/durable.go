@@ -91,6 +91,7 @@ func (s *Store) checkpoint(clean bool) error {
 // bytes have the right digest. Entries need none of this: each has a checksum.
 type recovery struct {
 	active       atomic.Bool
+	untrusted    bool // what is on the disk may be neither old nor new
 	bootID       string
 	durableUntil time.Time
 	olds         []string // folders laid out as cas; with a slash at their ends
@@ -107,7 +108,8 @@ func (r *recovery) begin(s *Store, bootID string) error {
 		r.bootID = strings.TrimSpace(string(data))
 	}
 	cp := r.read(s)
-	if err := r.setAside(s, cp.Clean || cp.BootID == r.bootID && r.bootID != ""); err != nil {
+	r.untrusted = !cp.Clean && (cp.BootID != r.bootID || r.bootID == "")
+	if err := r.setAside(s, !r.untrusted); err != nil {
 		return err
 	}
 	r.durableUntil = cp.DurableUntil
@@ -253,6 +255,13 @@ func (r *recovery) sweep(s *Store) error {
 		}
 		if err != nil {
 			return err
+		}
+	}
+	if s.packed.store != nil {
+		select {
+		case <-s.packed.store.Rebuilt():
+		case <-s.closing:
+			return nil
 		}
 	}
 	r.active.Store(false)

@@ -32,10 +32,17 @@ const (
 //nolint:gochecknoglobals // an immutable table
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Entry implements blob.Entries: openat, fstat, pread64, close, and at most
-// once in touchEvery utimensat.
+// Entry implements blob.Entries: of a small entry pread64; of a large one openat,
+// fstat, pread64, close, and at most once in touchEvery utimensat.
 func (s *Store) Entry(ctx context.Context, k blob.EntryKey) ([]byte, error) {
 	if err := s.check(ctx, k.Action); err != nil {
+		return nil, fmt.Errorf("entry %s: %w", k.Action, err)
+	}
+	value, err := s.readPackedEntry(ctx, k)
+	if err == nil {
+		return value, nil
+	}
+	if !errors.Is(err, blob.ErrNotFound) || !s.packed.entryFiles() {
 		return nil, fmt.Errorf("entry %s: %w", k.Action, err)
 	}
 	path := s.entryPath(k)
@@ -141,7 +148,8 @@ func formatEntry(instance string, value []byte) []byte {
 	return data
 }
 
-// PutEntry implements blob.Entries: openat, writev, close, utimensat,
+// PutEntry implements blob.Entries: of a small entry pwrite64, twice where it
+// replaces another; of a large one openat, write, close, utimensat,
 // newfstatat, renameat.
 func (s *Store) PutEntry(ctx context.Context, k blob.EntryKey, value []byte) error {
 	if err := s.putEntry(ctx, k, value); err != nil {
@@ -158,6 +166,9 @@ func (s *Store) putEntry(ctx context.Context, k blob.EntryKey, value []byte) err
 		return fmt.Errorf("%w: an entry has at most %d bytes", blob.ErrTooLarge, maxEntryBytes)
 	}
 	data := formatEntry(k.Instance, value)
+	if len(data) <= s.packed.maxEntry {
+		return s.putPackedEntry(ctx, k, data)
+	}
 	size := int64(len(data))
 	if err := s.prepare(ctx, k.Action.Function()); err != nil {
 		return err
@@ -168,7 +179,7 @@ func (s *Store) putEntry(ctx context.Context, k blob.EntryKey, value []byte) err
 	tmp := s.tmpPath()
 	err := s.writeEntry(tmp, data)
 	if err == nil {
-		err = s.replaceEntry(ctx, tmp, s.entryPath(k))
+		err = s.replaceEntry(ctx, tmp, k)
 	}
 	if err != nil {
 		s.space.cancel(onDisk(size))
@@ -197,8 +208,11 @@ func (s *Store) writeEntry(tmp string, data []byte) error {
 	return nil
 }
 
-// replaceEntry gives the file tmp the name path, and counts what that frees.
-func (s *Store) replaceEntry(ctx context.Context, tmp, path string) error {
+// replaceEntry gives the file tmp the name of the entry k, and counts what that
+// frees.
+func (s *Store) replaceEntry(ctx context.Context, tmp string, k blob.EntryKey) error {
+	s.packed.noEntryFiles.Store(-1)
+	path := s.entryPath(k)
 	if !s.keys.lock(ctx.Done(), path) {
 		return ctx.Err()
 	}
@@ -211,7 +225,7 @@ func (s *Store) replaceEntry(ctx context.Context, tmp, path string) error {
 	if replaces {
 		s.space.release(onDisk(old.Size))
 	}
-	return nil
+	return s.deletePackedEntry(ctx, k)
 }
 
 // DeleteEntry implements blob.Entries: newfstatat, unlinkat.
@@ -219,11 +233,28 @@ func (s *Store) DeleteEntry(ctx context.Context, k blob.EntryKey) error {
 	if err := s.check(ctx, k.Action); err != nil {
 		return fmt.Errorf("delete entry %s: %w", k.Action, err)
 	}
+	err := s.deletePackedEntry(ctx, k)
+	if err == nil && s.packed.entryFiles() {
+		err = s.deleteEntryFile(ctx, k)
+	}
+	if err != nil {
+		return fmt.Errorf("delete entry %s: %w", k.Action, err)
+	}
+	return nil
+}
+
+func (s *Store) deleteEntryFile(ctx context.Context, k blob.EntryKey) error {
 	path := s.entryPath(k)
 	if !s.keys.lock(ctx.Done(), path) {
 		return ctx.Err()
 	}
 	defer s.keys.unlock(path)
+	return s.removeEntryFile(k.Action.Function(), path)
+}
+
+// removeEntryFile removes the file of an entry, if there is one. The caller holds
+// the lock of its path.
+func (s *Store) removeEntryFile(fn digest.Function, path string) error {
 	var st unix.Stat_t
 	err := unix.Lstat(path, &st)
 	if err == nil {
@@ -232,13 +263,12 @@ func (s *Store) DeleteEntry(ctx context.Context, k blob.EntryKey) error {
 	switch {
 	case err == nil:
 		s.space.release(onDisk(st.Size))
-	case errors.Is(err, unix.ENOENT):
-		if err = s.absent(k.Action.Function(), path); errors.Is(err, blob.ErrNotFound) {
-			return nil
-		}
-		return fmt.Errorf("delete entry %s: %w", k.Action, err)
-	default:
-		return fmt.Errorf("delete entry %s: %w", k.Action, classify(err))
+		return nil
+	case !errors.Is(err, unix.ENOENT):
+		return classify(err)
 	}
-	return nil
+	if err = s.absent(fn, path); errors.Is(err, blob.ErrNotFound) {
+		return nil
+	}
+	return err
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mettle-build/mettle/elan/blob"
 )
 
 const (
@@ -58,21 +60,27 @@ func (s *Store) keepSpace() {
 func (s *Store) count() error {
 	started := time.Now()
 	var files, bytes int64
+	blobFiles, entryFiles := false, false
 	err := s.walk(func(f folder, name string) error {
 		if f.cas {
 			if d, _, ok := parseBlobName(f.fn, name); ok {
 				files++
 				bytes += onDisk(d.Size())
+				blobFiles = blobFiles || s.isUnpacked(f, name)
 			}
 			return nil
 		}
 		var st unix.Stat_t
-		if unix.Lstat(f.path+name, &st) == nil {
+		if unix.Lstat(f.path+name, &st) == nil && !s.dropOutdated(f, name) {
 			files++
 			bytes += onDisk(st.Size)
+			entryFiles = true
 		}
 		return nil
 	})
+	if err == nil && !s.recovery.active.Load() {
+		s.packed.counted(blobFiles, entryFiles)
+	}
 	s.space.mu.Lock()
 	s.space.used += bytes
 	s.space.files += files
@@ -82,6 +90,16 @@ func (s *Store) count() error {
 		return nil
 	}
 	return err
+}
+
+// isUnpacked reports whether the file name is one of a blob that would be packed,
+// and is not.
+func (s *Store) isUnpacked(f folder, name string) bool {
+	if !f.cas || s.packed.max < 0 {
+		return false
+	}
+	d, mode, ok := parseBlobName(f.fn, name)
+	return ok && mode == blob.LinkRegular && s.packable(d) && !s.hasPacked(d)
 }
 
 // makeRoom is one eviction pass, if there is need for one.
@@ -104,8 +122,15 @@ func (s *Store) makeRoom() error {
 	}
 	cutoff := sv.cutoff(need, s.touchEvery)
 	freed, err := s.reap(cutoff, need)
+	if err == nil {
+		var cleaned int64
+		cleaned, err = s.reapPacks(cutoff, need-freed, wanted > 0)
+		freed += cleaned
+	}
 	if freed > 0 {
-		s.metrics.passAge.Store(int64(started.Sub(cutoff) - s.touchEvery))
+		if !cutoff.IsZero() {
+			s.metrics.passAge.Store(int64(started.Sub(cutoff) - s.touchEvery))
+		}
 		s.log.Info("evicted", "size_bytes", freed, "wanted_bytes", need, "used_bytes", sp.state().used, "duration", time.Since(started))
 	}
 	if freed < need {
@@ -124,7 +149,10 @@ func (s *Store) makeRoom() error {
 type survey struct {
 	from   time.Time // the last use of what may just be evicted
 	bytes  [ages]int64
-	oldest time.Time // last use of any file
+	packed [ages]int64 // of records in the packs
+	oldest time.Time   // last use of any file or record
+
+	packsSize, packsLive int64 // bytes of the segments
 }
 
 // survey sorts the files by age, and counts them anew: getdents64, and
@@ -132,14 +160,19 @@ type survey struct {
 func (s *Store) survey(now time.Time) (*survey, error) {
 	sv := &survey{from: now.Add(-s.minLifetime - s.touchEvery), oldest: now}
 	before := s.space.state()
-	var found int64
-	err := s.walk(func(f folder, name string) error {
+	blobFiles := false
+	found, err := s.surveyPacks(sv, now)
+	if err != nil {
+		return sv, err
+	}
+	err = s.walk(func(f folder, name string) error {
 		var st unix.Stat_t
 		if unix.Lstat(f.path+name, &st) != nil {
 			return nil // it went away, or its reader will be told of the trouble
 		}
 		size, atime := onDisk(st.Size), atimeOf(&st)
 		found += size
+		blobFiles = blobFiles || s.isUnpacked(f, name)
 		if atime.Before(sv.oldest) {
 			sv.oldest = atime
 		}
@@ -150,6 +183,9 @@ func (s *Store) survey(now time.Time) (*survey, error) {
 	})
 	if err == nil {
 		s.space.correct(before, found)
+		if !s.recovery.active.Load() {
+			s.packed.blobFiles.Store(blobFiles)
+		}
 	}
 	return sv, err
 }
@@ -159,10 +195,17 @@ func (sv *survey) class(atime time.Time, width time.Duration) int {
 }
 
 // cutoff is the time before which a file's last use must be for it to be
-// evicted, if need bytes shall be freed.
+// evicted, if need bytes shall be freed. It is the same for files and records.
+// It is zero where cleaning the packs is enough.
 func (sv *survey) cutoff(need int64, width time.Duration) time.Time {
+	var files, packed int64
+	if sv.reclaimable(0) >= need {
+		return time.Time{}
+	}
 	for i := ages - 1; i > 0; i-- {
-		if need -= sv.bytes[i]; need <= 0 {
+		files += sv.bytes[i]
+		packed += sv.packed[i]
+		if files+sv.reclaimable(packed) >= need {
 			return sv.from.Add(-time.Duration(i) * max(width, 1))
 		}
 	}
@@ -172,6 +215,9 @@ func (sv *survey) cutoff(need int64, width time.Duration) time.Time {
 // reap removes files last used before cutoff, until need bytes are freed:
 // getdents64, newfstatat for each, unlinkat for those that go.
 func (s *Store) reap(cutoff time.Time, need int64) (freed int64, err error) {
+	if cutoff.IsZero() {
+		return 0, nil
+	}
 	err = s.walk(func(f folder, name string) error {
 		n, err := s.evict(f.path+name, cutoff)
 		if freed += n; freed >= need {

@@ -1,6 +1,8 @@
 package file
 
 import (
+	"errors"
+
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 )
@@ -24,7 +26,7 @@ func (s *Store) Crash() error {
 	s.closeOnce.Do(func() {
 		close(s.closing)
 		s.running.Wait()
-		err = s.lock.Close()
+		err = errors.Join(s.closePacks(), s.lock.Close())
 	})
 	return err
 }
@@ -43,3 +45,6 @@ func ParseEntry(data []byte) (instance string, value []byte, ok bool) {
 	e, ok := parseEntry(data)
 	return e.instance, e.value, ok
 }
+
+// Dir is the directory of s.
+func (s *Store) Dir() string { return s.dir }

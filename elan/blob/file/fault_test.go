@@ -213,7 +213,7 @@ func TestStore_linksKeepOneInode(t *testing.T) {
 func TestNew_refuses(t *testing.T) {
 	foreign, newer := t.TempDir(), t.TempDir()
 	must(t, os.WriteFile(filepath.Join(foreign, "thesis.tex"), nil, 0o600))
-	must(t, os.WriteFile(filepath.Join(newer, "VERSION"), []byte("mettle file store 2\n"), 0o600))
+	must(t, os.WriteFile(filepath.Join(newer, "VERSION"), []byte("mettle file store 3\n"), 0o600))
 	taken := t.TempDir()
 	open(t, file.Options{Dir: taken})
 	for name, c := range map[string]struct {
@@ -224,7 +224,7 @@ func TestNew_refuses(t *testing.T) {
 		"negative_size":     {file.Options{Dir: taken, MaxBytes: -1}, "negative"},
 		"negative_lifetime": {file.Options{Dir: taken, MinLifetime: -1}, "negative"},
 		"foreign_files":     {file.Options{Dir: foreign}, "thesis.tex"},
-		"newer_format":      {file.Options{Dir: newer}, "file store 2"},
+		"newer_format":      {file.Options{Dir: newer}, "file store 3"},
 		"in_use":            {file.Options{Dir: taken}, fmt.Sprintf("in use by process %d", os.Getpid())},
 	} {
 		if s, err := file.New(c.o); err == nil || !strings.Contains(err.Error(), c.want) {

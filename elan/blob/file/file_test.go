@@ -13,6 +13,9 @@ func open(t testing.TB, o file.Options) *file.Store {
 	if o.Dir == "" {
 		o.Dir = t.TempDir()
 	}
+	if o.MaxPackedBytes == 0 {
+		o.MaxPackedBytes = -1 // most tests look at files
+	}
 	s, err := file.New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -33,8 +36,14 @@ func openQuiet(t testing.TB, o file.Options) *file.Store {
 	return s
 }
 
-func options() blobtest.Options {
-	return blobtest.Options{New: func(t testing.TB) blob.Store { return open(t, file.Options{}) }}
+func options(maxPacked int64) blobtest.Options {
+	return blobtest.Options{New: func(t testing.TB) blob.Store { return open(t, file.Options{MaxPackedBytes: maxPacked}) }}
 }
 
-func TestStore(t *testing.T) { blobtest.Run(t, options()) }
+func TestStore(t *testing.T) {
+	for name, maxPacked := range map[string]int64{
+		"files": -1, "packs_of_tiny_blobs": 10, "packs": file.DefaultMaxPackedBytes, "packs_of_large_blobs": 100 << 10,
+	} {
+		t.Run(name, func(t *testing.T) { blobtest.Run(t, options(maxPacked)) })
+	}
+}

@@ -10,7 +10,8 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
-// FindMissing implements blob.Finder: newfstatat for each digest, and at most
+// FindMissing implements blob.Finder: nothing for a small blob, and for a large
+// one newfstatat, and at most
 // once in touchEvery, for each that is there, utimensat; at the end newfstatat
 // of each folder in which one was not there.
 func (s *Store) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
@@ -24,7 +25,10 @@ func (s *Store) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.D
 		if d.IsEmpty() {
 			continue
 		}
-		there, err := s.find(ctx, d, folders)
+		there, mayBeFile, err := s.findPacked(ctx, d)
+		if err == nil && mayBeFile {
+			there, err = s.find(ctx, d, folders)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("find blob %s: %w", d, err)
 		}

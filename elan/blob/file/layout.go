@@ -22,7 +22,8 @@ import (
 const (
 	// version is the content of the VERSION file. A change of the layout that
 	// older code would misread changes the number.
-	version     = "mettle file store 1\n"
+	version     = "mettle file store 2\n"
+	version1    = "mettle file store 1\n" // it had no packs; all else is the same
 	versionFile = "VERSION"
 	lockFile    = "lock"
 	newSuffix   = ".new" // of files about to replace another
@@ -215,7 +216,7 @@ func mkdir(path string) error {
 func (s *Store) checkVersion() error {
 	got, err := os.ReadFile(filepath.Join(s.dir, versionFile))
 	switch {
-	case err == nil && string(got) == version:
+	case err == nil && (string(got) == version || string(got) == version1):
 		return nil
 	case err == nil && len(got) > 0:
 		return fmt.Errorf("its format is %q, this program knows %q", strings.TrimSpace(string(got)), strings.TrimSpace(version))
@@ -227,7 +228,7 @@ func (s *Store) checkVersion() error {
 	if err != nil {
 		return err
 	}
-	ours := []string{versionFile, lockFile, "tmp", "cas", "ac", "quarantine", checkpointFile, checkpointFile + newSuffix, versionFile + newSuffix}
+	ours := []string{versionFile, lockFile, "tmp", "cas", "ac", packsDir, "quarantine", checkpointFile, checkpointFile + newSuffix, versionFile + newSuffix}
 	for _, e := range have {
 		if !slices.Contains(ours, e.Name()) {
 			return fmt.Errorf("it is not a store, and not empty: there is %q", e.Name())

@@ -62,7 +62,19 @@ func (s *Store) link(ctx context.Context, d digest.Digest, dst string, mode blob
 
 // ready sees to it that the file of d in that mode is there and sound.
 func (s *Store) ready(ctx context.Context, d digest.Digest, mode blob.LinkMode) error {
-	err := s.use(ctx, d, blob.LinkRegular)
+	there, mayBeFile, err := s.findPacked(ctx, d)
+	switch {
+	case err != nil:
+		return err
+	case there:
+		if err = s.use(ctx, d, mode); errors.Is(err, blob.ErrNotFound) {
+			return s.makePackedTwin(ctx, d, mode)
+		}
+		return err
+	case !mayBeFile:
+		return blob.ErrNotFound
+	}
+	err = s.use(ctx, d, blob.LinkRegular)
 	if errors.Is(err, blob.ErrNotFound) && d.IsEmpty() {
 		// Nobody needs to have put the empty blob.
 		err = s.putEmpty(ctx, d)
@@ -121,11 +133,11 @@ func (s *Store) renew(ctx context.Context, d digest.Digest, mode blob.LinkMode) 
 // is there by now.
 func (s *Store) replaceBy(ctx context.Context, d digest.Digest, mode blob.LinkMode, onlyNew bool) (bool, error) {
 	path := s.blobPath(d, mode)
-	src, err := s.openBlob(ctx, d)
+	copyIn, err := s.copier(ctx, d)
 	if err != nil {
 		return false, err
 	}
-	defer unix.Close(src) //nolint:errcheck // opened for reading
+	defer copyIn.close()
 	if !s.keys.lock(ctx.Done(), path) {
 		return false, ctx.Err()
 	}
@@ -134,7 +146,7 @@ func (s *Store) replaceBy(ctx context.Context, d digest.Digest, mode blob.LinkMo
 	if onlyNew && unix.Lstat(path, &st) == nil {
 		return false, nil
 	}
-	tmp, err := s.copyToTmp(src, d.Size(), mode)
+	tmp, err := copyIn.toTmp(mode)
 	if err != nil {
 		return false, classify(err)
 	}
@@ -143,6 +155,38 @@ func (s *Store) replaceBy(ctx context.Context, d digest.Digest, mode blob.LinkMo
 		return false, classify(err)
 	}
 	return true, nil
+}
+
+// source is where a copy of a blob is made from: its file, or its bytes.
+type source struct {
+	s    *Store
+	d    digest.Digest
+	fd   int
+	data []byte // nil: fd is open
+}
+
+// copier opens d for copies: pread of a small blob, openat and fstat of others.
+func (s *Store) copier(ctx context.Context, d digest.Digest) (*source, error) {
+	src := &source{s: s, d: d, fd: -1}
+	var err error
+	src.data, err = s.readPacked(ctx, d)
+	if errors.Is(err, blob.ErrNotFound) && !s.onlyPacked(d) {
+		src.fd, err = s.openBlob(ctx, d)
+	}
+	return src, err
+}
+
+func (src *source) toTmp(mode blob.LinkMode) (string, error) {
+	if src.data != nil {
+		return src.s.bytesToTmp(src.data, mode)
+	}
+	return src.s.copyToTmp(src.fd, src.d.Size(), mode)
+}
+
+func (src *source) close() {
+	if src.fd >= 0 {
+		_ = unix.Close(src.fd) // opened for reading
+	}
 }
 
 // copyOut is Link where no hard link can be made.

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/file/pack"
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
@@ -24,17 +25,70 @@ var (
 // on it fails with an error that wraps ErrUnavailable.
 func (s *Store) Blobs(ctx context.Context) iter.Seq2[blob.Info, error] {
 	return func(yield func(blob.Info, error) bool) {
-		err := s.list(ctx, s.casDir, true, func(f folder, name string) error {
-			info, ok := s.info(f, name)
-			if ok && !yield(info, nil) {
-				return errEnough
+		err := s.listPacked(ctx, func(i pack.Info) bool {
+			d, entry, ok := parseKey(i.Key)
+			if entry || !ok {
+				return true
 			}
-			return nil
+			return yield(blob.Info{Digest: d, StoredBytes: i.Bytes + s.twinBytes(d), LastUse: i.LastUse}, nil)
 		})
+		if err == nil {
+			err = s.list(ctx, s.casDir, true, func(f folder, name string) error {
+				info, ok := s.info(f, name)
+				// What is in the packs too was yielded already.
+				if ok && !s.hasPacked(info.Digest) && !yield(info, nil) {
+					return errEnough
+				}
+				return nil
+			})
+		}
+		if errors.Is(err, errEnough) {
+			return
+		}
 		if err != nil {
 			yield(blob.Info{}, fmt.Errorf("list blobs: %w", err))
 		}
 	}
+}
+
+// listPacked calls visit with each record of the packs, until that returns
+// false: errEnough. One that cleaning moves meanwhile may come twice.
+func (s *Store) listPacked(ctx context.Context, visit func(i pack.Info) bool) error {
+	if err := s.listable(ctx, digest.Empty(digest.SHA256)); err != nil || s.packed.store == nil {
+		return err
+	}
+	for i, err := range s.packed.store.All(ctx) {
+		if err != nil {
+			return err
+		}
+		if !visit(i) {
+			return errEnough
+		}
+	}
+	return nil
+}
+
+// twinBytes is what the files of a packed blob take: newfstatat of each.
+func (s *Store) twinBytes(d digest.Digest) (n int64) {
+	for _, mode := range []blob.LinkMode{blob.LinkRegular, blob.LinkExecutable} {
+		var st unix.Stat_t
+		if unix.Lstat(s.blobPath(d, mode), &st) == nil {
+			n += onDisk(st.Size)
+		}
+	}
+	return n
+}
+
+// packedEntryInfo is what is told of a record, if it is a whole entry.
+func packedEntryInfo(i pack.Info) (blob.EntryInfo, bool) {
+	action, isEntry, ok := parseKey(i.Key)
+	e, whole := parseEntry(i.Value)
+	if !ok || !isEntry || !whole {
+		return blob.EntryInfo{}, false
+	}
+	return blob.EntryInfo{
+		Key: blob.EntryKey{Instance: e.instance, Action: action}, Bytes: int64(len(e.value)), LastUse: i.LastUse,
+	}, true
 }
 
 // list walks one of the two trees for somebody from outside. That visit returns
@@ -84,13 +138,22 @@ func (s *Store) info(f folder, name string) (blob.Info, bool) {
 // are written again: their names are not known.
 func (s *Store) EntryInfos(ctx context.Context) iter.Seq2[blob.EntryInfo, error] {
 	return func(yield func(blob.EntryInfo, error) bool) {
-		err := s.list(ctx, s.acDir, false, func(f folder, name string) error {
-			info, ok := entryInfo(f, name)
-			if ok && !yield(info, nil) {
-				return errEnough
-			}
-			return nil
+		err := s.listPacked(ctx, func(i pack.Info) bool {
+			info, ok := packedEntryInfo(i)
+			return !ok || yield(info, nil)
 		})
+		if err == nil {
+			err = s.list(ctx, s.acDir, false, func(f folder, name string) error {
+				info, ok := entryInfo(f, name)
+				if ok && !s.hasPackedEntry(info.Key) && !yield(info, nil) {
+					return errEnough
+				}
+				return nil
+			})
+		}
+		if errors.Is(err, errEnough) {
+			return
+		}
 		if err != nil {
 			yield(blob.EntryInfo{}, fmt.Errorf("list entries: %w", err))
 		}
@@ -164,10 +227,24 @@ func (s *Store) remove(ctx context.Context, d digest.Digest) error {
 		return err
 	}
 	// Moves it to its place first, where a recovery goes on.
-	if err := s.use(ctx, d, blob.LinkRegular); err != nil {
+	there, mayBeFile, err := s.findPacked(ctx, d)
+	if err != nil {
 		return err
 	}
-	if err := s.removeFile(ctx, d, blob.LinkRegular); err != nil {
+	if there {
+		var buf keyBuffer
+		if there, err = s.packed.store.Delete(ctx, appendBlobKey(buf[:0], d)); err != nil {
+			return err
+		}
+	}
+	if mayBeFile {
+		if err := s.use(ctx, d, blob.LinkRegular); err != nil {
+			return err
+		}
+	} else if !there {
+		return blob.ErrNotFound
+	}
+	if err := s.removeFile(ctx, d, blob.LinkRegular); err != nil && (!there || !errors.Is(err, blob.ErrNotFound)) {
 		return err
 	}
 	if err := s.removeFile(ctx, d, blob.LinkExecutable); !errors.Is(err, blob.ErrNotFound) {

@@ -15,6 +15,7 @@ type metrics struct {
 	all                                               []prometheus.Collector
 	evicted, evictedBytes, corrupt, repaired, refused prometheus.Counter
 
+	packsMoved                                         prometheus.Counter
 	scrubbed, scrubbedBytes, scrubCorrupt, scrubFailed prometheus.Counter
 
 	scrubEnded atomic.Int64 // in seconds since 1970
@@ -50,7 +51,12 @@ func newMetrics(reg prometheus.Registerer, s *Store) (*metrics, error) {
 	gauge("used_bytes", "Disk space of the store's files, in whole blocks, with what is being written.", func() float64 { return float64(s.space.state().used) })
 	gauge("files", "Files of blobs and entries, about; executable twins are counted too.", func() float64 { return float64(max(s.space.state().files, 0)) })
 	gauge("free_bytes", "Free disk space as last seen, less what was announced since.", func() float64 { return float64(s.space.state().free) })
-	gauge("max_bytes", "Bound of used_bytes.", func() float64 { return float64(s.space.max) })
+	gauge("packed_records", "Small blobs and entries that share files.", func() float64 { return float64(s.packedRecords()) })
+	gauge("packs_bytes", "Disk space of the segments in which small blobs and entries are.", func() float64 { n, _, _ := s.packsBytes(); return float64(n) })
+	gauge("packs_live_bytes", "The part of packs_bytes that is not waiting to be cleaned.", func() float64 { _, n, _ := s.packsBytes(); return float64(n) })
+	gauge("packs_index_bytes", "Disk space of the index of the packs.", func() float64 { _, _, n := s.packsBytes(); return float64(n) })
+	m.packsMoved = counter("packs_moved_bytes_total", "Bytes of small blobs and entries that were written again so that their segments could be removed.")
+	gauge("max_bytes", "Bound of used_bytes.", func() float64 { return s.space.bound() })
 	gauge("min_lifetime_seconds", "For how long a file stays, at least, after its last use.", s.minLifetime.Seconds)
 	gauge("youngest_evicted_age_seconds", "For how long, at least, any file evicted since the start had not been used. Below min_lifetime_seconds the lifetime contract is broken. +Inf: none was evicted.",
 		func() float64 { return ageSeconds(m.youngest.Load()) })

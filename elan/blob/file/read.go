@@ -14,8 +14,9 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
-// Open implements blob.Opener: openat, fstat, and at most once in touchEvery
-// utimensat. The reader is a *Reader.
+// Open implements blob.Opener: of a large blob openat, fstat, and at most once in
+// touchEvery utimensat; of a small one pread, which reads it whole. The reader is
+// a *Reader.
 func (s *Store) Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error) {
 	if err := s.check(ctx, d); err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", d, err)
@@ -26,7 +27,14 @@ func (s *Store) Open(ctx context.Context, d digest.Digest, offset int64) (io.Rea
 	if d.IsEmpty() {
 		return &Reader{cancelled: ctx.Err, fd: -1}, nil
 	}
-	fd, err := s.openBlob(ctx, d)
+	data, err := s.readPacked(ctx, d)
+	if err == nil {
+		return &Reader{cancelled: ctx.Err, fd: -1, data: data, off: offset, size: d.Size()}, nil
+	}
+	fd := -1
+	if errors.Is(err, blob.ErrNotFound) && !s.onlyPacked(d) {
+		fd, err = s.openBlob(ctx, d)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", d, err)
 	}
@@ -67,7 +75,9 @@ type Reader struct {
 	off, size int64
 
 	mu sync.RWMutex // held while fd is used, so that Close can't let its number go to another file
-	fd int          // -1: closed, or the blob is empty
+	fd int          // -1: closed, or there is no file
+	// data is the blob, where it is no file; nil when it is closed.
+	data []byte
 }
 
 // Read implements io.Reader: pread64.
@@ -91,7 +101,14 @@ func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if r.fd < 0 {
+	switch {
+	case r.data != nil:
+		n := copy(p, r.data[off:])
+		if n < len(p) {
+			return n, io.EOF
+		}
+		return n, nil
+	case r.fd < 0:
 		return 0, errors.New("read from a closed blob")
 	}
 	want := min(int64(len(p)), r.size-off)
@@ -119,6 +136,7 @@ func (r *Reader) Size() int64 { return r.size }
 func (r *Reader) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.data = nil
 	if r.fd < 0 {
 		return nil
 	}

@@ -117,6 +117,9 @@ func (sc *scrubber) pass() {
 // walk looks at the files after the position, in the order of their names. The
 // error is errGivenUp: other trouble is that of a folder or a file.
 func (sc *scrubber) walk() error {
+	if sc.state.After == packsDir {
+		return sc.packs()
+	}
 	folders := sc.s.folders()
 	after := strings.TrimPrefix(sc.state.After, "/")
 	at := slices.IndexFunc(folders, func(f folder) bool {
@@ -136,7 +139,31 @@ func (sc *scrubber) walk() error {
 			sc.s.log.Error("scrubbing a folder", "path", f.path, "error", err)
 		}
 	}
+	sc.state.After = packsDir
+	return sc.packs()
+}
+
+// packs looks at the small blobs and entries that share files. The error is
+// errGivenUp; after it they are begun anew.
+func (sc *scrubber) packs() error {
+	damaged, err := sc.s.verifyPacks(sc.count)
+	sc.bad += damaged
+	sc.s.metrics.scrubCorrupt.Add(float64(damaged))
+	if err == nil || errors.Is(err, errGivenUp) {
+		return err
+	}
+	sc.s.metrics.scrubFailed.Inc()
+	sc.s.log.Error("scrubbing the packs", "error", err)
 	return nil
+}
+
+// count is the pace of reading.
+func (sc *scrubber) count(n int64) bool {
+	ok := sc.pacer.wait(n)
+	if ok {
+		sc.s.metrics.scrubbedBytes.Add(float64(n))
+	}
+	return ok
 }
 
 // folders are those of all blobs, and then of all entries.
@@ -200,20 +227,13 @@ func (sc *scrubber) file(f folder, name string) error {
 		return errGivenUp
 	}
 	m := sc.s.metrics
-	count := func(n int64) bool {
-		ok := sc.pacer.wait(n)
-		if ok {
-			m.scrubbedBytes.Add(float64(n))
-		}
-		return ok
-	}
 	var err error
 	d, mode, ok := parseBlobName(f.fn, name)
 	switch {
 	case !f.cas:
-		err = sc.s.checkEntry(f.path+name, count)
+		err = sc.s.checkEntry(f.path+name, sc.count)
 	case ok:
-		err = sc.s.checkFile(sc.s.closing, d, mode, count)
+		err = sc.s.checkFile(sc.s.closing, d, mode, sc.count)
 	default:
 		return nil // not ours
 	}

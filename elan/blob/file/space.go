@@ -21,6 +21,8 @@ const maxDefaultFree = 2 << 30
 type space struct {
 	dir     string
 	max     int64 // of used; math.MaxInt64 where there is no bound
+	spare   int64 // what is over max for the moment that cleaning a pack takes
+	total   int64 // size of the file system
 	minFree int64
 
 	kick chan struct{} // wakes the goroutine that evicts; one token says all
@@ -55,13 +57,13 @@ func (sp *space) init(dir string, maxBytes, minFree int64) error {
 	}
 	sp.kick = make(chan struct{}, 1)
 	sp.passed = make(chan struct{})
-	total, err := sp.refresh()
-	if err != nil {
+	var err error
+	if sp.total, err = sp.refresh(); err != nil {
 		return err
 	}
 	switch {
 	case minFree == 0:
-		sp.minFree = min(total/20, maxDefaultFree)
+		sp.minFree = min(sp.total/20, maxDefaultFree)
 	case minFree < 0:
 		sp.minFree = 0
 	}
@@ -79,6 +81,14 @@ func (sp *space) refresh() (int64, error) {
 	defer sp.mu.Unlock()
 	sp.free = int64(st.Bavail) * st.Bsize   //nolint:gosec // far below 2^63
 	return int64(st.Blocks) * st.Bsize, nil //nolint:gosec // as above
+}
+
+// bound is what the store takes at most, for people.
+func (sp *space) bound() float64 {
+	if sp.max == math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return float64(sp.max + sp.spare)
 }
 
 // high and low are where eviction begins and ends, so that writers seldom wait
@@ -214,11 +224,16 @@ func (s *Store) reserveBlob(ctx context.Context, d digest.Digest) error {
 // evicting others if that is needed and allowed. The error wraps ErrTooLarge or
 // ErrFull, or is the context's.
 func (s *Store) reserve(ctx context.Context, size int64) error {
-	n := onDisk(size)
 	// What would not fit into the empty store is not worth evicting a byte for.
 	if err := s.space.fits(size); err != nil {
 		return err
 	}
+	return s.reserveBytes(ctx, onDisk(size))
+}
+
+// reserveBytes is reserve for n bytes as they are counted, far fewer than the
+// store has.
+func (s *Store) reserveBytes(ctx context.Context, n int64) error {
 	// A pass may free too little where others write at the same time.
 	for range 3 {
 		if s.space.tryReserve(n) {

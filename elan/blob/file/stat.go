@@ -2,10 +2,12 @@ package file
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/file/pack"
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
@@ -28,6 +30,15 @@ func (s *Store) stat(ctx context.Context, d digest.Digest) (blob.Info, error) {
 	if err := s.listable(ctx, d); err != nil || d.IsEmpty() {
 		return blob.Info{Digest: d}, err
 	}
+	if s.mayBePacked(d) {
+		i, err := s.peekPacked(ctx, d)
+		if err == nil {
+			return blob.Info{Digest: d, StoredBytes: i.Bytes + s.twinBytes(d), LastUse: i.LastUse}, nil
+		}
+		if !errors.Is(err, blob.ErrNotFound) || s.onlyPacked(d) {
+			return blob.Info{}, err
+		}
+	}
 	path := s.blobPath(d, blob.LinkRegular)
 	folderPath, name := filepath.Split(path)
 	info, ok := s.info(folder{path: folderPath, fn: d.Function(), cas: true}, name)
@@ -37,11 +48,33 @@ func (s *Store) stat(ctx context.Context, d digest.Digest) (blob.Info, error) {
 	return info, nil
 }
 
+// peekPacked reads the record of d without using it. Where it is damaged, it is
+// withdrawn, and not found.
+func (s *Store) peekPacked(ctx context.Context, d digest.Digest) (pack.Info, error) {
+	var buf keyBuffer
+	i, err := s.packed.store.Peek(ctx, appendBlobKey(buf[:0], d))
+	if errors.Is(err, blob.ErrCorrupt) {
+		err = fmt.Errorf("%w: %w", blob.ErrNotFound, err)
+	}
+	return i, err
+}
+
 // StatEntry implements blob.EntryStatter: it reads the entry, and leaves its last
 // use as it was.
 func (s *Store) StatEntry(ctx context.Context, k blob.EntryKey) (blob.EntryInfo, error) {
 	if err := s.listable(ctx, k.Action); err != nil {
 		return blob.EntryInfo{}, fmt.Errorf("stat entry %s: %w", k.Action, err)
+	}
+	if s.packed.store != nil {
+		var buf keyBuffer
+		i, err := s.packed.store.Peek(ctx, appendEntryKey(buf[:0], k))
+		if err == nil {
+			if info, ok := packedEntryInfo(i); ok && info.Key == k {
+				return info, nil
+			}
+		} else if !errors.Is(err, blob.ErrNotFound) && !errors.Is(err, blob.ErrCorrupt) {
+			return blob.EntryInfo{}, fmt.Errorf("stat entry %s: %w", k.Action, err)
+		}
 	}
 	path := s.entryPath(k)
 	folderPath, name := filepath.Split(path)

@@ -55,6 +55,10 @@ type Options struct {
 	// MinLifetime is for how long a blob or an entry stays, at least, after its
 	// last use. 0: DefaultMinLifetime.
 	MinLifetime time.Duration
+	// MaxPackedBytes is the size of the largest blob that shares a file with
+	// others; larger ones are files of their own. 0: DefaultMaxPackedBytes.
+	// Negative: each blob is a file, as each is in a store of less than 8 MiB.
+	MaxPackedBytes int64
 	// ScrubBytesPerSecond bounds how fast the store is read in the background to
 	// find what the disk damaged. 0: DefaultScrubBytesPerSecond. Negative: it is
 	// not read.
@@ -92,6 +96,7 @@ type Store struct {
 	space    space
 	full     fullness
 	recovery recovery
+	packed   packed
 	dirty    atomic.Bool // something was committed since the last checkpoint
 
 	counted   chan struct{} // closed when what was there at the start is counted
@@ -164,6 +169,9 @@ func (o *Options) validate() error {
 	case o.MinLifetime < 0:
 		return fmt.Errorf("file store: minimal lifetime %v is negative", o.MinLifetime)
 	}
+	if o.MaxPackedBytes == 0 {
+		o.MaxPackedBytes = DefaultMaxPackedBytes
+	}
 	if o.ScrubBytesPerSecond == 0 {
 		o.ScrubBytesPerSecond = DefaultScrubBytesPerSecond
 	}
@@ -201,8 +209,14 @@ func (s *Store) open(o Options) error {
 	if err := s.space.init(s.dir, o.MaxBytes, o.MinFreeBytes); err != nil {
 		return err
 	}
-	s.metrics, err = newMetrics(o.Registerer, s)
-	return err
+	if s.metrics, err = newMetrics(o.Registerer, s); err != nil {
+		return err
+	}
+	if err := s.openPacks(o); err != nil {
+		s.metrics.unregister()
+		return err
+	}
+	return nil
 }
 
 // Close stops the background work, makes everything durable, and lets others
@@ -213,7 +227,7 @@ func (s *Store) Close() error {
 		close(s.closing)
 		s.running.Wait()
 		s.metrics.unregister()
-		err := s.checkpoint(true)
+		err := errors.Join(s.closePacks(), s.checkpoint(true))
 		s.closeErr = errors.Join(err, s.lock.Close())
 	})
 	return s.closeErr

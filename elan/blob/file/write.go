@@ -23,6 +23,13 @@ func (s *Store) Create(ctx context.Context, d digest.Digest) (blob.Writer, error
 	if d.IsEmpty() || s.have(ctx, d) {
 		return w, nil
 	}
+	if s.packable(d) {
+		pw, err := s.createPacked(ctx, d)
+		if err != nil {
+			return nil, fmt.Errorf("create blob %s: %w", d, err)
+		}
+		return pw, nil
+	}
 	if err := s.reserveBlob(ctx, d); err != nil {
 		return nil, fmt.Errorf("create blob %s: %w", d, err)
 	}
@@ -38,6 +45,10 @@ func (s *Store) Create(ctx context.Context, d digest.Digest) (blob.Writer, error
 
 // have reports whether d is surely there, starting its lifetime anew if so.
 func (s *Store) have(ctx context.Context, d digest.Digest) bool {
+	there, mayBeFile, err := s.findPacked(ctx, d)
+	if there || !mayBeFile || err != nil {
+		return there
+	}
 	var st unix.Stat_t
 	if unix.Lstat(s.blobPath(d, blob.LinkRegular), &st) != nil {
 		return false
@@ -130,6 +141,9 @@ func (w *writer) confirm() error {
 	if w.d.IsEmpty() {
 		return nil
 	}
+	if w.s.hasPacked(w.d) {
+		return nil // Create began its lifetime anew
+	}
 	err := w.s.useDone(w.done, w.d, blob.LinkRegular)
 	switch {
 	case errors.Is(err, errGivenUp):
@@ -173,6 +187,11 @@ func renameNew(from, to string) error {
 // place.
 func (s *Store) settle(size int64) {
 	s.space.settle(onDisk(size))
+	s.soil()
+}
+
+// soil says that something was written that a power failure would take.
+func (s *Store) soil() {
 	if !s.dirty.Load() { // a read shares the cache line, a write does not
 		s.dirty.Store(true)
 	}

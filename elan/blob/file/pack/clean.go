@@ -2,26 +2,25 @@ package pack
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 )
 
-// Survey calls visit with the last use of each record and its bytes, in no
-// order. It must be quick: it is called under a lock that finders wait for. It
+// Survey calls visit with each record's last use, rounded up to a second, and its
+// bytes, in no order. It must be quick: it is called under a lock that finders wait for. It
 // is some 20 ns for each record.
-func (s *Store) Survey(ctx context.Context, visit func(lastUse time.Time, bytes int64)) error {
+func (s *Store) Survey(done <-chan struct{}, visit func(lastUse time.Time, bytes int64)) error {
 	for n := range s.index.shard {
-		if err := s.going(ctx); err != nil {
+		if err := s.going(done); err != nil {
 			return err
 		}
 		sh := &s.index.shard[n]
 		sh.mu.RLock()
 		for i := range sh.t.length() {
 			if l := sh.t.location(i); l.isRecord() && s.segs.holds(l) {
-				visit(time.Unix(int64(sh.t.use(i)), 0), l.bytes())
+				visit(lastUse(sh.t.use(i)), l.bytes())
 			}
 		}
 		sh.mu.RUnlock()
@@ -29,41 +28,42 @@ func (s *Store) Survey(ctx context.Context, visit func(lastUse time.Time, bytes 
 	return nil
 }
 
-func (s *Store) going(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if stopped(s.closing) {
-		return errClosed
+// going is what long work asks between its steps.
+func (s *Store) going(done <-chan struct{}) error {
+	if stopped(done) || stopped(s.closing) {
+		return ErrStopped
 	}
 	return nil
 }
+
+// lastUse is the end of the second that the index recorded.
+func lastUse(seconds uint32) time.Time { return time.Unix(int64(seconds)+1, 0) }
 
 // Count finds out what lives in each segment, if that is not known yet. Clean
 // and the live bytes of Bytes need it.
-func (s *Store) Count(ctx context.Context) error {
-	if err := s.waitRebuilt(ctx); err != nil {
+func (s *Store) Count(done <-chan struct{}) error {
+	if err := s.waitRebuilt(done); err != nil {
 		return err
 	}
-	if err := s.index.count(ctx.Done()); err != nil {
-		return ctx.Err()
-	}
-	return nil
+	return s.index.count(done)
 }
 
 // Evict forgets records that were last used before cutoff, until they are so
-// many bytes. That frees no space: see Clean.
-func (s *Store) Evict(ctx context.Context, cutoff time.Time, maxBytes int64) (records int, bytes int64, err error) {
+// many bytes, and calls evicted, if it is not nil, with each as Survey does. That frees no space: see Clean.
+func (s *Store) Evict(done <-chan struct{}, cutoff time.Time, maxBytes int64, evicted func(lastUse time.Time, bytes int64)) (records int, bytes int64, err error) {
 	for n := range s.index.shard {
-		if err := s.going(ctx); err != nil || bytes >= maxBytes {
+		if err := s.going(done); err != nil || bytes >= maxBytes {
 			return records, bytes, err
 		}
 		sh := &s.index.shard[n]
 		sh.mu.Lock()
 		for i := range sh.t.length() {
 			l := sh.t.location(i)
-			if !l.isRecord() || !time.Unix(int64(sh.t.use(i)), 0).Before(cutoff) {
+			if !l.isRecord() || !lastUse(sh.t.use(i)).Before(cutoff) {
 				continue
+			}
+			if evicted != nil {
+				evicted(lastUse(sh.t.use(i)), l.bytes())
 			}
 			sh.drop(&s.segs, i)
 			records++
@@ -83,14 +83,14 @@ func (s *Store) Evict(ctx context.Context, cutoff time.Time, maxBytes int64) (re
 // each is looked at once. It returns how many bytes fewer the segments have, and
 // how many were moved. What was moved is on the disk before what it was moved
 // from is removed: fdatasync.
-func (s *Store) Clean(ctx context.Context, need int64, maxLive float64) (freed, moved int64, err error) {
-	if err := s.Count(ctx); err != nil {
+func (s *Store) Clean(done <-chan struct{}, need int64, maxLive float64) (freed, moved int64, err error) {
+	if err := s.Count(done); err != nil {
 		return 0, 0, err
 	}
 	s.cleaning.Lock()
 	defer s.cleaning.Unlock()
 	for _, seg := range s.sealed() {
-		if err := s.going(ctx); err != nil {
+		if err := s.going(done); err != nil {
 			return freed, moved, err
 		}
 		live, size := seg.live.Load(), seg.size.Load()

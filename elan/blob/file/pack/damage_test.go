@@ -57,12 +57,12 @@ func TestStore_damagedRecord(t *testing.T) {
 				overwrite(t, path, []byte{^data[off+c.at]}, off+c.at)
 				switch how {
 				case "verify":
-					v, err := s.Verify(t.Context(), noPace)
+					v, err := s.Verify(t.Context().Done(), noPace)
 					if err != nil || v.Damaged != 1 || v.Records != 99 || len(damaged) != 1 {
 						t.Errorf("verify: %+v, %v, told of %d", v, err, len(damaged))
 					}
 				case "clean":
-					_, _, err := s.Clean(t.Context(), 1<<40, 1)
+					_, _, err := s.Clean(t.Context().Done(), 1<<40, 1)
 					must(t, err)
 				case "power_loss":
 					must(t, s.Close())
@@ -185,9 +185,9 @@ func TestStore_garbledSlots(t *testing.T) {
 			put(t, s, n)
 			wantValue(t, s, key(n), value(n))
 		}
-		_, _, err = s.Evict(t.Context(), time.Now().Add(time.Hour), 1<<20)
+		_, _, err = s.Evict(t.Context().Done(), time.Now().Add(time.Hour), 1<<20, nil)
 		must(t, err)
-		_, _, err = s.Clean(t.Context(), 1<<20, 1)
+		_, _, err = s.Clean(t.Context().Done(), 1<<20, 1)
 		must(t, err)
 	}
 }
@@ -254,11 +254,11 @@ func TestStore_lastUseSurvivesPowerLoss(t *testing.T) {
 	must(t, os.Remove(indexFiles(t, o.Dir)[0]))
 	o.Untrusted = true
 	s = open(t, o)
-	must(t, s.Count(t.Context()))
+	must(t, s.Count(t.Context().Done()))
 	old, now := 0, 0
-	must(t, s.Survey(t.Context(), func(use time.Time, _ int64) {
+	must(t, s.Survey(t.Context().Done(), func(use time.Time, _ int64) {
 		switch {
-		case use.Unix() == 1_000_000:
+		case use.Unix() == 1_000_001:
 			old++
 		case time.Since(use) < time.Hour:
 			now++

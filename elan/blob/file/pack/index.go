@@ -62,6 +62,7 @@ func openIndex(dir string, check uint64, segs *segments, grew func(int64)) (*ind
 		}
 		ix.shard[n].t = t
 		ix.bytes.Add(t.bytes())
+		grew(t.bytes())
 	}
 	return ix, nil
 }
@@ -253,7 +254,7 @@ func (sh *shard) drop(segs *segments, i uint64) {
 func (ix *index) count(done <-chan struct{}) error {
 	for n := range ix.shard {
 		if stopped(done) {
-			return errStopped
+			return ErrStopped
 		}
 		ix.shard[n].count(ix.segs)
 	}

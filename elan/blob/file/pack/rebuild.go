@@ -71,7 +71,7 @@ func (s *Store) rebuild(segs []*segment, oldDir string) {
 			records++
 			return s.restore(l, p)
 		})
-		if errors.Is(err, errStopped) {
+		if errors.Is(err, ErrStopped) {
 			return
 		}
 		if err != nil {
@@ -122,8 +122,8 @@ func (s *Store) restore(l location, p *parsed) error {
 
 // writtenAt is when the record at l, which is in the index, was written.
 func (s *Store) writtenAt(l location) (int64, error) {
-	raw, err := s.read(l)
-	if err != nil {
+	raw := make([]byte, headerBytes)
+	if err := s.read(l, raw); err != nil {
 		return 0, fmt.Errorf("%w: %w", blob.ErrUnavailable, err)
 	}
 	return int64(binary.LittleEndian.Uint64(raw[8:])), nil //nolint:gosec // written as it was
@@ -133,6 +133,22 @@ func (s *Store) writtenAt(l location) (int64, error) {
 func (ix *index) lastUse(h hashed) (uint32, bool) {
 	_, use, ok := ix.look(h)
 	return use, ok
+}
+
+// peek is find without a use.
+func (ix *index) peek(h hashed) (location, uint32, error) {
+	sh, _ := ix.of(h)
+	sh.mu.RLock()
+	closed := sh.closed
+	sh.mu.RUnlock()
+	if closed {
+		return noRecord, 0, errClosed
+	}
+	l, use, ok := ix.look(h)
+	if !ok || !ix.segs.holds(l) {
+		return noRecord, 0, nil
+	}
+	return l, use, nil
 }
 
 // look returns where h is and when it was last used, and is no use.

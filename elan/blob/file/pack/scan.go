@@ -12,7 +12,7 @@ import (
 // until visit fails: fstat, pread64 of 1 MiB each. Where there is none, it looks
 // for the next one at every multiple of 8. The slices that visit is given are
 // its own only until it returns. The error is errGone where the segment is
-// removed, errStopped when the store is closed, wraps blob.ErrUnavailable, or is
+// removed, ErrStopped when the store is closed, wraps blob.ErrUnavailable, or is
 // that of visit.
 func (s *Store) scan(seg *segment, visit func(l location, p *parsed, raw []byte) error) error {
 	fd, err := s.segs.acquire(seg)
@@ -30,7 +30,7 @@ func (s *Store) scan(seg *segment, visit func(l location, p *parsed, raw []byte)
 	for off, size := firstRecord, min(seg.size.Load(), st.Size); off < size; {
 		if int64(len(buf)) < min(MaxRecordBytes, size-off) {
 			if stopped(s.closing) {
-				return errStopped
+				return ErrStopped
 			}
 			buf = (*pooled)[:min(bufferBytes, size-off)]
 			if err := preadFull(fd, buf, off); errors.Is(err, io.ErrUnexpectedEOF) {

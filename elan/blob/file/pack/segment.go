@@ -81,6 +81,7 @@ func (ss *segments) load(dir string) error {
 		// Records begin at multiples of 8 whatever a full disk left.
 		seg.size.Store(min(max((info.Size()+recordAlign-1)&^(recordAlign-1), firstRecord), MaxSegmentBytes))
 		all[seg.id] = seg
+		ss.grew(seg.size.Load())
 		ss.next = max(ss.next, seg.id+1)
 	}
 	ss.current.Store(&all)

@@ -43,9 +43,10 @@ type Options struct {
 	// Untrusted: the machine went down while the store was in use, so that the
 	// index may not be right, and is made anew from the segments.
 	Untrusted bool
-	// Grew is called whenever the files became larger or, with a negative
-	// number, smaller by so many bytes for another reason than the records that
-	// Put took: the index grew, a segment began, Clean moved records. It must be quick. nil: nobody is told.
+	// Grew is called with the bytes of the files that are there, and whenever
+	// they became more, or with a negative number fewer, for another reason than
+	// the records that Put took: the index grew, a segment began, Clean moved
+	// records. It must be quick. nil: nobody is told.
 	Grew func(bytes int64)
 	// Damaged is called with a copy of what stands in place of a record that was
 	// found to be damaged, after it was withdrawn. nil: nobody is told.
@@ -197,16 +198,27 @@ func (s *Store) Rebuilt() <-chan struct{} { return s.rebuilt }
 
 func (s *Store) isRebuilt() bool { return stopped(s.rebuilt) }
 
-// waitRebuilt waits until the index has all that is there.
-func (s *Store) waitRebuilt(ctx context.Context) error {
+// waitRebuilt waits until the index has all that is there. The error is
+// ErrStopped.
+func (s *Store) waitRebuilt(done <-chan struct{}) error {
 	select {
 	case <-s.rebuilt:
 		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-done:
 	case <-s.closing:
-		return errClosed
 	}
+	return ErrStopped
+}
+
+// waitRebuiltFor is waitRebuilt for those who have a context.
+func (s *Store) waitRebuiltFor(ctx context.Context) error {
+	if s.waitRebuilt(ctx.Done()) == nil {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errClosed
 }
 
 // Bytes are the sizes of the files: of the segments, of the records in them
@@ -235,7 +247,7 @@ func (s *Store) find(ctx context.Context, h hashed) (location, error) {
 	if err != nil || l.isRecord() || known {
 		return l, err
 	}
-	if err := s.waitRebuilt(ctx); err != nil {
+	if err := s.waitRebuiltFor(ctx); err != nil {
 		return noRecord, err
 	}
 	return s.index.find(h, nowSeconds(), s.staleAfter)
@@ -245,7 +257,7 @@ func (s *Store) find(ctx context.Context, h hashed) (location, error) {
 // was.
 func (s *Store) Delete(ctx context.Context, key []byte) (bool, error) {
 	// A record that was not seen yet would come back.
-	if err := s.waitRebuilt(ctx); err != nil {
+	if err := s.waitRebuiltFor(ctx); err != nil {
 		return false, err
 	}
 	l, ok := s.index.remove(s.secret.hash(key), noRecord)

@@ -2,7 +2,6 @@ package pack_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -127,7 +126,7 @@ func TestStore_model(t *testing.T) {
 				delete(m.want, k)
 			},
 			"clean": func(rt *rapid.T) {
-				_, _, err := m.s.Clean(t.Context(), rapid.Int64Range(1, 1<<16).Draw(rt, "need"), rapid.Float64Range(0, 1).Draw(rt, "live"))
+				_, _, err := m.s.Clean(t.Context().Done(), rapid.Int64Range(1, 1<<16).Draw(rt, "need"), rapid.Float64Range(0, 1).Draw(rt, "live"))
 				must(t, err)
 			},
 			"restart":    func(*rapid.T) { m.reopen(false) },
@@ -229,10 +228,10 @@ func TestStore_concurrent(t *testing.T) {
 	}
 	wg.Go(func() {
 		for range 20 {
-			if _, _, err := s.Clean(t.Context(), 1<<20, 0.95); err != nil {
+			if _, _, err := s.Clean(t.Context().Done(), 1<<20, 0.95); err != nil {
 				t.Error(err)
 			}
-			if v, err := s.Verify(t.Context(), noPace); err != nil || v.Damaged > 0 {
+			if v, err := s.Verify(t.Context().Done(), noPace); err != nil || v.Damaged > 0 {
 				t.Errorf("verify: %+v, %v", v, err)
 			}
 		}
@@ -243,7 +242,7 @@ func TestStore_concurrent(t *testing.T) {
 	}
 }
 
-func noPace(context.Context, int64) error { return nil }
+func noPace(int64) error { return nil }
 
 // TestStore_bytes: what is told of the sizes is what the files have.
 func TestStore_bytes(t *testing.T) {
@@ -254,14 +253,14 @@ func TestStore_bytes(t *testing.T) {
 		must(t, err)
 		told += b
 	}
-	must(t, s.Count(t.Context()))
+	must(t, s.Count(t.Context().Done()))
 	wantBytes(t, s, dir, told)
 	_, live, _ := s.Bytes()
-	records, bytes, err := s.Evict(t.Context(), time.Now().Add(time.Hour), live/2)
+	records, bytes, err := s.Evict(t.Context().Done(), time.Now().Add(time.Hour), live/2, nil)
 	if err != nil || bytes < live/2 || bytes > live/2+2000 || records < 100 || records > 200 {
 		t.Errorf("evicted %d records of %d bytes, %v", records, bytes, err)
 	}
-	freed, moved, err := s.Clean(t.Context(), 1<<40, 0.99)
+	freed, moved, err := s.Clean(t.Context().Done(), 1<<40, 0.99)
 	if err != nil || freed < live/3 || moved == 0 || moved > live-bytes {
 		t.Errorf("freed %d, moved %d, %v", freed, moved, err)
 	}
@@ -312,11 +311,11 @@ func TestStore_Evict_oldest(t *testing.T) {
 		}
 		put(t, s, 5) // again
 		ages := map[time.Duration]int{}
-		must(t, s.Survey(t.Context(), func(use time.Time, _ int64) { ages[time.Since(use)]++ }))
+		must(t, s.Survey(t.Context().Done(), func(use time.Time, _ int64) { ages[time.Since(use)+time.Second]++ }))
 		if diff := cmp.Diff(map[time.Duration]int{0: 4, time.Hour: 7}, ages); diff != "" {
 			t.Errorf("survey: -want +got:\n%s", diff)
 		}
-		if n, _, err := s.Evict(t.Context(), time.Now(), 1<<40); n != 7 || err != nil {
+		if n, _, err := s.Evict(t.Context().Done(), time.Now(), 1<<40, nil); n != 7 || err != nil {
 			t.Errorf("%d evicted, %v; want 7", n, err)
 		}
 		for n := range 11 {
@@ -403,11 +402,11 @@ func TestStore_Clean_syncs(t *testing.T) {
 	o := pack.Options{Dir: t.TempDir(), SegmentBytes: 4 << 10}
 	s := open(t, o)
 	put(t, s, upTo(100)...)
-	_, _, err := s.Evict(t.Context(), time.Now().Add(time.Hour), 8_000)
+	_, _, err := s.Evict(t.Context().Done(), time.Now().Add(time.Hour), 8_000, nil)
 	must(t, err)
 	before, failed := len(segmentFiles(t, o.Dir)), errors.New("sync failed")
 	s.SetSync(func(int) error { return failed })
-	if freed, _, err := s.Clean(t.Context(), 1<<20, 0.9); freed > 0 || !errors.Is(err, blob.ErrUnavailable) {
+	if freed, _, err := s.Clean(t.Context().Done(), 1<<20, 0.9); freed > 0 || !errors.Is(err, blob.ErrUnavailable) {
 		t.Errorf("freed %d, %v; want nothing, and ErrUnavailable", freed, err)
 	}
 	if now := len(segmentFiles(t, o.Dir)); now < before {
@@ -415,7 +414,7 @@ func TestStore_Clean_syncs(t *testing.T) {
 	}
 	synced := 0
 	s.SetSync(func(int) error { synced++; return nil })
-	_, _, err = s.Clean(t.Context(), 1<<20, 0.9)
+	_, _, err = s.Clean(t.Context().Done(), 1<<20, 0.9)
 	must(t, err)
 	if after := len(segmentFiles(t, o.Dir)); synced == 0 || after >= before {
 		t.Errorf("%d syncs; %d segments, %d before", synced, after, before)

@@ -23,8 +23,9 @@ var (
 	smallBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 20<<10); return &b }}
 )
 
-// errStopped says that a done channel was closed before the work was.
-var errStopped = errors.New("stopped")
+// ErrStopped says that a done channel, or the store, was closed before the work
+// was done.
+var ErrStopped = errors.New("stopped")
 
 // classify wraps an error of the operating system, about the packs' own files,
 // in its class.

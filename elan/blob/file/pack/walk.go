@@ -27,11 +27,11 @@ var errEnough = errors.New("enough")
 // moves, may be left out or come twice. An error ends it.
 func (s *Store) All(ctx context.Context) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		if err := s.waitRebuilt(ctx); err != nil {
+		if err := s.waitRebuiltFor(ctx); err != nil {
 			yield(Info{}, err)
 			return
 		}
-		err := s.walk(ctx, func(l location, p *parsed, _ []byte) error {
+		err := s.walk(ctx.Done(), func(l location, p *parsed, _ []byte) error {
 			use, ok := s.index.at(s.secret.hash(p.Key), l)
 			if !ok || p.dead {
 				return nil
@@ -42,19 +42,25 @@ func (s *Store) All(ctx context.Context) iter.Seq2[Info, error] {
 			}
 			return nil
 		}, nil)
-		if err != nil && !errors.Is(err, errEnough) {
+		switch {
+		case err == nil, errors.Is(err, errEnough):
+		case errors.Is(err, ErrStopped) && ctx.Err() != nil:
+			yield(Info{}, ctx.Err())
+		case errors.Is(err, ErrStopped):
+			yield(Info{}, errClosed)
+		default:
 			yield(Info{}, err)
 		}
 	}
 }
 
 // walk scans each segment, and calls after, if it is not nil, when it did.
-func (s *Store) walk(ctx context.Context, visit func(location, *parsed, []byte) error, after func(*segment) error) error {
+func (s *Store) walk(done <-chan struct{}, visit func(location, *parsed, []byte) error, after func(*segment) error) error {
 	all := s.segs.all()
 	for _, id := range slices.Sorted(maps.Keys(all)) {
 		err := s.scan(all[id], func(l location, p *parsed, raw []byte) error {
-			if err := ctx.Err(); err != nil {
-				return err
+			if stopped(done) {
+				return ErrStopped
 			}
 			return visit(l, p, raw)
 		})
@@ -62,7 +68,7 @@ func (s *Store) walk(ctx context.Context, visit func(location, *parsed, []byte) 
 			err = after(all[id])
 		}
 		if err == nil {
-			err = s.going(ctx) // an empty segment too
+			err = s.going(done) // an empty segment too
 		}
 		if err != nil && !errors.Is(err, errGone) {
 			return fmt.Errorf("read segment %d: %w", id, err)
@@ -82,13 +88,13 @@ type Verified struct {
 // is withdrawn, and Options.Damaged told. Before it goes on, after each MiB or
 // so, it calls pace with how many bytes it read; pace waits as long as is good,
 // and its error ends Verify. What Clean moves meanwhile may be left out.
-func (s *Store) Verify(ctx context.Context, pace func(ctx context.Context, bytes int64) error) (Verified, error) {
+func (s *Store) Verify(done <-chan struct{}, pace func(bytes int64) error) (Verified, error) {
 	var v Verified
-	if err := s.Count(ctx); err != nil {
+	if err := s.Count(done); err != nil {
 		return v, err
 	}
 	var live, unpaced int64 // of this segment; since pace was called
-	err := s.walk(ctx, func(l location, p *parsed, _ []byte) error {
+	err := s.walk(done, func(l location, p *parsed, _ []byte) error {
 		if _, ok := s.index.at(s.secret.hash(p.Key), l); ok && !p.dead {
 			v.Records++
 			v.Bytes += p.bytes
@@ -99,7 +105,7 @@ func (s *Store) Verify(ctx context.Context, pace func(ctx context.Context, bytes
 		}
 		n := unpaced
 		unpaced = 0
-		return pace(ctx, n)
+		return pace(n)
 	}, func(seg *segment) error {
 		want := seg.live.Load()
 		found := live
@@ -107,7 +113,7 @@ func (s *Store) Verify(ctx context.Context, pace func(ctx context.Context, bytes
 		if found >= want {
 			return nil
 		}
-		n, err := s.verifySlots(ctx, seg)
+		n, err := s.verifySlots(done, seg)
 		v.Damaged += n
 		return err
 	})
@@ -116,7 +122,7 @@ func (s *Store) Verify(ctx context.Context, pace func(ctx context.Context, bytes
 
 // verifySlots reads the records of seg that the index knows, one by one, where
 // a scan found fewer: some have come meanwhile, or something is damaged.
-func (s *Store) verifySlots(ctx context.Context, seg *segment) (damaged int64, err error) {
+func (s *Store) verifySlots(done <-chan struct{}, seg *segment) (damaged int64, err error) {
 	type slot struct {
 		h hashed
 		l location
@@ -133,7 +139,7 @@ func (s *Store) verifySlots(ctx context.Context, seg *segment) (damaged int64, e
 		}
 		sh.mu.RUnlock()
 		for _, at := range slots {
-			if err := s.going(ctx); err != nil {
+			if err := s.going(done); err != nil {
 				return damaged, err
 			}
 			ok, err := s.verifySlot(at.h, at.l)
@@ -151,7 +157,8 @@ func (s *Store) verifySlots(ctx context.Context, seg *segment) (damaged int64, e
 // verifySlot reports whether the record of h is right, if it still is at l, and
 // withdraws it otherwise.
 func (s *Store) verifySlot(h hashed, l location) (bool, error) {
-	raw, err := s.read(l)
+	raw := make([]byte, l.bytes())
+	err := s.read(l, raw)
 	if errors.Is(err, errGone) {
 		return true, nil
 	}
