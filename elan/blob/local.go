@@ -3,6 +3,7 @@ package blob
 import (
 	"context"
 	"os"
+	"time"
 
 	"github.com/mettle-build/mettle/elan/digest"
 )
@@ -51,7 +52,10 @@ type SpaceAdopter interface {
 type Auditor interface {
 	// Audit compares what can be seen from outside (mode, owner, size and
 	// modification time) of the linked file of d in the given mode with what
-	// Link left. Where they differ, it withdraws the blob, so that nobody reads
-	// wrong bytes, and returns an error that wraps ErrCorrupt.
-	Audit(ctx context.Context, d digest.Digest, mode LinkMode) error
+	// Link left. Where they differ, or did since the time linked, which is
+	// before Link was called, it returns an error that wraps ErrCorrupt, after
+	// it withdrew the file, so that nobody reads wrong bytes; the blob goes with
+	// it unless the store has it elsewhere. Where the file is not there any
+	// more, the error wraps ErrNotFound.
+	Audit(ctx context.Context, d digest.Digest, mode LinkMode, linked time.Time) error
 }

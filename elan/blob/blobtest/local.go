@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
@@ -191,16 +192,17 @@ func testAuditor(t *testing.T, o Options) {
 				a, _ := blob.As[blob.Auditor](s)
 				l, _ := blob.As[blob.Linker](s)
 				d, dst := Put(t, s, digest.SHA256, data), filepath.Join(t.TempDir(), "f")
+				linked := time.Now()
 				if err := l.Link(t.Context(), d, dst, mode); err != nil {
 					t.Fatal(err)
 				}
-				if err := a.Audit(t.Context(), d, mode); err != nil {
+				if err := a.Audit(t.Context(), d, mode, linked); err != nil {
 					t.Fatalf("nothing was changed: %v", err)
 				}
 				if err := c.tamper(dst); err != nil {
 					t.Fatal(err)
 				}
-				if err := a.Audit(t.Context(), d, mode); !errors.Is(err, blob.ErrCorrupt) {
+				if err := a.Audit(t.Context(), d, mode, linked); !errors.Is(err, blob.ErrCorrupt) {
 					t.Errorf("audit: %v, want ErrCorrupt", err)
 				}
 				// Put again, it is there and right, in both modes.
@@ -215,6 +217,13 @@ func testAuditor(t *testing.T, o Options) {
 					perm = 0o555
 				}
 				wantFile(t, again, data, perm)
+				// Who linked it before is told still, who linked it now is not.
+				if err := a.Audit(t.Context(), d, mode, linked); !errors.Is(err, blob.ErrCorrupt) {
+					t.Errorf("audit of the first link, after a second: %v, want ErrCorrupt", err)
+				}
+				if err := a.Audit(t.Context(), d, mode, time.Now()); err != nil {
+					t.Errorf("audit of the second link: %v", err)
+				}
 			})
 		}
 	}

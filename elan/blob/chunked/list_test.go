@@ -74,7 +74,7 @@ func TestLink(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if err := c.Audit(t.Context(), d, blob.LinkRegular); err != nil {
+	if err := c.Audit(t.Context(), d, blob.LinkRegular, time.Now()); err != nil {
 		t.Error(err)
 	}
 	wantBlob(t, s, d, data) // a whole by now

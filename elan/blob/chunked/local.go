@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
@@ -90,6 +91,6 @@ func (l *Local) AdoptIn(ctx context.Context, space digest.Space, fn digest.Funct
 }
 
 // Audit implements blob.Auditor.
-func (l *Local) Audit(ctx context.Context, d digest.Digest, mode blob.LinkMode) error {
-	return l.local.Audit(ctx, d, mode) //nolint:wrapcheck // the store's own words
+func (l *Local) Audit(ctx context.Context, d digest.Digest, mode blob.LinkMode, linked time.Time) error {
+	return l.local.Audit(ctx, d, mode, linked) //nolint:wrapcheck // the store's own words
 }

@@ -98,7 +98,7 @@ func TestStore_tampering(t *testing.T) {
 					t.Errorf("use %d: %v", i, err)
 				case c.stays:
 					wantRight(t, s, d)
-					must(t, s.Audit(t.Context(), d, blob.LinkRegular))
+					must(t, s.Audit(t.Context(), d, blob.LinkRegular, time.Now()))
 				case !errors.Is(err, blob.ErrNotFound):
 					t.Errorf("use %d: %v, want ErrNotFound", i, err)
 				default:
@@ -130,7 +130,7 @@ func TestStore_trouble(t *testing.T) {
 		"open":         func() error { _, err := s.Open(t.Context(), d, 0); return err },
 		"put":          func() error { _, err := put(t, s, 2); return err },
 		"link":         func() error { return s.Link(t.Context(), d, filepath.Join(t.TempDir(), "f"), blob.LinkExecutable) },
-		"audit":        func() error { return s.Audit(t.Context(), d, blob.LinkRegular) },
+		"audit":        func() error { return s.Audit(t.Context(), d, blob.LinkRegular, time.Now()) },
 		"entry":        func() error { _, err := s.Entry(t.Context(), k); return err },
 		"put_entry":    func() error { return s.PutEntry(t.Context(), k, []byte("v")) },
 		"delete_entry": func() error { return s.DeleteEntry(t.Context(), k) },
@@ -155,7 +155,7 @@ func TestStore_tooManyLinks(t *testing.T) {
 		for _, mode := range []blob.LinkMode{blob.LinkRegular, blob.LinkExecutable} {
 			dst := filepath.Join(dir, fmt.Sprint(i, "-", mode))
 			must(t, s.Link(t.Context(), d, dst, mode))
-			must(t, s.Audit(t.Context(), d, mode))
+			must(t, s.Audit(t.Context(), d, mode, time.Now()))
 			if data, err := os.ReadFile(dst); err != nil || digest.Of(digest.SHA256, data) != d {
 				t.Fatalf("link %d: error %v", i, err)
 			}

@@ -42,7 +42,7 @@ func options(maxPacked int64) blobtest.Options {
 
 func TestStore(t *testing.T) {
 	for name, maxPacked := range map[string]int64{
-		"files": -1, "packs_of_tiny_blobs": 10, "packs": file.DefaultMaxPackedBytes, "packs_of_large_blobs": 100 << 10,
+		"files": -1, "packs_of_tiny_blobs": 10, "packs": 100 << 10,
 	} {
 		t.Run(name, func(t *testing.T) { blobtest.Run(t, options(maxPacked)) })
 	}

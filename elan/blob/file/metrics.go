@@ -51,7 +51,7 @@ func newMetrics(reg prometheus.Registerer, s *Store) (*metrics, error) {
 	gauge("used_bytes", "Disk space of the store's files, in whole blocks, with what is being written.", func() float64 { return float64(s.space.state().used) })
 	gauge("files", "Files of blobs and entries, about; executable twins are counted too.", func() float64 { return float64(max(s.space.state().files, 0)) })
 	gauge("free_bytes", "Free disk space as last seen, less what was announced since.", func() float64 { return float64(s.space.state().free) })
-	gauge("packed_records", "Small blobs and entries that share files.", func() float64 { return float64(s.packedRecords()) })
+	gauge("packed", "Small blobs and entries that share files.", func() float64 { return float64(s.packedRecords()) })
 	gauge("packs_bytes", "Disk space of the segments in which small blobs and entries are.", func() float64 { n, _, _ := s.packsBytes(); return float64(n) })
 	gauge("packs_live_bytes", "The part of packs_bytes that is not waiting to be cleaned.", func() float64 { _, n, _ := s.packsBytes(); return float64(n) })
 	gauge("packs_index_bytes", "Disk space of the index of the packs.", func() float64 { _, _, n := s.packsBytes(); return float64(n) })

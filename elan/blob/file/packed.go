@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -76,7 +78,7 @@ func (s *Store) openPacks(o Options) error {
 	var err error
 	p.store, err = pack.New(pack.Options{
 		Dir: s.dir + "/" + packsDir, SegmentBytes: segment, TouchEvery: s.touchEvery, Untrusted: s.recovery.untrusted,
-		Grew: s.space.add, Damaged: s.quarantineRecord, Logger: s.log,
+		Grew: s.space.grow, Damaged: s.quarantineRecord, Logger: s.log,
 	})
 	return err
 }
@@ -168,7 +170,7 @@ func (s *Store) storePacked(ctx context.Context, d digest.Digest, data []byte) e
 		s.space.cancel(n)
 		return s.refuse(err)
 	}
-	s.space.settle(n)
+	s.space.settleBytes(n)
 	return nil
 }
 
@@ -188,13 +190,17 @@ func (s *Store) quarantineRecord(raw []byte) {
 
 // packWriter is a small blob being written.
 type packWriter struct {
-	s        *Store
-	ctxErr   func() error // of the context that bounds the writing
-	d        digest.Digest
+	s      *Store
+	ctxErr func() error // of the context that bounds the writing
+	d      digest.Digest
+
+	mu       sync.Mutex // guards what follows: ReadAt may be called beside Write
 	data     []byte
 	reserved int64 // bytes for which space is counted; 0 when they are written
 	closed   bool
 }
+
+var _ io.ReaderAt = (*packWriter)(nil)
 
 // createPacked is Create of a small blob: no system call until Commit, which is
 // pwrite.
@@ -210,6 +216,8 @@ func (w *packWriter) Write(p []byte) (int, error) {
 	if err := w.ctxErr(); err != nil {
 		return 0, err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.closed {
 		return 0, errors.New("write to a closed blob")
 	}
@@ -221,6 +229,24 @@ func (w *packWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// ReadAt implements io.ReaderAt, as that of a large blob does.
+func (w *packWriter) ReadAt(p []byte, off int64) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return 0, errors.New("read of a blob that is not being written")
+	}
+	if off >= int64(len(w.data)) {
+		return 0, io.EOF
+	}
+	n := copy(p, w.data[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// Commit makes the blob visible: pwrite. Nobody else uses w meanwhile.
 func (w *packWriter) Commit() error {
 	if err := w.ctxErr(); err != nil {
 		return err
@@ -234,12 +260,14 @@ func (w *packWriter) Commit() error {
 	if err := w.s.putPacked(w.d, w.data); err != nil {
 		return w.s.refuse(err)
 	}
-	w.s.space.settle(w.reserved)
+	w.s.space.settleBytes(w.reserved)
 	w.reserved = 0
 	return nil
 }
 
 func (w *packWriter) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.closed = true
 	if w.reserved > 0 {
 		w.s.space.cancel(w.reserved)

@@ -143,7 +143,7 @@ func TestStore_packedTwin(t *testing.T) {
 		link := func(name string) string {
 			dst := filepath.Join(dir, fmt.Sprint(name, mode))
 			must(t, s.Link(t.Context(), d, dst, mode))
-			must(t, s.Audit(t.Context(), d, mode))
+			must(t, s.Audit(t.Context(), d, mode, time.Now()))
 			return dst
 		}
 		first, second := link("first"), link("second")
@@ -155,7 +155,7 @@ func TestStore_packedTwin(t *testing.T) {
 			t.Errorf("two links of one inode: %v; %d bytes more, want %d", os.SameFile(a, b), s.Used()-before, block)
 		}
 		must(t, errors.Join(os.Chmod(first, 0o600), os.WriteFile(first, make([]byte, block), 0)))
-		if err := s.Audit(t.Context(), d, mode); !errors.Is(err, blob.ErrCorrupt) {
+		if err := s.Audit(t.Context(), d, mode, time.Now()); !errors.Is(err, blob.ErrCorrupt) {
 			t.Errorf("audit: %v, want ErrCorrupt", err)
 		}
 		wantRight(t, s, d)

@@ -53,7 +53,7 @@ func (s *Store) putPackedEntry(ctx context.Context, k blob.EntryKey, data []byte
 		s.space.cancel(n)
 		return s.refuse(err)
 	}
-	s.space.settle(n)
+	s.space.settleBytes(n)
 	s.soil()
 	if files {
 		return s.removeEntryFile(k.Action.Function(), path)

@@ -100,14 +100,26 @@ func (sp *space) low() int64  { return sp.max - sp.max/10 }
 func (sp *space) add(n int64) {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
-	sp.used += n
-	sp.free -= n
-	sp.moved += max(n, -n)
+	sp.addBytes(n)
 	if n < 0 {
 		sp.files--
 	} else {
 		sp.files++
 	}
+}
+
+// addBytes counts n bytes that are no file of their own. The caller holds mu.
+func (sp *space) addBytes(n int64) {
+	sp.used += n
+	sp.free -= n
+	sp.moved += max(n, -n)
+}
+
+// grow counts n bytes by which the packs are larger, room or not.
+func (sp *space) grow(n int64) {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.addBytes(n)
 }
 
 // release takes back a file of n bytes that is gone.
@@ -137,6 +149,14 @@ func (sp *space) settle(n int64) {
 	sp.pending -= n
 	sp.moved += n
 	sp.files++
+}
+
+// settleBytes is settle for what is no file of its own.
+func (sp *space) settleBytes(n int64) {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.pending -= n
+	sp.moved += n
 }
 
 func (sp *space) cancel(n int64) {

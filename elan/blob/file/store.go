@@ -97,6 +97,7 @@ type Store struct {
 	full     fullness
 	recovery recovery
 	packed   packed
+	changed  changes
 	dirty    atomic.Bool // something was committed since the last checkpoint
 
 	counted   chan struct{} // closed when what was there at the start is counted

@@ -148,6 +148,7 @@ func checkFolder(path string) error {
 // wrong it is withdrawn. The caller holds the lock of the path.
 func (s *Store) repair(d digest.Digest, mode blob.LinkMode, st *unix.Stat_t) error {
 	path := s.blobPath(d, mode)
+	s.changed.note(path)
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != d.Size() {
 		return s.withdraw(d, mode, fmt.Sprintf("it has %d bytes and mode %o", st.Size, st.Mode))
 	}

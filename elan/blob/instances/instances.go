@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
@@ -159,12 +160,12 @@ func (v localView) Adopt(ctx context.Context, fn digest.Function, f *os.File) (d
 }
 
 // Audit implements blob.Auditor.
-func (v localView) Audit(ctx context.Context, d digest.Digest, mode blob.LinkMode) error {
+func (v localView) Audit(ctx context.Context, d digest.Digest, mode blob.LinkMode, linked time.Time) error {
 	d, err := v.in(d)
 	if err != nil {
 		return err
 	}
-	return v.local.Audit(ctx, d, mode) //nolint:wrapcheck // it says what of
+	return v.local.Audit(ctx, d, mode, linked) //nolint:wrapcheck // it says what of
 }
 
 // plain gives the blobs of a MissingError the names by which clients know them.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/blobtest"
@@ -105,13 +106,13 @@ func TestStores_local(t *testing.T) {
 	if err := a.(blob.Linker).Link(t.Context(), d, path+"a", blob.LinkRegular); err != nil {
 		t.Errorf("link in its own instance: %v", err)
 	}
-	if err := a.(blob.Auditor).Audit(t.Context(), d, blob.LinkRegular); err != nil {
+	if err := a.(blob.Auditor).Audit(t.Context(), d, blob.LinkRegular, time.Now()); err != nil {
 		t.Errorf("audit in its own instance: %v", err)
 	}
 	if err := b.(blob.Linker).Link(t.Context(), d, path+"b", blob.LinkRegular); !errors.Is(err, blob.ErrNotFound) {
 		t.Errorf("link in another instance: %v, want ErrNotFound", err)
 	}
-	if err := b.(blob.Auditor).Audit(t.Context(), d, blob.LinkRegular); !errors.Is(err, blob.ErrNotFound) {
+	if err := b.(blob.Auditor).Audit(t.Context(), d, blob.LinkRegular, time.Now()); !errors.Is(err, blob.ErrNotFound) {
 		t.Errorf("audit in another instance: %v, want ErrNotFound", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/blobtest"
@@ -124,7 +125,7 @@ func TestAudit(t *testing.T) {
 	if err := errors.Join(os.Chmod(dst, 0o644), os.WriteFile(dst, []byte("tampered"), 0)); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Audit(t.Context(), d, blob.LinkRegular); !errors.Is(err, blob.ErrCorrupt) {
+	if err := a.Audit(t.Context(), d, blob.LinkRegular, time.Now()); !errors.Is(err, blob.ErrCorrupt) {
 		t.Errorf("audit: %v, want ErrCorrupt", err)
 	}
 	wantRead(t, v.s, d, data)

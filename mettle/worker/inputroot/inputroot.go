@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -138,6 +139,7 @@ type Request struct {
 type Root struct {
 	auditor blob.Auditor
 	linked  []link
+	begun   time.Time // before the first of them
 }
 
 type link struct {
@@ -166,7 +168,7 @@ func (b *Builder) build(ctx context.Context, req Request) (*Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &work{b: b, t: t, owner: req.Owner, shelf: req.Shelf, root: &Root{auditor: b.auditor}}
+	w := &work{b: b, t: t, owner: req.Owner, shelf: req.Shelf, root: &Root{auditor: b.auditor, begun: time.Now()}}
 	if t.files > 1 && b.linker != nil {
 		w.seen = make(map[link]struct{}, t.files)
 	}
@@ -218,7 +220,7 @@ func (r *Root) Audit(ctx context.Context) error {
 	}
 	var all error
 	for _, l := range r.linked {
-		if err := r.auditor.Audit(ctx, l.digest, l.mode); errors.Is(err, blob.ErrNotFound) {
+		if err := r.auditor.Audit(ctx, l.digest, l.mode, r.begun); errors.Is(err, blob.ErrNotFound) {
 			// Another slot's audit was first.
 			all = errors.Join(all, fmt.Errorf("input %s: %w: it was withdrawn while the command ran", l.digest, blob.ErrCorrupt))
 		} else if err != nil {
