@@ -68,6 +68,11 @@ func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.B
 	if req.ReadLimit > 0 {
 		due = min(due, req.ReadLimit)
 	}
+	if compressed && offset == 0 {
+		if sent, err := s.sendKept(stream, store, d); sent {
+			return err
+		}
+	}
 	r, err := store.Open(stream.Context(), d, offset)
 	s.o.reads.count(err)
 	if err != nil {

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -188,7 +189,8 @@ func (s *byteStreamServer) writeCompressed(stream writeStream, store blob.Creato
 
 // receive decompresses what in brings, verifies it, and puts it into the store.
 func (c *codec) receive(ctx context.Context, store blob.Creator, d digest.Digest, in *messages) error {
-	if d.Size() <= compress.SmallBytes {
+	kept, ok := blob.As[blob.CompressedReceiver](store)
+	if !ok && d.Size() <= compress.SmallBytes {
 		data, err := in.all(compress.MaxInput(d.Size()))
 		if err != nil {
 			return err
@@ -201,6 +203,9 @@ func (c *codec) receive(ctx context.Context, store blob.Creator, d digest.Digest
 	case <-ctx.Done():
 		return fmt.Errorf("wait for a decoder: %w", ctx.Err())
 	}
+	if ok {
+		return kept.ReceiveCompressed(ctx, d, in) //nolint:wrapcheck // it says what was received
+	}
 	r, err := c.NewReader(in, d.Size())
 	if err != nil {
 		return err //nolint:wrapcheck // it says what it is of
@@ -212,6 +217,9 @@ func (c *codec) receive(ctx context.Context, store blob.Creator, d digest.Digest
 // receiveBytes is receive for bytes that are all here, of a blob small enough to
 // be in memory.
 func (c *codec) receiveBytes(ctx context.Context, store blob.Creator, d digest.Digest, data []byte) error {
+	if kept, ok := blob.As[blob.CompressedReceiver](store); ok {
+		return kept.ReceiveCompressed(ctx, d, bytes.NewReader(data)) //nolint:wrapcheck // it says what was received
+	}
 	raw, err := c.Decode(data, d.Size())
 	if err != nil {
 		return fmt.Errorf("receive blob %s: %w", d, err)

@@ -97,6 +97,8 @@ type Options struct {
 	// Timeout bounds one attempt of a request, and how long a blob being read
 	// may yield nothing. 0: DefaultTimeout.
 	Timeout time.Duration
+	// Containers makes it a blob.ContainerStore.
+	Containers bool
 	// Logger is told of what nobody else is: touches that fail, objects of the
 	// wrong size. nil: nobody is.
 	Logger *slog.Logger
@@ -167,6 +169,8 @@ var (
 	_ blob.Store   = (*Store)(nil)
 	_ blob.Entries = (*Store)(nil)
 	_ io.Closer    = (*Store)(nil)
+
+	_ blob.ContainerStore = (*Store)(nil)
 )
 
 // New makes a Store of the objects of d under prefix; the drivers' New call it.
@@ -224,13 +228,29 @@ func (s *Store) check(ctx context.Context, d digest.Digest) error {
 	}
 }
 
+// KeepsContainers implements blob.ContainerStore.
+func (s *Store) KeepsContainers() bool { return s.o.Containers }
+
+// limit is how many bytes are kept under d at most.
+func (s *Store) limit(d digest.Digest) int64 {
+	if s.o.Containers {
+		return blob.MaxContainer(d.Size())
+	}
+	return d.Size()
+}
+
+// fits reports whether an object of size bytes can be d.
+func (s *Store) fits(size int64, d digest.Digest) bool {
+	return size == d.Size() || s.o.Containers && size <= s.limit(d)
+}
+
 // usable reports whether an object is the blob d, and stays for the minimal
 // lifetime even if no touch succeeds. If so, its lifetime begins anew.
 func (s *Store) usable(st Stat, d digest.Digest) bool {
 	switch age := time.Since(st.Used); {
 	case !st.Exists:
 		return false
-	case st.SizeBytes != d.Size():
+	case !s.fits(st.SizeBytes, d):
 		s.log.Error("object has the wrong size, and is taken as missing", "object", st.Name, "size_bytes", st.SizeBytes)
 		return false
 	case st.Used.IsZero():

@@ -21,7 +21,7 @@ var (
 // also of those that count as missing because they are close to their end.
 func (s *Store) Blobs(ctx context.Context) iter.Seq2[blob.Info, error] {
 	return func(yield func(blob.Info, error) bool) {
-		err := s.list(ctx, "cas/", func(name string, o Object) bool {
+		err := s.list(ctx, s.folder(), func(name string, o Object) bool {
 			d, ok := parseDigest(name)
 			return !ok || yield(blob.Info{Digest: d, StoredBytes: o.SizeBytes, LastUse: o.Used}, nil)
 		})

@@ -16,6 +16,7 @@ import (
 //
 //	cas/FUNCTION/HASH-SIZE            a blob
 //	cas/FUNCTION/HASH-SIZE-SPACE      a blob in a digest.Space
+//	cas/zstd/FUNCTION/...             the same of a store with Options.Containers
 //	ac/INSTANCE/FUNCTION/HASH-SIZE    an entry: those of an instance are one folder
 //
 // INSTANCE is the name itself where that is made of letters, digits, - and _
@@ -45,10 +46,19 @@ func CleanPrefix(path string) (string, error) {
 	return prefix + "/", nil
 }
 
+// folder is where the blobs are. Containers are in another one, below, so that
+// the bucket's rule is for both, and no blob is ever taken for a container.
+func (s *Store) folder() string {
+	if s.o.Containers {
+		return "cas/zstd/"
+	}
+	return "cas/"
+}
+
 func (s *Store) blobName(d digest.Digest) string {
 	var buf [256]byte
 	b := append(buf[:0], s.prefix...)
-	b = append(b, "cas/"...)
+	b = append(b, s.folder()...)
 	return string(appendDigest(b, d))
 }
 

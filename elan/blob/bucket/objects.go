@@ -50,7 +50,8 @@ type ObjectReader interface {
 type ObjectWriter interface {
 	// Put writes an object of which all bytes are there. It does not keep data.
 	Put(ctx context.Context, name string, data []byte, c Condition) error
-	// Upload begins an object of sizeBytes, more than Options.ChunkBytes. The
+	// Upload begins an object of sizeBytes, more than Options.ChunkBytes, or of
+	// which the size is not known yet, and sizeBytes negative. The
 	// pieces are tried again inside. The context bounds all of the upload.
 	Upload(ctx context.Context, name string, sizeBytes int64, c Condition) (Upload, error)
 	// Touch makes the objects' last use now, if they are still the same

@@ -35,10 +35,10 @@ func (s *Store) open(ctx context.Context, d digest.Digest, offset int64) (io.Rea
 	if err := s.check(ctx, d); err != nil {
 		return nil, err
 	}
-	if offset < 0 || offset > d.Size() {
+	if offset < 0 || offset > s.limit(d) {
 		return nil, fmt.Errorf("offset %d is outside of it", offset)
 	}
-	if offset == d.Size() {
+	if offset == d.Size() && (d.IsEmpty() || !s.o.Containers) {
 		return s.openEnd(ctx, d)
 	}
 	select {
@@ -46,14 +46,14 @@ func (s *Store) open(ctx context.Context, d digest.Digest, offset int64) (io.Rea
 		return nil, ctx.Err()
 	case s.reads <- struct{}{}:
 	}
-	r := &reader{s: s, d: d, off: offset, cancelled: ctx.Err}
+	r := &reader{s: s, d: d, size: d.Size(), off: offset, cancelled: ctx.Err}
 	r.resume = func() error { return r.reconnect(ctx) }
 	first, err := r.connect(ctx)
 	if transient(err) {
 		err = r.retry(ctx, err)
 		first = r.object
 	}
-	if err == nil && first.SizeBytes != d.Size() {
+	if err == nil && !s.fits(first.SizeBytes, d) {
 		r.disconnect()
 		err = ErrRange
 	}
@@ -65,6 +65,7 @@ func (s *Store) open(ctx context.Context, d digest.Digest, offset int64) (io.Rea
 		<-s.reads
 		return nil, class(err)
 	}
+	r.size = first.SizeBytes
 	if offset == 0 {
 		r.want = first.CRC32C
 	}
@@ -91,6 +92,7 @@ func (s *Store) openEnd(ctx context.Context, d digest.Digest) (io.ReadCloser, er
 type reader struct {
 	s         *Store
 	d         digest.Digest
+	size      int64 // of the object
 	off       int64
 	cancelled func() error // the Err of the context that bounds the reading
 	resume    func() error // connects again, under that context
@@ -147,8 +149,8 @@ func (r *reader) retry(ctx context.Context, err error) error {
 // reconnect replaces a connection that broke.
 func (r *reader) reconnect(ctx context.Context) error {
 	r.disconnect()
-	err := r.retry(ctx, fmt.Errorf("%w: the connection broke at byte %d of %d", ErrTransient, r.off, r.d.Size()))
-	if err == nil && r.object.SizeBytes != r.d.Size() {
+	err := r.retry(ctx, fmt.Errorf("%w: the connection broke at byte %d of %d", ErrTransient, r.off, r.size))
+	if err == nil && r.object.SizeBytes != r.size {
 		return ErrRange
 	}
 	return err
@@ -168,13 +170,13 @@ func (r *reader) Read(p []byte) (int, error) {
 	if r.err != nil || len(p) == 0 {
 		return 0, r.err
 	}
-	n, err := r.read(p[:min(int64(len(p)), r.d.Size()-r.off)])
+	n, err := r.read(p[:min(int64(len(p)), r.size-r.off)])
 	if err != nil {
 		r.disconnect()
 		r.err = fmt.Errorf("read blob %s: %w", r.d, class(err))
 		return 0, r.err
 	}
-	if r.off == r.d.Size() {
+	if r.off == r.size {
 		r.err = io.EOF // the next Read's
 	}
 	return n, nil
@@ -213,7 +215,7 @@ func (r *reader) verify(p []byte) error {
 		return nil
 	}
 	r.sum = crc32.Update(r.sum, castagnoli, p)
-	if r.off == r.d.Size() && r.sum != *r.want {
+	if r.off == r.size && r.sum != *r.want {
 		return fmt.Errorf("%w: CRC32C is %08x, the bucket's %08x", blob.ErrCorrupt, r.sum, *r.want)
 	}
 	return nil

@@ -34,18 +34,18 @@ func (s *Store) create(ctx context.Context, d digest.Digest) (*writer, error) {
 	if d.Size() > s.driver.MaxBytes {
 		return nil, fmt.Errorf("%w: an object has at most %d bytes", blob.ErrTooLarge, s.driver.MaxBytes)
 	}
-	w := &writer{s: s, d: d, cancelled: ctx.Err}
+	w := &writer{s: s, d: d, limit: s.limit(d), cancelled: ctx.Err}
 	if d.IsEmpty() {
 		w.sink = nothing{}
 		return w, nil
 	}
-	w.buffered = min(d.Size(), int64(s.o.ChunkBytes))
+	w.buffered = min(w.limit, int64(s.o.ChunkBytes))
 	if err := s.buffers.Acquire(ctx, w.buffered); err != nil {
 		return nil, err
 	}
 	var err error
-	if d.Size() <= int64(s.o.ChunkBytes) {
-		w.sink = &whole{put: func(data []byte) error { return s.putBlob(ctx, d, data) }, size: d.Size()}
+	if w.limit <= int64(s.o.ChunkBytes) {
+		w.sink = &whole{put: func(data []byte) error { return s.putBlob(ctx, d, data) }, size: w.limit}
 	} else {
 		w.sink, err = s.upload(ctx, d)
 	}
@@ -60,6 +60,7 @@ func (s *Store) create(ctx context.Context, d digest.Digest) (*writer, error) {
 type writer struct {
 	s         *Store
 	d         digest.Digest
+	limit     int64        // bytes at most
 	cancelled func() error // the Err of the context that bounds the writing
 	sink      Upload
 	n         int64 // bytes written
@@ -74,14 +75,14 @@ func (w *writer) Write(p []byte) (int, error) {
 	if err := w.cancelled(); err != nil {
 		return 0, err
 	}
-	if int64(len(p)) > w.d.Size()-w.n {
-		w.n = w.d.Size() + 1 // so that it can't be committed any more
+	if int64(len(p)) > w.limit-w.n {
+		w.n = w.limit + 1 // so that it can't be committed any more
 		return 0, fmt.Errorf("%w: more than the %d bytes of %s", blob.ErrCorrupt, w.d.Size(), w.d)
 	}
 	n, err := w.sink.Write(p)
 	w.n += int64(n)
 	if err != nil {
-		w.n = w.d.Size() + 1
+		w.n = w.limit + 1
 		return n, w.fail(err)
 	}
 	return n, nil
@@ -94,7 +95,7 @@ func (w *writer) Commit() error {
 	if err := w.cancelled(); err != nil {
 		return err
 	}
-	if w.n != w.d.Size() {
+	if w.n > w.limit || w.n != w.d.Size() && !w.s.o.Containers {
 		return fmt.Errorf("%w: %d bytes of %s were written", blob.ErrCorrupt, w.n, w.d)
 	}
 	if err := w.sink.Commit(); err != nil {
@@ -199,7 +200,11 @@ func (s *Store) upload(ctx context.Context, d digest.Digest) (Upload, error) {
 	if s.usable(st, d) {
 		return nothing{}, nil
 	}
-	u, err := s.driver.Upload(ctx, name, d.Size(), over(st))
+	size := d.Size()
+	if s.o.Containers {
+		size = -1
+	}
+	u, err := s.driver.Upload(ctx, name, size, over(st))
 	s.metrics.request("upload", err)
 	if err != nil {
 		return nil, class(written(err))

@@ -199,7 +199,8 @@ func (d *objects) Upload(ctx context.Context, name string, sizeBytes int64, c bu
 type upload struct {
 	w        *storage.Writer
 	cancel   context.CancelFunc
-	size     int64
+	size     int64 // what it has to be; negative: what was written
+	written  int64
 	sum      uint32                       // CRC32C of what was written
 	withdraw func(generation int64) error // deletes what was written, under the upload's context
 	ended    bool
@@ -208,6 +209,7 @@ type upload struct {
 func (u *upload) Write(p []byte) (int, error) {
 	n, err := u.w.Write(p)
 	u.sum = crc32.Update(u.sum, castagnoli, p[:n])
+	u.written += int64(n)
 	return n, classifyUpload(err)
 }
 
@@ -215,6 +217,9 @@ func (u *upload) Commit() error {
 	defer u.end()
 	if err := u.w.Close(); err != nil {
 		return classifyUpload(err)
+	}
+	if u.size < 0 {
+		u.size = u.written
 	}
 	if has := u.w.Attrs(); has.Size != u.size || has.CRC32C != u.sum {
 		err := fmt.Errorf("the bucket has %d bytes with the CRC32C %08x, of %d with %08x that were written", has.Size, has.CRC32C, u.size, u.sum)

@@ -8,6 +8,7 @@
 package mem
 
 import (
+	"bytes"
 	"container/list"
 	"context"
 	"errors"
@@ -40,6 +41,8 @@ type Options struct {
 	// MinLifetime is for how long a blob or an entry stays, at least, after its
 	// last use. 0: DefaultMinLifetime.
 	MinLifetime time.Duration
+	// Containers makes it a blob.ContainerStore.
+	Containers bool
 	// Registerer takes the metrics. nil: there are none.
 	Registerer prometheus.Registerer
 }
@@ -48,6 +51,7 @@ type Options struct {
 type Store struct {
 	max         int64
 	minLifetime time.Duration
+	containers  bool
 	metrics     *metrics
 
 	mu    sync.Mutex            // guards what follows
@@ -73,6 +77,8 @@ var (
 	_ blob.Entries = (*Store)(nil)
 	_ blob.Fuller  = (*Store)(nil)
 	_ io.Closer    = (*Store)(nil)
+
+	_ blob.ContainerStore = (*Store)(nil)
 )
 
 // New makes an empty Store. Where there is a Registerer, Close takes the metrics
@@ -87,7 +93,7 @@ func New(o Options) (*Store, error) {
 	if o.MinLifetime == 0 {
 		o.MinLifetime = DefaultMinLifetime
 	}
-	s := &Store{max: o.MaxBytes, minLifetime: o.MinLifetime, items: make(map[any]*list.Element), lru: list.New()}
+	s := &Store{max: o.MaxBytes, minLifetime: o.MinLifetime, containers: o.Containers, items: make(map[any]*list.Element), lru: list.New()}
 	var err error
 	if s.metrics, err = newMetrics(o.Registerer, s); err != nil {
 		return nil, fmt.Errorf("memory store: %w", err)
@@ -153,7 +159,7 @@ func (s *Store) Open(ctx context.Context, d digest.Digest, offset int64) (io.Rea
 	if err := checkCall(ctx, d); err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", d, err)
 	}
-	if offset < 0 || offset > d.Size() {
+	if offset < 0 || offset > s.limit(d) {
 		return nil, fmt.Errorf("open blob %s: offset %d is outside of it", d, offset)
 	}
 	s.mu.Lock()
@@ -223,11 +229,26 @@ func (s *Store) Create(ctx context.Context, d digest.Digest) (blob.Writer, error
 		w.there = true
 		return w, nil
 	}
-	if err := s.reserve(d.Size() + overhead); err != nil {
+	need := d.Size() + overhead
+	if s.containers {
+		need = overhead // and its bytes as they come
+	}
+	if err := s.reserve(need); err != nil {
 		return nil, fmt.Errorf("create blob %s: %w", d, err)
 	}
-	w.reserved = d.Size() + overhead
+	w.reserved = need
 	return w, nil
+}
+
+// KeepsContainers implements blob.ContainerStore.
+func (s *Store) KeepsContainers() bool { return s.containers }
+
+// limit is how many bytes are kept under d at most.
+func (s *Store) limit(d digest.Digest) int64 {
+	if s.containers && !d.IsEmpty() {
+		return blob.MaxContainer(d.Size())
+	}
+	return d.Size()
 }
 
 // reserve counts n bytes, evicting what is out of its lifetime if there is no
@@ -287,21 +308,42 @@ func (w *writer) Write(p []byte) (int, error) {
 	if w.closed {
 		return 0, errors.New("write to a closed blob")
 	}
-	had := w.n
+	had, limit := w.n, w.s.limit(w.d)
 	w.n += int64(len(p))
 	switch {
-	case w.n < 0 || w.n > w.d.Size():
-		w.n = w.d.Size() + 1 // so that it can't be committed any more
+	case w.n < 0 || w.n > limit:
+		w.n = limit + 1 // so that it can't be committed any more
 		return 0, fmt.Errorf("%w: more than the %d bytes of %s", blob.ErrCorrupt, w.d.Size(), w.d)
 	case w.there:
 		return len(p), nil
-	case w.n > int64(cap(w.data)):
-		grown := make([]byte, had, min(w.d.Size(), max(w.n, 2*had, firstBytes)))
+	case w.s.containers:
+		if err := w.reserve(int64(len(p))); err != nil {
+			w.n = limit + 1
+			return 0, err
+		}
+	}
+	if w.n > int64(cap(w.data)) {
+		first := min(w.d.Size(), firstBytes)
+		if w.s.containers {
+			first = 0 // it is for being small
+		}
+		grown := make([]byte, had, min(limit, max(w.n, 2*had, first)))
 		copy(grown, w.data)
 		w.data = grown
 	}
 	w.data = append(w.data, p...)
 	return len(p), nil
+}
+
+// reserve counts n bytes more.
+func (w *writer) reserve(n int64) error {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	if err := w.s.reserve(n); err != nil {
+		return err
+	}
+	w.reserved += n
+	return nil
 }
 
 func (w *writer) Commit() error {
@@ -311,11 +353,14 @@ func (w *writer) Commit() error {
 	if w.closed {
 		return errors.New("commit of a closed blob")
 	}
-	if w.n != w.d.Size() {
+	if w.n != w.d.Size() && !w.s.containers || w.n > w.s.limit(w.d) {
 		return fmt.Errorf("%w: %d bytes of %s were written", blob.ErrCorrupt, w.n, w.d)
 	}
 	if w.d.IsEmpty() {
 		return nil
+	}
+	if w.s.containers {
+		w.data = bytes.Clone(w.data) // without the room that was left to grow
 	}
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()

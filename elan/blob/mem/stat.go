@@ -2,6 +2,7 @@ package mem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -50,6 +51,8 @@ func (s *Store) Check(ctx context.Context, d digest.Digest) error {
 	switch {
 	case d.IsEmpty():
 		return nil
+	case s.containers:
+		return fmt.Errorf("check blob %s: %w: it is in a container", d, errors.ErrUnsupported)
 	case !ok:
 		return fmt.Errorf("check blob %s: %w", d, blob.ErrNotFound)
 	}

@@ -14,6 +14,7 @@
 //	min_free        what it leaves to others       file
 //	min_lifetime    instead of Options.MinLifetime all, if it is the last
 //	max_blob_size   larger blobs are not copied    all but the last; 1MiB for mem
+//	compress        zstd: kept compressed          all but file (see elan/blob/compressed)
 //
 // beside those of the buckets, which are in their packages' comments.
 //
@@ -32,6 +33,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/compressed"
 	"github.com/mettle-build/mettle/elan/blob/known"
 	"github.com/mettle-build/mettle/elan/blob/observed"
 	"github.com/mettle-build/mettle/elan/blob/tiered"
@@ -116,29 +118,23 @@ func (s *storage) open(ctx context.Context, specs []*spec, o Options) error {
 	if err != nil {
 		return fmt.Errorf("open storage: %w", err)
 	}
-	s.closers = []func() error{func() error { ob.Close(); return nil }}
+	s.onClose(func() error { ob.Close(); return nil })
 	tiers := make([]tiered.Tier, len(specs))
 	for i, sp := range specs {
 		base, err := sp.open(ctx)
 		if err != nil {
 			return err
 		}
-		s.closers = append([]func() error{base.Close}, s.closers...)
-		tiers[i] = tiered.Tier{Name: sp.name, Store: ob.Store(sp.name, base), MaxBlobBytes: sp.maxBlobBytes, Trusted: sp.scheme() == "mem"}
+		s.onClose(base.Close)
 		s.Entries = ob.Entries(sp.name, base) // the last one's stay
+		tiers[i] = tiered.Tier{Name: sp.name, MaxBlobBytes: sp.maxBlobBytes, Trusted: sp.scheme() == "mem"}
+		if tiers[i].Store, err = s.decorate(sp, ob.Store(sp.name, base), i == len(specs)-1); err != nil {
+			return fmt.Errorf("storage URL %q: %w", sp.given, err)
+		}
 	}
 	last := specs[len(specs)-1]
-	authority := &tiers[len(tiers)-1]
-	if last.isBucket() {
-		k, err := known.New(known.Options{Store: authority.Store, Window: last.promised / slackPart / 2, Registerer: o.Registerer})
-		if err != nil {
-			return fmt.Errorf("open storage: %w", err)
-		}
-		s.closers = append([]func() error{k.Close}, s.closers...)
-		authority.Store = k
-	}
 	if len(tiers) == 1 {
-		s.Store = authority.Store
+		s.Store = tiers[0].Store
 		return nil
 	}
 	t, err := tiered.New(ctx, tiered.Options{
@@ -147,7 +143,32 @@ func (s *storage) open(ctx context.Context, specs []*spec, o Options) error {
 	if err != nil {
 		return fmt.Errorf("open storage: %w", err)
 	}
-	s.closers = append([]func() error{t.Close}, s.closers...)
+	s.onClose(t.Close)
 	s.Store = t
 	return nil
 }
+
+// decorate puts around a store what its URL says, and around a bucket that is
+// the last a memory of what it has.
+func (s *storage) decorate(sp *spec, store blob.Store, last bool) (blob.Store, error) {
+	if last && sp.isBucket() {
+		k, err := known.New(known.Options{Store: store, Window: sp.promised / slackPart / 2, Registerer: sp.o.Registerer})
+		if err != nil {
+			return nil, err
+		}
+		s.onClose(k.Close)
+		store = k
+	}
+	if sp.compressed {
+		c, err := compressed.New(compressed.Options{Store: store, Registerer: sp.o.Registerer})
+		if err != nil {
+			return nil, err
+		}
+		s.onClose(c.Close)
+		store = c
+	}
+	return store, nil
+}
+
+// onClose has Close call c before what it calls already.
+func (s *storage) onClose(c func() error) { s.closers = append([]func() error{c}, s.closers...) }

@@ -29,6 +29,7 @@ type spec struct {
 	name  string // in metrics
 	o     Options
 
+	compressed   bool          // kept as zstd
 	promised     time.Duration // the lifetime that clients may count on
 	maxBlobBytes int64         // of a tier above another
 }
@@ -123,6 +124,7 @@ func (s *spec) options(tiers, last bool) error {
 		"min_free":      {disk, size(&s.o.MinFreeBytes)},
 		"min_lifetime":  {last, duration(&s.o.MinLifetime)},
 		"max_blob_size": {!last, size(&s.maxBlobBytes)},
+		"compress":      {!disk, s.compress},
 	}
 	for name, all := range values {
 		if len(all) != 1 {
@@ -145,6 +147,15 @@ func (s *spec) options(tiers, last bool) error {
 		values.Del(name)
 	}
 	s.url.RawQuery = values.Encode()
+	return nil
+}
+
+// compress sets how blobs are kept.
+func (s *spec) compress(v string) error {
+	s.compressed = v == "zstd"
+	if !s.compressed && v != "none" {
+		return fmt.Errorf("%q is neither zstd nor none", v)
+	}
 	return nil
 }
 
@@ -200,13 +211,14 @@ func (s *spec) openDir() (Storage, error) {
 }
 
 func (s *spec) openMem() (Storage, error) {
-	return orNil(mem.New(mem.Options{MaxBytes: s.o.MaxBytes, MinLifetime: s.o.MinLifetime, Registerer: s.o.Registerer}))
+	return orNil(mem.New(mem.Options{MaxBytes: s.o.MaxBytes, MinLifetime: s.o.MinLifetime, Containers: s.compressed, Registerer: s.o.Registerer}))
 }
 
 // openBucket opens a store in an object storage.
 func (s *spec) openBucket(ctx context.Context) (Storage, error) {
 	complete := func(b *bucket.Options) {
 		b.MinLifetime, b.Logger, b.Registerer = s.o.MinLifetime, s.o.Logger, s.o.Registerer
+		b.Containers = s.compressed
 	}
 	if s.scheme() == "s3" {
 		so, err := s3.ParseURL(s.url)

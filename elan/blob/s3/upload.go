@@ -57,7 +57,8 @@ type upload struct {
 	d                     *objects
 	name                  string
 	id                    *string
-	size                  int64
+	size                  int64 // what it has to be; negative: what was written
+	written               int64
 	condition             bucket.Condition
 	part                  []byte // written and not yet sent
 	parts                 []types.CompletedPart
@@ -96,6 +97,7 @@ func (u *upload) sendPart(ctx context.Context) error {
 		return classify(err)
 	})
 	u.sum = crc32.Update(u.sum, castagnoli, u.part)
+	u.written += int64(len(u.part))
 	u.part = u.part[:0]
 	return err
 }
@@ -105,6 +107,9 @@ func (u *upload) Commit() error {
 		if err := u.send(); err != nil {
 			return err
 		}
+	}
+	if u.size < 0 {
+		u.size = u.written
 	}
 	return u.complete()
 }

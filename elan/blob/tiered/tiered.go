@@ -143,7 +143,10 @@ type Closer interface {
 	io.Closer
 }
 
-var _ Closer = (*Store)(nil)
+var (
+	_ Closer                = (*Store)(nil)
+	_ blob.CompressedOpener = (*Store)(nil)
+)
 
 // New makes a *Store, or one with more abilities where tiers have them: it is a
 // blob.Linker, blob.Adopter and blob.Auditor with the first tier that is all of
@@ -225,6 +228,12 @@ func (s *Store) Close() error {
 // FindMissing implements blob.Finder: it is the authority that knows.
 func (s *Store) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
 	return s.authority.FindMissing(ctx, ds) //nolint:wrapcheck // the store's own
+}
+
+// OpenCompressed implements blob.CompressedOpener: the upper tiers come first,
+// which may be of any kind, and are to get what is read.
+func (s *Store) OpenCompressed(_ context.Context, d digest.Digest) (io.ReadCloser, error) {
+	return nil, fmt.Errorf("open blob %s: %w", d, blob.ErrNotCompressed)
 }
 
 // drop takes a corrupt copy out of an upper tier, so that the next reader finds
