@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -92,13 +93,56 @@ func TestOpen_tiers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the suite over a fake server takes seconds")
 	}
-	blobtest.Run(t, blobtest.Options{
-		FindDigests: 1000, // the fake looks through all of its objects for each
-		New: func(t testing.TB) blob.Store {
-			newBucket(t)
-			return openAll(t, open.Options{Registerer: prometheus.NewPedanticRegistry()}, "mem://?max_size=300MB", "file://"+t.TempDir(), "gs://b/pre")
-		},
-	})
+	for name, urls := range map[string][]string{
+		"three":      {"mem://?max_size=300MB", "file://DIR", "gs://b/pre"},
+		"compressed": {"mem://?max_size=300MB&compress=zstd", "gs://b/pre?compress=zstd"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			blobtest.Run(t, blobtest.Options{
+				FindDigests: 500, // the fake looks through all of its objects for each
+				New: func(t testing.TB) blob.Store {
+					newBucket(t)
+					own := slices.Clone(urls)
+					for i, u := range own {
+						own[i] = strings.ReplaceAll(u, "DIR", t.TempDir())
+					}
+					return openAll(t, open.Options{Registerer: prometheus.NewPedanticRegistry()}, own...)
+				},
+			})
+		})
+	}
+}
+
+// A bucket's blobs as they are and those as zstd are apart, whatever the option
+// says; and text takes less room.
+func TestOpen_compressedBucket(t *testing.T) {
+	newBucket(t)
+	packed, plain := openAll(t, open.Options{}, "gs://b/pre?compress=zstd"), openAll(t, open.Options{}, "gs://b/pre")
+	for _, size := range []int{1000, 300_000, 20 << 20} { // in one request, and in several
+		data := bytes.Repeat([]byte("the same words again and again, "), size/32)
+		d := blobtest.Put(t, packed, digest.SHA256, data)
+		if missing, err := plain.FindMissing(t.Context(), []digest.Digest{d}); err != nil || len(missing) != 1 {
+			t.Errorf("a container is taken for a blob, error %v", err)
+		}
+		if got, err := blob.ReadAll(t.Context(), packed, d, d.Size()); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("read %d bytes, error %v", len(got), err)
+		}
+		l, ok := blob.As[blob.Statter](packed)
+		if !ok {
+			t.Fatal("a bucket tells nothing of its blobs")
+		}
+		if info, err := l.Stat(t.Context(), d); err != nil || info.StoredBytes > d.Size()/5 {
+			t.Errorf("%d bytes are kept in %d, error %v", d.Size(), info.StoredBytes, err)
+		}
+		blobtest.Put(t, plain, digest.SHA256, data)
+		r, _ := blob.As[blob.Remover](packed)
+		if err := r.Remove(t.Context(), d); err != nil {
+			t.Error(err)
+		}
+		if got, err := blob.ReadAll(t.Context(), plain, d, d.Size()); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("with the container the blob is gone: read %d bytes, error %v", len(got), err)
+		}
+	}
 }
 
 // taking is a bucket that takes all that is put into it, and keeps nothing: the
