@@ -33,6 +33,7 @@ func (s *byteStreamServer) sendKept(stream bytestream.ByteStream_ReadServer, sto
 		n, err := io.ReadFull(r, msg.Room())
 		end := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 		if err != nil && !end {
+			msg.Free()
 			return true, status.FromRead(fmt.Errorf("read blob %s: %w", d, err))
 		}
 		if n == 0 {
