@@ -112,6 +112,10 @@ func testOrder(t *testing.T, s *suite) {
 }
 
 func testDuplicate(t *testing.T, s *suite) {
+	if s.o.DuplicatesApart {
+		testDuplicatesApart(t, s)
+		return
+	}
 	s.publish(job("a"), job("a"))
 	l := s.leaseOf("a", 1)
 	s.publish(job("a"))
@@ -120,6 +124,45 @@ func testDuplicate(t *testing.T, s *suite) {
 	s.noJob(10 * time.Millisecond)
 	s.publish(job("a"))
 	s.ack(s.leaseOf("a", 1)) // that one has ended, so this one is new
+}
+
+// testDuplicatesApart is testDuplicate for a broker that delivers both: they end once.
+func testDuplicatesApart(t *testing.T, s *suite) {
+	updates := s.receive("api")
+	s.publish(job("a"), job("a"), job("b"))
+	leases := []queue.Lease{s.lease(), s.lease(), s.lease()}
+	for _, l := range leases {
+		if l.Attempt() != 1 {
+			t.Errorf("%s is attempt %d, want 1: it is nobody else's", l.Job().GetOperation(), l.Attempt())
+		}
+		if l.Job().GetOperation() == "a" {
+			s.send(&queuepb.Update{Operation: "a", Attempt: l.Attempt(), Stage: queuepb.Update_EXECUTING})
+			s.send(&queuepb.Update{Operation: "a", Attempt: l.Attempt(), Stage: queuepb.Update_COMPLETED})
+		}
+	}
+	for _, l := range leases {
+		s.ack(l)
+	}
+	s.send(&queuepb.Update{Operation: "b", Attempt: 1, Stage: queuepb.Update_COMPLETED})
+	ends := make(map[string]int)
+	for ends["b"] == 0 {
+		if u := s.update(updates); u.GetStage() == queuepb.Update_COMPLETED {
+			ends[u.GetOperation()]++
+		} else if ends[u.GetOperation()] > 0 {
+			t.Errorf("%v of %s came after COMPLETED", u.GetStage(), u.GetOperation())
+		}
+	}
+	for ends["a"] == 0 { // no order between operations
+		if u := s.update(updates); u.GetStage() == queuepb.Update_COMPLETED {
+			ends[u.GetOperation()]++
+		}
+	}
+	s.noJob(10 * time.Millisecond)
+	select {
+	case u := <-updates:
+		t.Errorf("%v of %s came after the end", u.GetStage(), u.GetOperation())
+	default:
+	}
 }
 
 func testManyConsumers(t *testing.T, s *suite) {

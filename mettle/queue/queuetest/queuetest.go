@@ -36,6 +36,10 @@ type Features struct {
 	Order bool
 	// SharedDuplicates says that a job published by two API servers reports to both.
 	SharedDuplicates bool
+	// DuplicatesApart says that the broker does not know equal jobs: one that is
+	// published twice is delivered twice. What is left to promise is that an API
+	// server hears of one end, which is the Receiver's to see to.
+	DuplicatesApart bool
 	// MaxJobs is the number of jobs past which Publish fails with
 	// queue.ErrFull; 0 where it is too large to test.
 	MaxJobs int
