@@ -61,6 +61,7 @@ var arrows = map[string][]string{
 	"mettle/platform":          {"mettle/queue", "proto/..."},
 	"mettle/queue":             {"elan/digest", "proto/..."},
 	"mettle/queue/...":         {"elan/digest", "mettle/queue", "proto/..."}, // brokers: each alone
+	"mettle/queue/pubsub/...":  {"mettle/queue", "proto/..."},
 	"mettle/queue/open":        {"mettle/queue/..."},
 	"mettle/worker/runner":     {},
 	"mettle/worker/runner/...": {"mettle/worker/runner"},
@@ -91,6 +92,7 @@ var arrows = map[string][]string{
 var edges = []string{
 	"elan", "elan/rpc", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/e2e", "metrics", "creds",
 	"proto/store",
+	"mettle/queue/pubsub", "mettle/queue/pubsub/pubsubtest", // Pub/Sub is called by gRPC, and a fake of it serves that
 }
 
 // apart lists packages that not even tests may bring together.

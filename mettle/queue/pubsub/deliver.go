@@ -1,0 +1,153 @@
+package pubsub
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	pb "cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
+	"google.golang.org/protobuf/proto"
+
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+// deliver looks at a message of a subscription of jobs, and gives it to a
+// consumer that waits. What needs no consumer, is dealt with in a task: what
+// was withdrawn or has ended is acknowledged, and what was delivered too often
+// is ended.
+func (q *Queue) deliver(s *source, m *pb.ReceivedMessage) {
+	l, err := q.newLease(s.subscription, m)
+	if err != nil {
+		// Nobody can ever read it.
+		q.log.Error("a message that is no job was dropped", "subscription", s.subscription, "message", m.GetMessage().GetMessageId(), "error", err)
+		q.dropMessage(l)
+		return
+	}
+	q.mu.Lock()
+	l.attempt = q.count(l, m.GetDeliveryAttempt())
+	verdict := q.judge(l)
+	if verdict == fit {
+		q.supersede(l)
+		q.leases[l.message] = l
+		q.give(s, l)
+	}
+	q.mu.Unlock()
+	switch verdict {
+	case needless:
+		q.dropMessage(l)
+	case worn:
+		q.metrics.usedUp.Inc()
+		q.log.Warn("the attempts of a job are used up", "operation", l.job.GetOperation(), "attempts", q.opts.MaxAttempts)
+		q.start(func(ctx context.Context) {
+			// If it fails, the message comes again.
+			if err := q.endUsedUp(ctx, l.job, l.base, ""); err != nil {
+				q.log.Warn("could not end a job", "operation", l.job.GetOperation(), "error", err)
+				return
+			}
+			q.ackNow(ctx, l)
+		})
+	case fit:
+		if l.attempt-l.base > 1 {
+			q.metrics.redelivered.Inc()
+			q.log.Info("a job is delivered again", "operation", l.job.GetOperation(), "attempt", l.attempt)
+			q.start(func(ctx context.Context) {
+				if err := q.sendRequeued(ctx, l.job, l.attempt-1, ""); err != nil {
+					q.log.Debug("could not report that a job was requeued", "operation", l.job.GetOperation(), "error", err)
+				}
+			})
+		}
+	}
+}
+
+// newLease reads a message. With an error the lease is only good to be dropped.
+func (q *Queue) newLease(subscription string, m *pb.ReceivedMessage) (*lease, error) {
+	msg := m.GetMessage()
+	l := &lease{
+		q: q, subscription: subscription, message: msg.GetMessageId(), ackID: m.GetAckId(),
+		publication: msg.GetAttributes()[attrPublication], published: msg.GetPublishTime().AsTime(),
+		job: &queuepb.Job{}, cancelled: make(chan struct{}),
+		// The broker's clock has started already, at most some round trips ago.
+		until: time.Now().Add(q.opts.LeaseTime - q.opts.LeaseTime/10),
+	}
+	if base := msg.GetAttributes()[attrBase]; base != "" {
+		n, err := strconv.ParseUint(base, 10, 31)
+		if err != nil {
+			return l, err
+		}
+		l.base = uint32(n)
+	}
+	return l, proto.Unmarshal(msg.GetData(), l.job)
+}
+
+// count is the number of a delivery: the broker's where it counts, and in any
+// case more than that of the one before in this process. The mutex is held.
+func (q *Queue) count(l *lease, byBroker int32) uint32 {
+	here, _ := q.delivered.get(l.message)
+	if old := q.leases[l.message]; old != nil && old.ackID == l.ackID {
+		here-- // the same delivery came twice
+	}
+	n := max(here+1, uint32(max(byBroker, 0))) //nolint:gosec // not negative
+	q.delivered.put(l.message, n)
+	return l.base + n
+}
+
+// What becomes of a message.
+type verdict int
+
+const (
+	fit      verdict = iota // it is leased
+	needless                // it is acknowledged and forgotten
+	worn                    // its attempts are used up
+	twice                   // the same delivery is here already
+)
+
+// judge decides. The mutex is held.
+func (q *Queue) judge(l *lease) verdict {
+	if old := q.leases[l.message]; old != nil && old.ackID == l.ackID && old.valid() {
+		return twice
+	}
+	if _, ok := q.ended.get(l.message); ok {
+		return needless
+	}
+	if w, _ := q.withdrawn.get(l.job.GetOperation()); w.covers(l.publication, l.published) {
+		return needless
+	}
+	if int64(l.attempt)-int64(l.base) > int64(q.opts.MaxAttempts) {
+		return worn
+	}
+	return fit
+}
+
+// supersede ends the leases here that l takes the place of: an older delivery of
+// its message, and those of an operation that was withdrawn before it was
+// published anew. Leases that have lapsed are forgotten. The mutex is held.
+func (q *Queue) supersede(l *lease) {
+	for id, old := range q.leases {
+		switch {
+		case !old.valid():
+			delete(q.leases, id)
+		case old.message == l.message:
+			old.over = true
+			q.metrics.lost.Inc()
+		case old.job.GetOperation() == l.job.GetOperation() && old.base < l.base:
+			old.over = true
+			old.cancel()
+			delete(q.leases, id)
+			q.ended.put(old.message, struct{}{})
+		}
+	}
+}
+
+// dropMessage acknowledges a message that nobody needs.
+func (q *Queue) dropMessage(l *lease) {
+	q.start(func(ctx context.Context) { q.ackNow(ctx, l) })
+}
+
+func (q *Queue) ackNow(ctx context.Context, l *lease) {
+	q.mu.Lock()
+	q.ended.put(l.message, struct{}{})
+	q.mu.Unlock()
+	if err := q.acknowledge(ctx, l.subscription, l.ackID); err != nil {
+		q.log.Warn("could not acknowledge a job that has ended", "operation", l.job.GetOperation(), "error", err)
+	}
+}
