@@ -103,6 +103,7 @@ func Run(t *testing.T, o Options) {
 		{"wrong_size", testWrongSize},
 		{"no_bucket", testNoBucket},
 		{"list", testList},
+		{"containers", testContainers},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, o) })
 	}
