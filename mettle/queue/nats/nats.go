@@ -1,0 +1,323 @@
+// Package nats is the broker over NATS JetStream, for several API servers and
+// workers on several machines: nats://HOST:4222/PREFIX. It needs nats-server 2.11
+// or later with JetStream. The README beside this file tells of the subjects,
+// of what happens at each crash, and of what it was measured to do.
+//
+// Three streams hold what is not to be lost. PREFIX_jobs holds the jobs, one
+// message each, until they have ended. PREFIX_leases holds one small record for
+// each job that has been leased: whose it is, for which attempt, and who had it
+// before. Every step of a lease is a compare-and-set of that record, so that of
+// two workers that both believe to have a job one finds out. PREFIX_updates holds
+// the updates that their API servers have yet to fetch.
+//
+// JetStream's own redelivery brings a job to the next worker; whether the lease
+// before has indeed lapsed is told by the record alone.
+//
+// Priorities are mapped to three bands, below 0, 0 and above 0, and within a band
+// jobs go out in the order of publishing. It does not share workers fairly
+// between invocations.
+package nats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	natsgo "github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"github.com/mettle-build/mettle/mettle/queue"
+)
+
+// Options are the settings of a Queue. Those that share a prefix must agree on
+// LeaseTime, MaxAttempts and the limits.
+type Options struct {
+	// Servers are the addresses, nats://HOST:PORT or tls://HOST:PORT, one of
+	// which must answer. Required.
+	Servers []string
+	// Prefix begins all subjects and names of streams: letters, digits, - and _,
+	// up to 32. Default "mettle".
+	Prefix string
+	// User and Password, or else Token, or else CredentialsFile, say who we are.
+	User, Password, Token, CredentialsFile string
+	// Name is the worker's name, as its updates have it, which messages name
+	// where a job's attempts are used up. Without it the name is learnt from
+	// the updates that are sent here.
+	Name string
+	// LeaseTime is how long a worker may be silent before its job goes to
+	// another. Default 30 s.
+	LeaseTime time.Duration
+	// MaxAttempts is how many times a job is delivered. Default 3.
+	MaxAttempts int
+	// MaxJobs bounds the jobs that wait or run. Default 1,048,576.
+	MaxJobs int
+	// MaxBytes bounds each of the streams, in bytes. Default: the broker's limit.
+	MaxBytes int64
+	// Replicas is how many servers of a cluster hold each message: 1, 3 or 5.
+	// Default 1.
+	Replicas int
+	// Memory has the broker keep all in memory, to be lost with it.
+	Memory bool
+	// UpdatesAge is how long an API server may be away without losing updates.
+	// Default 1 h.
+	UpdatesAge time.Duration
+	// Timeout bounds each call that does not wait for a job: within it, what
+	// fails is tried again. Default 5 s.
+	Timeout time.Duration
+	// Heartbeat is how often the broker tells a waiting consumer that it waits
+	// still; when two fail to come, it asks anew. Default 5 s.
+	Heartbeat time.Duration
+	// MustExist has New fail where Setup has not been run, rather than run it.
+	MustExist bool
+	// Logger is told of lapsed leases and of lost connections. Default: none.
+	Logger *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	setDefault(&o.Prefix, "mettle")
+	setDefault(&o.LeaseTime, 30*time.Second)
+	setDefault(&o.MaxAttempts, 3)
+	setDefault(&o.MaxJobs, 1<<20)
+	setDefault(&o.MaxBytes, -1)
+	setDefault(&o.Replicas, 1)
+	setDefault(&o.UpdatesAge, time.Hour)
+	setDefault(&o.Timeout, 5*time.Second)
+	setDefault(&o.Heartbeat, 5*time.Second)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+func (o Options) validate() error {
+	switch {
+	case len(o.Servers) == 0:
+		return errors.New("nats queue: no server is named")
+	case !isPrefix(o.Prefix):
+		return fmt.Errorf("nats queue: the prefix %q is not up to 32 letters, digits, - and _", o.Prefix)
+	case o.LeaseTime < 100*time.Millisecond:
+		return fmt.Errorf("nats queue: a lease time of %v, want at least 100 ms", o.LeaseTime)
+	case o.MaxAttempts < 0 || o.MaxJobs < 0 || o.MaxBytes < -1:
+		return errors.New("nats queue: a negative limit")
+	case o.UpdatesAge < 0 || o.Timeout < 0 || o.Heartbeat < 0:
+		return errors.New("nats queue: a negative time")
+	case o.Replicas < 1 || o.Replicas > 5:
+		return fmt.Errorf("nats queue: %d replicas, want 1 to 5", o.Replicas)
+	}
+	return nil
+}
+
+// Queue is a connection to the broker. It is safe for concurrent use.
+type Queue struct {
+	opts Options
+	log  *slog.Logger
+	id   string // of this connection, by which the canceller of a job finds its worker
+	nc   *natsgo.Conn
+	js   jetstream.JetStream
+	// The streams, as the broker had them when we connected.
+	jobs, leases, updates jetstream.Stream
+
+	stop    context.CancelFunc // ends what runs in the background
+	done    chan struct{}      // closed by Close
+	running sync.WaitGroup
+
+	// mu guards everything below. Nothing is sent or awaited while it is held.
+	mu          sync.Mutex
+	closed      bool
+	reconnected chan struct{} // closed, and made anew, with each new connection
+	graceUntil  time.Time     // until then no lease is taken for lapsed
+	violation   error         // the broker's last refusal for want of a right
+	consumers   map[string]bool
+	inboxes     map[string]bool // the API servers whose consumer has been made
+	receiving   map[string]bool
+	held        map[leaseKey]*lease
+	fences      map[string]uint32             // updates of these operations count from the attempt after
+	tries       map[uint64]context.CancelFunc // the requests that await an answer
+	lastTry     uint64
+	watched     map[string]*watch // the jobs of our API servers that workers have
+}
+
+var (
+	_ queue.Publisher = (*Queue)(nil)
+	_ queue.Consumer  = (*Queue)(nil)
+	_ queue.Sender    = (*Queue)(nil)
+	_ queue.Receiver  = (*Queue)(nil)
+)
+
+// New connects to a broker, and makes there what is lacking unless MustExist is
+// set. The context bounds that and no more. The caller closes the Queue. Errors
+// wrap queue.ErrUnavailable where no server answers.
+func New(ctx context.Context, o Options) (*Queue, error) {
+	q, err := connect(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if q.opts.MustExist {
+		err = q.find(ctx)
+	} else {
+		err = q.setup(ctx)
+	}
+	if err == nil {
+		err = q.listen(ctx)
+	}
+	if err != nil {
+		_ = q.Close() // the error before says more
+		return nil, err
+	}
+	return q, nil
+}
+
+// connect makes a Queue that has no streams yet.
+func connect(ctx context.Context, o Options) (*Queue, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	q := &Queue{
+		opts: o, log: o.Logger, id: nuid.Next(),
+		done: make(chan struct{}), reconnected: make(chan struct{}), stop: func() {},
+		consumers: map[string]bool{}, inboxes: map[string]bool{}, receiving: map[string]bool{},
+		held: map[leaseKey]*lease{}, fences: map[string]uint32{}, watched: map[string]*watch{},
+		tries: map[uint64]context.CancelFunc{},
+	}
+	dialer, err := q.dialer()
+	if err != nil {
+		return nil, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		dialer.Timeout = min(dialer.Timeout, max(time.Until(deadline), time.Millisecond))
+	}
+	if q.nc, err = dialer.Connect(); err != nil {
+		return nil, fmt.Errorf("connect to %v: %w: %w", o.Servers, queue.ErrUnavailable, err)
+	}
+	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(o.Timeout)); err != nil {
+		q.nc.Close()
+		return nil, err
+	}
+	return q, nil
+}
+
+// dialer is how to connect.
+func (q *Queue) dialer() (natsgo.Options, error) {
+	d := natsgo.GetDefaultOptions()
+	d.Servers = q.opts.Servers
+	d.User, d.Password, d.Token = q.opts.User, q.opts.Password, q.opts.Token
+	d.Name = "mettle " + q.opts.Name
+	d.Timeout = q.opts.Timeout
+	d.MaxReconnect = -1 // for ever
+	d.ReconnectWait = min(250*time.Millisecond, q.opts.Timeout/4)
+	d.ReconnectJitter = d.ReconnectWait
+	// A call that fails is tried again by us while its caller waits. What was
+	// buffered would go out after the caller has been told that it failed.
+	d.ReconnectBufSize = -1
+	// A connection that looks alive is found out in half a minute.
+	d.PingInterval, d.MaxPingsOut = 10*time.Second, 2
+	d.DisconnectedErrCB = func(_ *natsgo.Conn, err error) {
+		q.onDisconnect()
+		if err != nil {
+			q.log.Warn("connection to the broker lost", "error", err)
+		}
+	}
+	d.ReconnectedCB = func(nc *natsgo.Conn) {
+		q.log.Info("connected to the broker again", "server", nc.ConnectedUrlRedacted())
+		q.onReconnect()
+	}
+	d.AsyncErrorCB = func(_ *natsgo.Conn, _ *natsgo.Subscription, err error) {
+		q.log.Warn("the broker reports an error", "error", err)
+		if errors.Is(err, natsgo.ErrPermissionViolation) {
+			q.mu.Lock()
+			q.violation = err
+			q.mu.Unlock()
+		}
+	}
+	if q.opts.CredentialsFile != "" {
+		if err := natsgo.UserCredentials(q.opts.CredentialsFile)(&d); err != nil {
+			return d, fmt.Errorf("nats queue: credentials: %w", err)
+		}
+	}
+	return d, nil
+}
+
+// onReconnect wakes those who wait for jobs: what they asked the broker for is
+// forgotten. For half a lease time no lease is taken for lapsed, so that workers
+// who were cut off from the broker as we were can extend theirs.
+func (q *Queue) onReconnect() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	close(q.reconnected)
+	q.reconnected = make(chan struct{})
+	q.graceUntil = time.Now().Add(q.opts.LeaseTime / 2)
+	clear(q.consumers)
+}
+
+// listen begins to hear of what others do to our leases.
+func (q *Queue) listen(ctx context.Context) error {
+	// The messages come for as long as the Queue is open.
+	ctx, q.stop = context.WithCancel(context.WithoutCancel(ctx))
+	_, err := q.nc.Subscribe(q.workerSubject(q.id), func(m *natsgo.Msg) { q.onNote(ctx, m) })
+	if err != nil {
+		return fmt.Errorf("subscribe to %s: %w", q.workerSubject(q.id), err)
+	}
+	return nil
+}
+
+// Close ends the connection. Those who wait for a job or for updates get an error
+// that wraps queue.ErrClosed, as does every later call. Leases that have not
+// ended lapse. It may be called twice.
+func (q *Queue) Close() error {
+	q.mu.Lock()
+	if !q.closed {
+		q.closed = true
+		close(q.done)
+	}
+	q.mu.Unlock()
+	q.stop()
+	q.running.Wait()
+	q.nc.Close()
+	return nil
+}
+
+// Ready reports whether the broker answers: nil, or an error that wraps
+// queue.ErrUnavailable or queue.ErrClosed.
+func (q *Queue) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, q.opts.Timeout)
+	defer cancel()
+	if _, err := q.jobs.Info(ctx); err != nil {
+		return fmt.Errorf("ask the broker for its jobs: %w", q.classify(err))
+	}
+	return nil
+}
+
+// enter counts a call that Close waits for.
+func (q *Queue) enter() (leave func(), err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return nil, queue.ErrClosed
+	}
+	q.running.Add(1)
+	return q.running.Done, nil
+}
+
+// leasesOf are the leases here of an operation: two where one is lost and does
+// not know it yet.
+func (q *Queue) leasesOf(operation string) []*lease {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.DeleteFunc(slices.Collect(maps.Values(q.held)), func(l *lease) bool {
+		return l.job.GetOperation() != operation
+	})
+}

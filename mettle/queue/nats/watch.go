@@ -1,0 +1,152 @@
+package nats
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A watch is on a job that a worker has. When a worker dies, the next one that
+// asks for jobs finds out. Where none asks, because there is no other in that
+// pool, the API server that the job reports to finds out itself.
+type watch struct {
+	api string
+	due time.Time // when to look at the record
+}
+
+// maxWatched bounds Queue.watched. A job beyond it is found by the workers only.
+const maxWatched = 1 << 18
+
+// watchAfter is when an API server looks at a lease that has not been renewed, in
+// lease times: later than any worker would.
+const watchAfter = 2
+
+// watch has the record of a job be looked at when its lease should have lapsed.
+func (q *Queue) watch(api, operation string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.receiving[api] || len(q.watched) >= maxWatched {
+		return
+	}
+	q.watched[operation] = &watch{api: api, due: time.Now().Add(watchAfter * q.opts.LeaseTime)}
+}
+
+func (q *Queue) unwatch(operation string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.watched, operation)
+}
+
+// noteClaim tells the API servers of a job that a worker has it, so that they
+// watch. Where that is lost, a worker still finds out if the lease lapses.
+func (q *Queue) noteClaim(r record) {
+	for _, api := range r.Replies {
+		if err := q.nc.Publish(q.noteSubject(api), []byte(r.Operation)); err != nil {
+			q.log.Debug("an API server could not be told of a claim", "operation", r.Operation, "error", err)
+		}
+	}
+}
+
+// look acknowledges the last update that was handled, and looks at the leases
+// that should have lapsed, until ctx is done.
+func (q *Queue) look(ctx context.Context, api string, last *atomic.Pointer[jetstream.Msg]) {
+	ack := time.NewTicker(ackEvery)
+	defer ack.Stop()
+	check := time.NewTicker(max(q.opts.LeaseTime/4, ackEvery))
+	defer check.Stop()
+	flush := func() {
+		if m := last.Swap(nil); m != nil {
+			if err := (*m).Ack(); err != nil { // with it, all before
+				q.log.Debug("updates could not be acknowledged", "error", err)
+			}
+		}
+	}
+	defer flush()
+	for {
+		select {
+		case <-ack.C:
+			flush()
+		case <-check.C:
+			for _, operation := range q.due(api) {
+				q.lookAt(ctx, operation)
+				flush()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// maxDue bounds how many records are looked at before updates are acknowledged.
+const maxDue = 1000
+
+// due are the jobs of an API server whose lease should have lapsed.
+func (q *Queue) due(api string) []string {
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var due []string
+	for operation, w := range q.watched {
+		if w.api == api && now.After(w.due) {
+			due = append(due, operation)
+			if len(due) == maxDue {
+				break
+			}
+		}
+	}
+	return due
+}
+
+// lookAt looks whether a lease has lapsed, and does then what a worker would.
+func (q *Queue) lookAt(ctx context.Context, operation string) {
+	s, err := q.load(ctx, operation)
+	if err != nil {
+		q.log.Warn("could not look at the record of a lease", "operation", operation, "error", err)
+		return
+	}
+	if s.State != stateLeased {
+		q.unwatch(operation) // whoever takes it next says so
+		return
+	}
+	q.mu.Lock()
+	due := s.written.Add(watchAfter * q.opts.LeaseTime)
+	if q.graceUntil.After(due) {
+		due = q.graceUntil
+	}
+	if w := q.watched[operation]; w != nil && time.Now().Before(due) {
+		w.due = due
+		q.mu.Unlock()
+		return
+	}
+	q.mu.Unlock()
+	if err := q.lapse(ctx, s); err != nil {
+		q.log.Warn("could not end a lapsed lease", "operation", operation, "error", err) // tried again soon
+		return
+	}
+	q.unwatch(operation)
+}
+
+// lapse ends a lease whose worker is silent.
+func (q *Queue) lapse(ctx context.Context, s stored) error {
+	r := s.clone()
+	if r.cancelled() {
+		r.State = stateEnded
+		if _, err := q.store(ctx, r, s.revision); err != nil {
+			return err
+		}
+		return q.deleteJob(ctx, r.Job)
+	}
+	lapsed := s.record
+	r.endAttempt("fell silent")
+	q.log.Warn("lease lapsed", "operation", r.Operation, "worker", r.Worker, "attempt", r.Attempt)
+	if r.usedUp(q.opts.MaxAttempts) {
+		return q.endUsedUp(ctx, r, s.revision, nil)
+	}
+	if _, err := q.store(ctx, r, s.revision); err != nil {
+		return err
+	}
+	q.tell(ctx, r.Replies, requeued(lapsed))
+	return nil
+}
