@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/asset"
@@ -55,11 +58,19 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
+	// Ports first: a port in use is the commonest mistake, and costs nothing to find.
 	listener, err := flags.Listen(ctx, c.Host, c.Port, "--port")
 	if err != nil {
 		return err
 	}
 	defer listener.Close() //nolint:errcheck // closed already where it served
+	var adminListener net.Listener
+	if c.HTTPPort >= 0 {
+		if adminListener, err = flags.Listen(ctx, c.Host, c.HTTPPort, "--http_port"); err != nil {
+			return err
+		}
+		defer adminListener.Close() //nolint:errcheck // as above
+	}
 	registry := metrics.NewRegistry()
 	storage, err := open.Open(ctx, open.Options{
 		MaxBytes:     int64(c.MaxSize),
@@ -73,62 +84,100 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, storage.Close()) }()
-	blobs, err := chunked.New(chunked.Options{Store: storage, Entries: storage, Logger: log, Registerer: registry})
-	if err != nil {
+	s := &server{cmd: c, log: log, registry: registry, storage: storage}
+	if err := s.wire(ctx, listener.Addr()); err != nil {
 		return err
 	}
-	options, err := c.options(ctx, blobs, log, registry)
-	if err != nil {
-		return err
-	}
-	observed, err := metrics.NewRPC(metrics.RPCOptions{Prefix: "elan", Registerer: registry, Logger: log})
-	if err != nil {
-		return err
-	}
-	server, health := rpc.NewServer(observed.ServerOptions()...)
-	if c.Served(listener.Addr()) {
-		assets, aerr := asset.New(asset.Options{
-			Store: blobs, Stores: options.Stores, Entries: blobs, MinLifetime: c.MinLifetime,
-			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
-			Logger: log, Registerer: registry,
-		})
-		if aerr != nil {
-			return aerr
-		}
-		defer func() { err = errors.Join(err, assets.Close()) }()
-		options.Assets = assets
-	}
-	if err := rpc.Register(server, options); err != nil {
-		return err
-	}
-	inv, err := inventory.NewLocal(inventory.Options{Store: blobs, Entries: blobs})
-	if err != nil {
-		return err
-	}
-	rpc.RegisterAdmin(server, rpc.AdminOptions{Inventory: inv, Addr: listener.Addr(), Anywhere: c.Admin})
-	group, groupCtx := errgroup.WithContext(ctx)
-	if c.HTTPPort >= 0 {
-		adminListener, err := flags.Listen(ctx, c.Host, c.HTTPPort, "--http_port")
-		if err != nil {
-			return err
-		}
-		figures, err := overview.New(overview.Options{Gatherer: registry})
-		if err != nil {
-			return err
-		}
-		admin, err := metrics.New(metrics.Options{
-			Name: "elan", Registry: registry, Notes: notes(storage), Pages: figures.Pages(), Tables: figures.Tables, Logger: log,
-		})
-		if err != nil {
-			return err
-		}
-		group.Go(func() error { return admin.Serve(groupCtx, adminListener) })
-	}
+	defer func() { err = errors.Join(err, s.close()) }()
 	fmt.Fprintf(out, "Elan %s stores in %s.\n  Bazel   build --remote_cache=grpc://%s    (in .bazelrc)\n", version, strings.Join(urls, ", "), listener.Addr())
+	return s.serve(ctx, listener, adminListener)
+}
+
+// server is the parts of a running serveCmd.
+type server struct {
+	cmd      *serveCmd
+	log      *slog.Logger
+	registry *prometheus.Registry
+	storage  open.Storage
+
+	blobs  *chunked.Store
+	assets *asset.Service // nil where they are not served
+	grpc   *grpc.Server
+	health *health.Server
+	admin  *metrics.Server
+}
+
+// wire makes the parts, for a server at addr, in the order in which they need
+// each other.
+func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
+	c := s.cmd
+	if s.blobs, err = chunked.New(chunked.Options{Store: s.storage, Entries: s.storage, Logger: s.log, Registerer: s.registry}); err != nil {
+		return err
+	}
+	options, err := s.options(ctx)
+	if err != nil {
+		return err
+	}
+	inv, err := inventory.NewLocal(inventory.Options{Store: s.blobs, Entries: s.blobs})
+	if err != nil {
+		return err
+	}
+	observed, err := metrics.NewRPC(metrics.RPCOptions{Prefix: "elan", Registerer: s.registry, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	if err := s.wireAdmin(); err != nil {
+		return err
+	}
+	// Last, since it is the one part that is to be closed.
+	if c.Served(addr) {
+		if s.assets, err = asset.New(asset.Options{
+			Store: s.blobs, Stores: options.Stores, Entries: s.blobs, MinLifetime: c.MinLifetime,
+			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
+			Logger: s.log, Registerer: s.registry,
+		}); err != nil {
+			return err
+		}
+		options.Assets = s.assets
+	}
+	s.grpc, s.health = rpc.NewServer(observed.ServerOptions()...)
+	if err := rpc.Register(s.grpc, options); err != nil {
+		return errors.Join(err, s.close())
+	}
+	rpc.RegisterAdmin(s.grpc, rpc.AdminOptions{Inventory: inv, Addr: addr, Anywhere: c.Admin})
+	return nil
+}
+
+// wireAdmin makes the HTTP server, whether it will have a port or not.
+func (s *server) wireAdmin() error {
+	figures, err := overview.New(overview.Options{Gatherer: s.registry})
+	if err != nil {
+		return err
+	}
+	s.admin, err = metrics.New(metrics.Options{
+		Name: "elan", Registry: s.registry, Notes: notes(s.storage), Pages: figures.Pages(), Tables: figures.Tables, Logger: s.log,
+	})
+	return err
+}
+
+// serve serves until ctx is done; admin may be nil.
+func (s *server) serve(ctx context.Context, listener, admin net.Listener) error {
+	group, ctx := errgroup.WithContext(ctx)
+	if admin != nil {
+		group.Go(func() error { return s.admin.Serve(ctx, admin) })
+	}
 	group.Go(func() error {
-		return rpc.Serve(groupCtx, server, rpc.ServeOptions{Listener: listener, Health: health, Grace: closeGrace})
+		return rpc.Serve(ctx, s.grpc, rpc.ServeOptions{Listener: listener, Health: s.health, Grace: closeGrace})
 	})
 	return group.Wait()
+}
+
+// close ends what wire began.
+func (s *server) close() error {
+	if s.assets == nil {
+		return nil
+	}
+	return s.assets.Close()
 }
 
 // notes are what operators should know though the server is ready: a store that
@@ -144,30 +193,31 @@ func notes(s blob.Store) func() []string {
 	}
 }
 
-// options are those of the services, over the blobs and their ActionCache.
-func (c *serveCmd) options(ctx context.Context, blobs *chunked.Store, log *slog.Logger, registry prometheus.Registerer) (rpc.Options, error) {
-	stores, err := c.stores(ctx, blobs)
+// options are those of the services, but the assets.
+func (s *server) options(ctx context.Context) (rpc.Options, error) {
+	c := s.cmd
+	stores, err := c.stores(ctx, s.blobs)
 	if err != nil {
 		return rpc.Options{}, err
 	}
-	actions, err := action.New(action.Options{Store: blobs, Stores: stores, Entries: blobs, Logger: log, Registerer: registry})
+	actions, err := action.New(action.Options{Store: s.blobs, Stores: stores, Entries: s.blobs, Logger: s.log, Registerer: s.registry})
 	if err != nil {
 		return rpc.Options{}, err
 	}
-	failures, err := action.NewFailures(action.FailuresOptions{Entries: blobs})
+	failures, err := action.NewFailures(action.FailuresOptions{Entries: s.blobs})
 	if err != nil {
 		return rpc.Options{}, err
 	}
 	return rpc.Options{
-		Store:         blobs,
+		Store:         s.blobs,
 		Stores:        stores,
 		Actions:       actions,
 		Updates:       c.ACUpdate,
 		Failures:      failures,
 		MaxBatchBytes: int64(c.MaxBatchSize),
 		MaxBlobBytes:  int64(c.MaxBlobSize),
-		Logger:        log,
-		Registerer:    registry,
+		Logger:        s.log,
+		Registerer:    s.registry,
 	}, nil
 }
 
