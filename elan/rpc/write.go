@@ -23,6 +23,9 @@ const (
 	// gatherBytes is how much of an upload goes to the store at once: Bazel sends
 	// 16 KiB a message, and a call of the store for each costs more than these.
 	gatherBytes = 256 << 10
+	// gatherPieces bounds the buffers that are kept for that, of up to 16 KiB each,
+	// since of a buffer there may be no more than a byte. Bazel's messages make for 32.
+	gatherPieces = 128
 	// maxLargeWrites is how many uploads at once may have bytes in memory beyond
 	// the message that they receive: what was gathered, and one message, or what
 	// was gathered before, that is being hashed.
@@ -202,7 +205,7 @@ func (u *upload) take(req *wire.WriteRequest, ahead bool) error {
 	n += int64(req.Len())
 	u.gathered.add(req)
 	u.received.Store(n)
-	if ahead && u.gathered.bytes < gatherBytes && n <= u.digest.Size() {
+	if ahead && u.gathered.bytes < gatherBytes && len(u.gathered.data) < gatherPieces && n <= u.digest.Size() {
 		return nil
 	}
 	err := u.flush()
