@@ -60,6 +60,9 @@ type Options struct {
 	// MaxTreeBytes bounds a Tree, which is held in memory while it is checked;
 	// 0 means 64 MiB, some half a million files.
 	MaxTreeBytes int64
+	// MaxBlobs bounds the blobs that a result refers to, which are held in memory
+	// too; 0 means two million, some 200 MB.
+	MaxBlobs int
 	// MaxResultBytes bounds a stored result; 0 means what a gRPC message of
 	// the usual limit, 4 MiB, holds.
 	MaxResultBytes int
@@ -91,6 +94,9 @@ func New(o Options) (*Cache, error) {
 	}
 	if o.MaxTreeBytes == 0 {
 		o.MaxTreeBytes = 64 << 20
+	}
+	if o.MaxBlobs == 0 {
+		o.MaxBlobs = 2 << 20
 	}
 	if o.MaxResultBytes == 0 {
 		o.MaxResultBytes = 4<<20 - 64<<10

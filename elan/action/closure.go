@@ -22,16 +22,21 @@ type treeReader func(fn digest.Function, data []byte) (tree.Contents, error)
 type closure struct {
 	store        blob.Store
 	maxTreeBytes int64
+	maxBlobs     int
 	fn           digest.Function
 	read         treeReader
 	digests      []digest.Digest
+	// trees and roots are those that were read, so that directories which are alike
+	// are gathered once: a few bytes in a result may refer to a Tree of megabytes.
+	trees map[digest.Digest]tree.Contents
+	roots map[digest.Digest]struct{}
 	// gone are Trees and Directories that were found missing on the way, so
 	// that what is below them is not known.
 	gone []digest.Digest
 }
 
 func (c *Cache) closure(k blob.EntryKey, read treeReader) *closure {
-	return &closure{store: c.o.Stores(k.Instance), maxTreeBytes: c.o.MaxTreeBytes, fn: k.Action.Function(), read: read}
+	return &closure{store: c.o.Stores(k.Instance), maxTreeBytes: c.o.MaxTreeBytes, maxBlobs: c.o.MaxBlobs, fn: k.Action.Function(), read: read}
 }
 
 // missing returns those blobs of the closure of r, a stored result, that are
@@ -126,10 +131,10 @@ func (cl *closure) add(m *repb.Digest, kind, path string) error {
 	if err != nil {
 		return fmt.Errorf("%w: %s %q: %w", ErrInvalid, kind, path, err)
 	}
-	if !d.IsEmpty() {
-		cl.digests = append(cl.digests, d)
+	if d.IsEmpty() {
+		return nil
 	}
-	return nil
+	return cl.extend(d)
 }
 
 // addDirectory gathers an output directory, which has a Tree, or a Directory
@@ -151,11 +156,21 @@ func (cl *closure) addDirectory(ctx context.Context, o *repb.OutputDirectory) er
 	if err := cl.add(o.TreeDigest, "output directory", o.Path); err != nil {
 		return err
 	}
-	contents, err := cl.readTree(ctx, o)
+	d, err := digest.FromProto(cl.fn, o.TreeDigest)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: output directory %q: %w", ErrInvalid, o.Path, err)
 	}
-	cl.digests = append(cl.digests, contents.Files...)
+	contents, seen := cl.trees[d]
+	if !seen {
+		if contents, err = cl.readTree(ctx, o, d); err != nil {
+			return err
+		}
+		if err := cl.extend(contents.Files...); err != nil {
+			return err
+		}
+		contents.Files = nil
+		cl.sawTree(d, contents)
+	}
 	if root.IsZero() {
 		return nil
 	}
@@ -166,16 +181,31 @@ func (cl *closure) addDirectory(ctx context.Context, o *repb.OutputDirectory) er
 	if !root.IsEmpty() {
 		cl.digests = append(cl.digests, root)
 	}
-	cl.digests = append(cl.digests, contents.Directories...)
+	err = cl.extend(contents.Directories...)
+	contents.Directories = nil
+	cl.sawTree(d, contents)
+	return err
+}
+
+// sawTree notes what is left to be gathered of the Tree d.
+func (cl *closure) sawTree(d digest.Digest, rest tree.Contents) {
+	if cl.trees == nil {
+		cl.trees = map[digest.Digest]tree.Contents{}
+	}
+	cl.trees[d] = rest
+}
+
+// extend gathers blobs as far as there may be so many.
+func (cl *closure) extend(ds ...digest.Digest) error {
+	if len(ds) > cl.maxBlobs-len(cl.digests) {
+		return fmt.Errorf("%w: it refers to more than %d blobs", ErrInvalid, cl.maxBlobs)
+	}
+	cl.digests = append(cl.digests, ds...)
 	return nil
 }
 
-// readTree reads the Tree of o. One that is not there is noted in gone.
-func (cl *closure) readTree(ctx context.Context, o *repb.OutputDirectory) (tree.Contents, error) {
-	d, err := digest.FromProto(cl.fn, o.TreeDigest)
-	if err != nil {
-		return tree.Contents{}, fmt.Errorf("%w: output directory %q: %w", ErrInvalid, o.Path, err)
-	}
+// readTree reads the Tree d of o. One that is not there is noted in gone.
+func (cl *closure) readTree(ctx context.Context, o *repb.OutputDirectory, d digest.Digest) (tree.Contents, error) {
 	data, err := blob.ReadAll(ctx, cl.store, d, cl.maxTreeBytes)
 	if errors.Is(err, blob.ErrNotFound) {
 		cl.gone = append(cl.gone, d)
@@ -193,9 +223,13 @@ func (cl *closure) readTree(ctx context.Context, o *repb.OutputDirectory) (tree.
 
 // walk gathers the Directories from root on and their files.
 func (cl *closure) walk(ctx context.Context, path string, root digest.Digest) error {
-	if root.IsEmpty() {
+	if _, seen := cl.roots[root]; seen || root.IsEmpty() {
 		return nil
 	}
+	if cl.roots == nil {
+		cl.roots = map[digest.Digest]struct{}{}
+	}
+	cl.roots[root] = struct{}{}
 	cl.digests = append(cl.digests, root)
 	miss := func(d digest.Digest) {
 		cl.gone = append(cl.gone, d)
@@ -203,7 +237,9 @@ func (cl *closure) walk(ctx context.Context, path string, root digest.Digest) er
 	}
 	w := tree.Walk{Opener: cl.store, Missing: miss}
 	err := w.Each(ctx, root, func(d digest.Digest, dir *repb.Directory) error {
-		cl.digests = append(cl.digests, d)
+		if err := cl.extend(d); err != nil {
+			return err
+		}
 		for _, f := range dir.Files {
 			if err := cl.add(f.Digest, "file", f.Name); err != nil {
 				return err
