@@ -29,6 +29,14 @@ type gitFetcher struct {
 	guard *Guard
 }
 
+// maxGitObject bounds what git takes in memory at once: an object that is kept as
+// the difference from another, which a few bytes can make as large as they say. What
+// is larger than gitStreamed, and no such difference, is not in memory as a whole.
+const (
+	maxGitObject = 1 << 30
+	gitStreamed  = 32 << 20
+)
+
 // maxGitOutput bounds what is kept of what git says.
 const maxGitOutput = 8 << 10
 
@@ -175,6 +183,7 @@ var gitSays = []struct {
 	words  string
 	reason Reason
 }{
+	{"over limit", TooLarge}, // of maxGitObject
 	{"couldn't find remote ref", NotFound},
 	{"not our ref", NotFound},
 	{"does not appear to be a git repository", NotFound},
@@ -273,6 +282,7 @@ func gitEnv(dir string, p *proxy, w *want, src source) []string {
 		"HOME=" + dir, "XDG_CONFIG_HOME=" + filepath.Join(dir, "none"), "LC_ALL=C",
 		"GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_SYSTEM=/dev/null", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_ATTR_NOSYSTEM=1",
 		"GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=", "SSH_ASKPASS=", "GIT_ALLOW_PROTOCOL=http:https", "GIT_PROTOCOL_FROM_USER=0",
+		"GIT_ALLOC_LIMIT=" + strconv.Itoa(maxGitObject),
 	}
 	for _, name := range []string{"SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_EXEC_PATH"} {
 		if v, ok := os.LookupEnv(name); ok {
@@ -292,6 +302,7 @@ func gitEnv(dir string, p *proxy, w *want, src source) []string {
 		{"http.proxyAuthMethod", "basic"},
 		{"core.hooksPath", "/dev/null"},
 		{"core.fsmonitor", "false"},
+		{"core.bigFileThreshold", strconv.Itoa(gitStreamed)},
 		{"credential.helper", ""},
 		{"gc.auto", "0"},
 		{"protocol.version", "2"},
