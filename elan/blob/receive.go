@@ -106,6 +106,9 @@ func PutMessage(ctx context.Context, c Creator, fn digest.Function, m proto.Mess
 }
 
 func put(ctx context.Context, c Creator, d digest.Digest, data []byte) error {
+	if done, err := writeWhole(ctx, c, d, data); done {
+		return err
+	}
 	w, err := c.Create(ctx, d)
 	if err != nil {
 		return fmt.Errorf("create blob %s: %w", d, err)
@@ -138,6 +141,9 @@ func ReadAll(ctx context.Context, o Opener, d digest.Digest, maxBytes int64) ([]
 func ReadInto(ctx context.Context, o Opener, d digest.Digest, data []byte) error {
 	if int64(len(data)) != d.Size() {
 		return fmt.Errorf("read blob %s: there is room for %d bytes", d, len(data))
+	}
+	if done, err := readWhole(ctx, o, d, data); done {
+		return err
 	}
 	r, err := o.Open(ctx, d, 0)
 	if err != nil {

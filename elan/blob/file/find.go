@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
+	"math/bits"
 	"path/filepath"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -16,7 +18,6 @@ import (
 // of each folder in which one was not there.
 func (s *Store) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
 	var missing []digest.Digest
-	var seen map[digest.Digest]struct{}
 	folders := map[string]struct{}{}
 	for _, d := range ds {
 		if err := s.check(ctx, d); err != nil {
@@ -32,14 +33,7 @@ func (s *Store) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.D
 		if err != nil {
 			return nil, fmt.Errorf("find blob %s: %w", d, err)
 		}
-		if there {
-			continue
-		}
-		if seen == nil {
-			seen = make(map[digest.Digest]struct{})
-		}
-		if _, again := seen[d]; !again {
-			seen[d] = struct{}{}
+		if !there {
 			missing = append(missing, d)
 		}
 	}
@@ -49,7 +43,31 @@ func (s *Store) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.D
 			return nil, fmt.Errorf("find %d blobs: %w", len(ds), err)
 		}
 	}
-	return missing, nil
+	return unique(missing), nil
+}
+
+// unique drops what was mentioned before. It changes ds. Where all of 20,000 are
+// missing, a map would take half of the time of the call.
+func unique(ds []digest.Digest) []digest.Digest {
+	if len(ds) < 2 {
+		return ds
+	}
+	seed := maphash.MakeSeed()
+	mask := uint64(1)<<bits.Len(uint(len(ds))) - 1 //nolint:gosec // not negative
+	mask = mask<<1 | 1                             // at most half of the places are taken
+	seen := make([]int32, mask+1)                  // by hash: the place in once, from 1
+	once := ds[:0]
+	for _, d := range ds {
+		i := maphash.Comparable(seed, d) & mask
+		for seen[i] != 0 && once[seen[i]-1] != d {
+			i = (i + 1) & mask
+		}
+		if seen[i] == 0 {
+			once = append(once, d)
+			seen[i] = int32(len(once)) //nolint:gosec // requests are far smaller
+		}
+	}
+	return once
 }
 
 // find is use for one blob of many: it leaves it to the caller to check that the
