@@ -13,7 +13,7 @@ const (
 	// over. The less, the emptier the segments that cleaning finds, and the less
 	// is written again; the more, the more blobs the same disk holds. README.md
 	// has what was measured.
-	packsFill = 0.8
+	packsFill = 0.85
 	// maxLiveCleaned is how much of a segment may live for it to be cleaned before
 	// anybody waits for room, and maxLiveUrgent when somebody does.
 	maxLiveCleaned = 0.9

@@ -1,7 +1,8 @@
-// Package file is the blob.Store of one local directory: one file a blob, the
-// name is the index, and the kernel's page cache is the only cache. It keeps
-// the entries of an ActionCache too, and hands blobs out and takes them in as
-// files: see Linker, Adopter and Auditor in elan/blob.
+// Package file is the blob.Store of one local directory: a large blob is a file
+// whose name is the index, small ones share files (see pack, below this package),
+// and the kernel's page cache is the only cache. It keeps the entries of an
+// ActionCache too, and hands blobs out and takes them in as files: see Linker,
+// Adopter and Auditor in elan/blob.
 //
 // It survives kill -9 at any moment without losing what it acknowledged, and a
 // power failure without ever serving a wrong byte; it holds itself to a size
