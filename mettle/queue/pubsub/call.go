@@ -15,14 +15,14 @@ import (
 // The waits between tries double from the first to the last.
 const (
 	firstWait = 20 * time.Millisecond
-	lastWait  = 5 * time.Second
+	lastWait  = 2 * time.Second
 )
 
 // backOff waits the n-th time, n from 0, some time between nothing and a bound
 // that doubles. It returns false if ctx ends first.
 func backOff(ctx context.Context, n int) bool {
 	bound := lastWait
-	if n < 8 { // 20 ms × 2⁸ is more than 5 s
+	if n < 8 { // 20 ms × 2⁸ is more than 2 s
 		bound = min(firstWait<<n, lastWait)
 	}
 	t := time.NewTimer(rand.N(bound)) //nolint:gosec // jitter

@@ -3,6 +3,8 @@ package pubsub
 import (
 	"context"
 	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // Listen begins to hear of cancellations, as the first Lease does.
@@ -19,3 +21,5 @@ func (q *Queue) Withdrawn(operation string) (publications int, before time.Time)
 	}
 	return len(w.publications), w.before
 }
+
+func stamp(t time.Time) *timestamppb.Timestamp { return timestamppb.New(t) }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	pb "cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/mettle/queue"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
@@ -161,16 +163,31 @@ func (l *lease) explain(verb string, err error) error {
 }
 
 func (q *Queue) acknowledge(ctx context.Context, subscription, ackID string) error {
-	return q.call(ctx, target{"acknowledge", subscription, "pubsub.subscriptions.consume"}, func(ctx context.Context) error {
+	return q.callLease(ctx, target{"acknowledge", subscription, "pubsub.subscriptions.consume"}, func(ctx context.Context) error {
 		return q.subs.Acknowledge(ctx, &pb.AcknowledgeRequest{Subscription: subscription, AckIds: []string{ackID}})
 	})
 }
 
 // modify has messages delivered again after d, or at once if that is 0.
 func (q *Queue) modify(ctx context.Context, subscription string, ackIDs []string, d time.Duration) error {
-	return q.call(ctx, target{"change the lease", subscription, "pubsub.subscriptions.consume"}, func(ctx context.Context) error {
+	return q.callLease(ctx, target{"change the lease", subscription, "pubsub.subscriptions.consume"}, func(ctx context.Context) error {
 		return q.subs.ModifyAckDeadline(ctx, &pb.ModifyAckDeadlineRequest{
 			Subscription: subscription, AckIds: ackIDs, AckDeadlineSeconds: int32(d / time.Second), //nolint:gosec // up to 600
 		})
 	})
+}
+
+// callLease is call, where the broker may know that the delivery is over. It
+// only tells so if somebody has enabled exactly-once delivery.
+func (q *Queue) callLease(ctx context.Context, t target, f func(ctx context.Context) error) error {
+	lost := false
+	err := q.call(ctx, t, func(ctx context.Context) error {
+		err := f(ctx)
+		lost = status.Code(err) == codes.FailedPrecondition
+		return err
+	})
+	if lost {
+		return fmt.Errorf("%w: %w", queue.ErrLeaseLost, err)
+	}
+	return err
 }

@@ -67,7 +67,6 @@ func (q *Queue) fresh(m *pb.PubsubMessage) *queuepb.Update {
 	n.hear(u)
 	if u.GetStage() == queuepb.Update_COMPLETED {
 		n.ended = true
-		op.publications = nil
 		return n.final(u, m.GetAttributes()[attrReason] == reasonAttempts, op.base)
 	}
 	switch old, r := rank(n.stage), rank(u.GetStage()); {

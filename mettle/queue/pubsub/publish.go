@@ -21,7 +21,8 @@ type operation struct {
 	// base is what the attempts of its newest publication are counted from.
 	// What is said of an attempt up to it is about one that was withdrawn.
 	base uint32
-	// publications are the ids of those that were neither withdrawn nor ended.
+	// publications are the ids of those since the operation ended last that
+	// were not withdrawn.
 	publications []string
 	withdrawn    bool // since the last Publish
 	news         news
@@ -90,7 +91,7 @@ func (q *Queue) published(name, publication string) uint32 {
 		op.news = news{}
 	}
 	if op.news.ended {
-		op.news = news{}
+		op.news, op.publications = news{}, nil
 	}
 	if len(op.publications) == maxPublications {
 		op.publications = op.publications[1:]

@@ -36,6 +36,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -122,8 +123,8 @@ func (o Options) validate() error {
 	switch {
 	case o.Project == "" || o.Prefix == "":
 		return errors.New("pub/sub queue: the project or the prefix is missing")
-	case !isPlain(o.Prefix) || len(o.Prefix) > 80:
-		return fmt.Errorf("pub/sub queue: the prefix %q is not of up to 80 letters, digits, dashes and underscores, a letter first", o.Prefix)
+	case !isPlain(o.Prefix) || len(o.Prefix) > 80 || strings.HasPrefix(o.Prefix, "goog"):
+		return fmt.Errorf("pub/sub queue: the prefix %q is not of up to 80 letters, digits, dashes and underscores, a letter first and not goog", o.Prefix)
 	case o.LeaseTime < least || o.LeaseTime > 600*time.Second || o.LeaseTime%time.Second != 0:
 		return fmt.Errorf("pub/sub queue: the lease of %v is not of %v to 10m, in whole seconds", o.LeaseTime, least)
 	case o.MaxAttempts < 1 || o.MaxAttempts > 50:
@@ -270,7 +271,7 @@ func (q *Queue) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	q.handBack(ctx)
-	if q.listening { // nothing runs any more that would change it
+	if q.hears() {
 		q.dropSubscription(ctx, q.cancelSubscription())
 	}
 	q.metrics.unregister()

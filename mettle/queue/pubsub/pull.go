@@ -321,15 +321,17 @@ func (q *Queue) pull(ctx context.Context, name string, n int, wait time.Duration
 
 // handBack returns what is held to the broker.
 func (q *Queue) handBack(ctx context.Context) {
+	held := make(map[string][]string)
+	q.mu.Lock()
 	for _, s := range q.sources {
-		var ids []string
 		for _, l := range s.held {
-			ids = append(ids, l.ackID)
+			held[s.subscription] = append(held[s.subscription], l.ackID)
 		}
-		if len(ids) == 0 {
-			continue
-		}
-		if err := q.modify(ctx, s.subscription, ids, 0); err != nil {
+		s.held = nil
+	}
+	q.mu.Unlock()
+	for subscription, ids := range held {
+		if err := q.modify(ctx, subscription, ids, 0); err != nil {
 			q.log.Warn("jobs could not be handed back, their leases have to lapse", "jobs", len(ids), "error", err)
 		}
 	}

@@ -24,6 +24,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // Server is a fake Pub/Sub. It is safe for concurrent use.
@@ -39,6 +41,7 @@ type Server struct {
 	mu    sync.Mutex
 	fault func(method string, req any) Fault
 	cut   chan struct{} // closed to end all streams
+	wake  chan struct{} // closed when there may be messages for those who wait
 	calls map[string]int
 }
 
@@ -66,7 +69,7 @@ func New(addr string) (*Server, error) {
 	}
 	s := &Server{
 		Addr: lis.Addr().String(), fake: pstest.NewServer(), ended: make(chan struct{}),
-		cut: make(chan struct{}), calls: make(map[string]int),
+		cut: make(chan struct{}), wake: make(chan struct{}), calls: make(map[string]int),
 	}
 	s.srv = grpc.NewServer(grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 		grpc.MaxRecvMsgSize(11<<20), grpc.MaxSendMsgSize(64<<20))
@@ -138,8 +141,8 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if f.Before != nil {
 		return nil, f.Before
 	}
-	if f.Twice {
-		if _, err := call(ctx, req); err != nil {
+	if m, ok := req.(proto.Message); ok && f.Twice {
+		if _, err := call(ctx, proto.Clone(m)); err != nil { // a copy, because the fake keeps what it is given
 			return nil, err
 		}
 	}
@@ -159,8 +162,24 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	return call(srv, ss)
 }
 
-// pollEvery is how often a Pull that waits looks for messages.
-const pollEvery = time.Millisecond
+// lookEvery is how often who waits looks for messages whose deadlines have
+// passed. Of others they are told.
+const lookEvery = 20 * time.Millisecond
+
+// awake is closed when there may be messages.
+func (s *Server) awake() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wake
+}
+
+// wakeAll has all who wait look for messages.
+func (s *Server) wakeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.wake)
+	s.wake = make(chan struct{})
+}
 
 // service is the fake, with its own ways to pull.
 type service struct {
@@ -172,14 +191,37 @@ type service struct {
 func (v *service) Pull(ctx context.Context, req *pb.PullRequest) (*pb.PullResponse, error) {
 	end := time.Now().Add(30 * time.Second)
 	for {
+		awake := v.s.awake()
 		res, err := v.pull(ctx, req.GetSubscription(), req.GetMaxMessages())
 		if err != nil || len(res.GetReceivedMessages()) > 0 || req.GetReturnImmediately() || time.Now().After(end) { //nolint:staticcheck // deprecated, and in use
 			return res, err
 		}
-		if !sleep(ctx, pollEvery) {
+		t := time.NewTimer(lookEvery)
+		select {
+		case <-awake:
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
 			return nil, status.FromContextError(ctx.Err()).Err()
 		}
+		t.Stop()
 	}
+}
+
+// Publish implements pb.PublisherServer.
+func (v *service) Publish(ctx context.Context, req *pb.PublishRequest) (*pb.PublishResponse, error) {
+	res, err := v.GServer.Publish(ctx, req)
+	v.s.wakeAll()
+	return res, err
+}
+
+// ModifyAckDeadline implements pb.SubscriberServer.
+func (v *service) ModifyAckDeadline(ctx context.Context, req *pb.ModifyAckDeadlineRequest) (*emptypb.Empty, error) {
+	res, err := v.GServer.ModifyAckDeadline(ctx, req)
+	if req.GetAckDeadlineSeconds() == 0 {
+		v.s.wakeAll()
+	}
+	return res, err
 }
 
 // pull takes what is there.
@@ -216,6 +258,7 @@ func (v *service) StreamingPull(stream pb.Subscriber_StreamingPullServer) error 
 	}()
 	unacked := int64(0)
 	for {
+		awake := v.s.awake()
 		if room := first.GetMaxOutstandingMessages() - unacked; room > 0 || first.GetMaxOutstandingMessages() == 0 {
 			if first.GetMaxOutstandingMessages() == 0 {
 				room = 100
@@ -232,8 +275,9 @@ func (v *service) StreamingPull(stream pb.Subscriber_StreamingPullServer) error 
 				}
 			}
 		}
-		t := time.NewTimer(pollEvery)
+		t := time.NewTimer(lookEvery)
 		select {
+		case <-awake:
 		case <-t.C:
 		case req := <-requests:
 			v.s.count("StreamingPull.receive")
