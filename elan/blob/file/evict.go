@@ -124,7 +124,7 @@ func (s *Store) makeRoom() error {
 	freed, err := s.reap(cutoff, need)
 	if err == nil {
 		var cleaned int64
-		cleaned, err = s.reapPacks(cutoff, need-freed, wanted > 0)
+		cleaned, err = s.reapPacks(sv, cutoff, need-freed, wanted > 0)
 		freed += cleaned
 	}
 	if freed > 0 {

@@ -113,6 +113,46 @@ func TestStore_packsDiskFull(t *testing.T) {
 	}
 }
 
+// TestStore_packsDiskFullOfOthers: what is out of its lifetime makes room on a
+// disk on which there is none to move anything, and what is not stays.
+func TestStore_packsDiskFullOfOthers(t *testing.T) {
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=32m"); err != nil {
+		t.Skipf("can't mount a small disk: %v", err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(disk, 0)) })
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, packing(file.Options{Dir: filepath.Join(disk, "store"), MinFreeBytes: 4 << 20, MinLifetime: time.Hour}))
+		var ds []digest.Digest
+		for i := range 3000 {
+			ds = append(ds, mustPut(t, s, i))
+		}
+		time.Sleep(10 * time.Hour)
+		young := ds[2000:2100]
+		if n := missing(t, s, young...); n > 0 {
+			t.Errorf("%d are missing", n)
+		}
+		f, err := os.Create(filepath.Join(disk, "of_somebody_else"))
+		must(t, err)
+		for err == nil {
+			_, err = f.Write(make([]byte, block))
+		}
+		must(t, f.Close())
+		time.Sleep(10 * time.Minute)
+		if n := missing(t, s, young...); n > 0 {
+			t.Errorf("%d of those used lately are gone", n)
+		}
+		var st unix.Statfs_t
+		if err := unix.Statfs(disk, &st); err != nil || int64(st.Bavail)*st.Bsize < 4<<20 {
+			t.Errorf("%d bytes are free, error %v", int64(st.Bavail)*st.Bsize, err)
+		}
+		for _, d := range young {
+			wantRight(t, s, d)
+		}
+		mustPut(t, s, 5000)
+	})
+}
+
 // TestStore_packedDamage: a record that the disk damaged is missing, by whatever
 // it is found, is kept for a look, and can be put again.
 func TestStore_packedDamage(t *testing.T) {

@@ -76,7 +76,7 @@ func (sv *survey) reclaimable(evicted int64) int64 {
 // reapPacks evicts from the packs what was last used before cutoff, until
 // cleaning them can free need bytes, and cleans them. Where somebody waits for
 // the room it is done at any cost.
-func (s *Store) reapPacks(cutoff time.Time, need int64, waited bool) (freed int64, err error) {
+func (s *Store) reapPacks(sv *survey, cutoff time.Time, need int64, waited bool) (freed int64, err error) {
 	store := s.packed.store
 	if store == nil || need <= 0 {
 		return 0, nil
@@ -91,7 +91,7 @@ func (s *Store) reapPacks(cutoff time.Time, need int64, waited bool) (freed int6
 	}
 	if err == nil {
 		var moved int64
-		freed, moved, err = store.Clean(s.closing, need, maxLive)
+		freed, moved, err = store.Clean(s.closing, need, maxLive, sv.from)
 		s.metrics.packsMoved.Add(float64(moved))
 	}
 	if errors.Is(err, pack.ErrStopped) {

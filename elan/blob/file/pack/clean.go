@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/mettle-build/mettle/elan/blob"
 )
 
 // Survey calls visit with each record's last use, rounded up to a second, and its
@@ -82,8 +84,10 @@ func (s *Store) Evict(done <-chan struct{}, cutoff time.Time, maxBytes int64, ev
 // Segments of which more than maxLive, from 0 to 1, lives are left alone, and
 // each is looked at once. It returns how many bytes fewer the segments have, and
 // how many were moved. What was moved is on the disk before what it was moved
-// from is removed: fdatasync.
-func (s *Store) Clean(done <-chan struct{}, need int64, maxLive float64) (freed, moved int64, err error) {
+// from is removed: fdatasync. Where the disk has no room for what is to be moved,
+// segments of which all records were last used before expendable are removed with
+// them; the zero time spares all.
+func (s *Store) Clean(done <-chan struct{}, need int64, maxLive float64, expendable time.Time) (freed, moved int64, err error) {
 	if err := s.Count(done); err != nil {
 		return 0, 0, err
 	}
@@ -102,6 +106,11 @@ func (s *Store) Clean(done <-chan struct{}, need int64, maxLive float64) (freed,
 			continue
 		}
 		n, err := s.empty(seg)
+		if errors.Is(err, blob.ErrFull) && !expendable.IsZero() {
+			if err = s.expend(seg, expendable); errors.Is(err, errYoung) {
+				continue
+			}
+		}
 		moved += n
 		if err != nil {
 			return freed, moved, err
@@ -109,6 +118,33 @@ func (s *Store) Clean(done <-chan struct{}, need int64, maxLive float64) (freed,
 		freed += size - n
 	}
 	return freed, moved, nil
+}
+
+// errYoung says that a segment has records that must not go.
+var errYoung = errors.New("some were used lately")
+
+// expend removes seg with all that lives in it, if that was last used before
+// then.
+func (s *Store) expend(seg *segment, then time.Time) error {
+	old := func(l location, p *parsed, _ []byte) error {
+		if use, ok := s.index.at(s.secret.hash(p.Key), l); ok && !lastUse(use).Before(then) {
+			return errYoung
+		}
+		return nil
+	}
+	if err := s.scan(seg, old); err != nil {
+		return err
+	}
+	err := s.scan(seg, func(l location, p *parsed, _ []byte) error {
+		if !s.index.removeOld(s.secret.hash(p.Key), l, then) {
+			return errYoung // in this moment
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return s.drop(seg)
 }
 
 // sealed are the segments that are not written to, first those of which the
@@ -150,8 +186,13 @@ func (s *Store) empty(seg *segment) (int64, error) {
 			return m.bytes, fmt.Errorf("empty segment %d: %w", seg.id, err)
 		}
 	}
+	return m.bytes, s.drop(seg)
+}
+
+// drop removes seg, of which nothing lives any more.
+func (s *Store) drop(seg *segment) error {
 	if err := s.segs.remove(seg); err != nil {
-		return m.bytes, fmt.Errorf("remove segment %d: %w", seg.id, err)
+		return fmt.Errorf("remove segment %d: %w", seg.id, err)
 	}
 	s.grew(-seg.size.Load())
 	// What is still said to live there could not be read.
@@ -159,7 +200,7 @@ func (s *Store) empty(seg *segment) (int64, error) {
 		s.log.Error("records of a segment of the packs were damaged, and are lost", "segment", seg.id, "size_bytes", lost)
 		s.damaged(nil)
 	}
-	return m.bytes, nil
+	return nil
 }
 
 // mover appends living records to the cold segment.

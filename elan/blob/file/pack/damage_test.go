@@ -62,7 +62,7 @@ func TestStore_damagedRecord(t *testing.T) {
 						t.Errorf("verify: %+v, %v, told of %d", v, err, len(damaged))
 					}
 				case "clean":
-					_, _, err := s.Clean(t.Context().Done(), 1<<40, 1)
+					_, _, err := s.Clean(t.Context().Done(), 1<<40, 1, time.Time{})
 					must(t, err)
 				case "power_loss":
 					must(t, s.Close())
@@ -187,7 +187,7 @@ func TestStore_garbledSlots(t *testing.T) {
 		}
 		_, _, err = s.Evict(t.Context().Done(), time.Now().Add(time.Hour), 1<<20, nil)
 		must(t, err)
-		_, _, err = s.Clean(t.Context().Done(), 1<<20, 1)
+		_, _, err = s.Clean(t.Context().Done(), 1<<20, 1, time.Time{})
 		must(t, err)
 	}
 }

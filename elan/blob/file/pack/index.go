@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -219,6 +220,22 @@ func (ix *index) remove(h hashed, l location) (location, bool) {
 		sh.drop(ix.segs, i)
 	}
 	return l, ok
+}
+
+// removeOld forgets h if it is at l and was last used before then. It reports
+// whether it is not at l any more.
+func (ix *index) removeOld(h hashed, l location, then time.Time) bool {
+	sh, _ := ix.of(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	i, ok := sh.findAt(h, l)
+	if ok && !lastUse(sh.t.use(i)).Before(then) {
+		return false
+	}
+	if ok {
+		sh.drop(ix.segs, i)
+	}
+	return true
 }
 
 // at reports whether h is at l.

@@ -126,7 +126,7 @@ func TestStore_model(t *testing.T) {
 				delete(m.want, k)
 			},
 			"clean": func(rt *rapid.T) {
-				_, _, err := m.s.Clean(t.Context().Done(), rapid.Int64Range(1, 1<<16).Draw(rt, "need"), rapid.Float64Range(0, 1).Draw(rt, "live"))
+				_, _, err := m.s.Clean(t.Context().Done(), rapid.Int64Range(1, 1<<16).Draw(rt, "need"), rapid.Float64Range(0, 1).Draw(rt, "live"), time.Time{})
 				must(t, err)
 			},
 			"restart":    func(*rapid.T) { m.reopen(false) },
@@ -228,7 +228,7 @@ func TestStore_concurrent(t *testing.T) {
 	}
 	wg.Go(func() {
 		for range 20 {
-			if _, _, err := s.Clean(t.Context().Done(), 1<<20, 0.95); err != nil {
+			if _, _, err := s.Clean(t.Context().Done(), 1<<20, 0.95, time.Time{}); err != nil {
 				t.Error(err)
 			}
 			if v, err := s.Verify(t.Context().Done(), noPace); err != nil || v.Damaged > 0 {
@@ -260,7 +260,7 @@ func TestStore_bytes(t *testing.T) {
 	if err != nil || bytes < live/2 || bytes > live/2+2000 || records < 100 || records > 200 {
 		t.Errorf("evicted %d records of %d bytes, %v", records, bytes, err)
 	}
-	freed, moved, err := s.Clean(t.Context().Done(), 1<<40, 0.99)
+	freed, moved, err := s.Clean(t.Context().Done(), 1<<40, 0.99, time.Time{})
 	if err != nil || freed < live/3 || moved == 0 || moved > live-bytes {
 		t.Errorf("freed %d, moved %d, %v", freed, moved, err)
 	}
@@ -406,7 +406,7 @@ func TestStore_Clean_syncs(t *testing.T) {
 	must(t, err)
 	before, failed := len(segmentFiles(t, o.Dir)), errors.New("sync failed")
 	s.SetSync(func(int) error { return failed })
-	if freed, _, err := s.Clean(t.Context().Done(), 1<<20, 0.9); freed > 0 || !errors.Is(err, blob.ErrUnavailable) {
+	if freed, _, err := s.Clean(t.Context().Done(), 1<<20, 0.9, time.Time{}); freed > 0 || !errors.Is(err, blob.ErrUnavailable) {
 		t.Errorf("freed %d, %v; want nothing, and ErrUnavailable", freed, err)
 	}
 	if now := len(segmentFiles(t, o.Dir)); now < before {
@@ -414,7 +414,7 @@ func TestStore_Clean_syncs(t *testing.T) {
 	}
 	synced := 0
 	s.SetSync(func(int) error { synced++; return nil })
-	freed, _, err := s.Clean(t.Context().Done(), 1<<20, 0.9)
+	freed, _, err := s.Clean(t.Context().Done(), 1<<20, 0.9, time.Time{})
 	must(t, err)
 	if synced == 0 || freed == 0 {
 		t.Errorf("%d syncs, %d bytes freed", synced, freed)
