@@ -22,6 +22,10 @@ import (
 // a hash of up to 128 digits, a size, a status of success, and the tags.
 const responseOverhead = 160
 
+// minResponse is what the reply about a blob in a batch takes at the least: a hash of
+// 40 digits, a size, and a status of success.
+const minResponse = 48
+
 // maxStatusBytes bounds the error messages in the reply to a batch, so that
 // thousands of failures do not make it larger than a message may be. The codes
 // are always there.
@@ -73,6 +77,9 @@ func (s *casServer) batchUpdateBlobs(ctx context.Context, req *wire.BatchUpdateR
 		return nil, status.From(err)
 	}
 	blobs := req.Blobs()
+	if limit := s.o.maxReply(); int64(len(blobs))*minResponse > limit {
+		return nil, gstatus.Errorf(codes.InvalidArgument, "the reply about %d blobs would be over the message limit of %d bytes; send fewer at once", len(blobs), limit)
+	}
 	total := int64(0)
 	for _, b := range blobs {
 		n := int64(len(b.Data))
@@ -129,7 +136,7 @@ func (s *casServer) batchReadBlobs(ctx context.Context, req *wire.BatchReadReque
 	}
 	ds := req.BlobDigests()
 	total := int64(0)
-	limit := max(int64(s.o.MaxMessageBytes), s.o.MaxBatchBytes+batchMargin)
+	limit := s.o.maxReply()
 	message := limit - int64(len(ds))*responseOverhead
 	for _, d := range ds {
 		// What is negative is refused below; sums of what is huge may not overflow.

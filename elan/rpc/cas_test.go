@@ -258,3 +258,21 @@ func TestGetCapabilities(t *testing.T) {
 		}
 	}
 }
+
+// TestBatchUpdateBlobs_many: blobs of no bytes count too, or a message of some
+// megabytes would make for gigabytes of statuses.
+func TestBatchUpdateBlobs_many(t *testing.T) {
+	s := start(t, rpc.Options{})
+	one := &repb.BatchUpdateBlobsRequest_Request{Digest: of(nil).Proto()}
+	for n, want := range map[int]codes.Code{10_000: codes.OK, 87_000: codes.OK, 88_000: codes.InvalidArgument} {
+		req := &repb.BatchUpdateBlobsRequest{Requests: slices.Repeat([]*repb.BatchUpdateBlobsRequest_Request{one}, n)}
+		if n > 10_000 {
+			req.Requests = slices.Repeat([]*repb.BatchUpdateBlobsRequest_Request{{}}, n)
+		}
+		resp, err := s.cas.BatchUpdateBlobs(t.Context(), req)
+		wantCode(t, fmt.Sprint(n, " blobs"), err, want)
+		if err == nil && len(resp.Responses) != n {
+			t.Errorf("%d responses, want %d", len(resp.Responses), n)
+		}
+	}
+}

@@ -155,6 +155,11 @@ func (o Options) withDefaults() (Options, error) {
 	return o, err
 }
 
+// maxReply bounds the reply to a batch, in bytes.
+func (o *Options) maxReply() int64 {
+	return max(int64(o.MaxMessageBytes), o.MaxBatchBytes+batchMargin)
+}
+
 // storeOf is the store of an instance, whose name it checks. The errors wrap
 // resource.ErrInvalid.
 func (o *Options) storeOf(instance string) (blob.Store, error) {
