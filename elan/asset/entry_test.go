@@ -282,6 +282,12 @@ func TestPushDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantDirectory(t, a, s, request("urn:fdc:example:1"), "d/", "d/f=hello")
+	// A checksum is that of an archive, with which nobody can compare a directory.
+	checked := p
+	checked.Qualifiers = qualifiers("checksum.sri", sri("an archive"))
+	if _, ok := errors.AsType[*asset.UnsupportedError](a.PushDirectory(t.Context(), checked)); !ok {
+		t.Error("a directory was pushed with a checksum")
+	}
 	// Whatever is missing of it, it is not served.
 	s.gone[file] = true
 	_, err = a.FetchDirectory(t.Context(), request("urn:fdc:example:1"))

@@ -258,6 +258,9 @@ func classify(err error) error {
 		return retry(Aborted, "the host's name could not be resolved")
 	case errors.As(err, &cert), errors.As(err, &host):
 		return failed(Aborted, "the origin's certificate: %w", unwrapAll(err))
+	case strings.Contains(err.Error(), "Location header"):
+		// It is quoted there, and may be a secret as all URLs.
+		return failed(Aborted, "a redirect leads to a malformed URL, or to none")
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return retry(Aborted, "the answer broke off")
 	case errors.As(err, &op):

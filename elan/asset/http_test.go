@@ -139,6 +139,10 @@ func TestFetchBlob_failures(t *testing.T) {
 		{"a redirect to a file", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
 		}, nil, asset.Denied, "file:", 1},
+		{"a redirect to nowhere", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", "http://secret:secret@[/?token=secret")
+			w.WriteHeader(http.StatusFound)
+		}, nil, asset.Aborted, "redirect", 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			o := newSite(t, tc.h)

@@ -21,6 +21,11 @@ func (s *Service) push(ctx context.Context, k kind, p Push) error {
 	if err != nil {
 		return err
 	}
+	if k == directories && len(w.sums) > 0 {
+		// It is that of an archive, which is not here. Who asks with it would take what
+		// anybody pushed for what has the checksum.
+		return &UnsupportedError{Names: []string{qChecksum}}
+	}
 	w.store = s.o.Stores(p.Instance)
 	if p.Digest.IsZero() {
 		return fmt.Errorf("%w: the digest is absent", ErrInvalid)
