@@ -53,7 +53,7 @@ type pager struct {
 }
 
 // add takes the next Directory, and sends the page before it if it is full.
-func (p *pager) add(d digest.Digest, dir *repb.Directory, encoded []byte) error {
+func (p *pager) add(d digest.Digest, encoded []byte) error {
 	if p.page == nil {
 		p.page = &wire.TreeResponse{}
 	}
@@ -64,15 +64,15 @@ func (p *pager) add(d digest.Digest, dir *repb.Directory, encoded []byte) error 
 		p.skipTo = ""
 	}
 	size := len(encoded) + 8 // and its tag and length
-	full := p.bytes+size > p.maxBytes || (p.maxItems > 0 && len(p.page.Directories) >= p.maxItems)
-	if full && len(p.page.Directories) > 0 {
+	full := p.bytes+size > p.maxBytes || (p.maxItems > 0 && p.page.Len() >= p.maxItems)
+	if full && p.page.Len() > 0 {
 		p.page.NextPageToken = d.String()
 		if err := p.send(p.page); err != nil {
 			return err
 		}
 		p.page, p.bytes = &wire.TreeResponse{}, 0
 	}
-	p.page.Add(dir, encoded)
+	p.page.Add(encoded)
 	p.bytes += size
 	return nil
 }

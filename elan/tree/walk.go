@@ -55,11 +55,46 @@ type Walk struct {
 // tree or a Directory over a limit blob.ErrTooLarge. Each has several blobs open
 // at a time, and returns after all of them are closed.
 func (w Walk) Each(ctx context.Context, root digest.Digest, visit func(digest.Digest, *repb.Directory) error) error {
-	return w.EachEncoded(ctx, root, func(d digest.Digest, dir *repb.Directory, _ []byte) error { return visit(d, dir) })
+	return w.each(ctx, root, decode, func(d digest.Digest, dir directory) error { return visit(d, dir.dir) })
 }
 
-// EachEncoded is Each with the bytes of each Directory, which visit may keep too.
-func (w Walk) EachEncoded(ctx context.Context, root digest.Digest, visit func(digest.Digest, *repb.Directory, []byte) error) error {
+// EachEncoded is Each for those who need but the bytes of each Directory, which
+// visit may keep too.
+func (w Walk) EachEncoded(ctx context.Context, root digest.Digest, visit func(digest.Digest, []byte) error) error {
+	return w.each(ctx, root, decodeChildren, func(d digest.Digest, dir directory) error { return visit(d, dir.data) })
+}
+
+// decoder makes a directory of the bytes of d.
+type decoder func(d digest.Digest, data []byte) (directory, error)
+
+// decode is a decoder.
+func decode(d digest.Digest, data []byte) (directory, error) {
+	dir := &repb.Directory{}
+	if err := blob.UnmarshalMessage(d, data, dir); err != nil {
+		return directory{}, err //nolint:wrapcheck // the caller says what it is about
+	}
+	if err := Validate(d.Function(), dir); err != nil {
+		return directory{}, err
+	}
+	children := make([]digest.Digest, len(dir.Directories))
+	for i, child := range dir.Directories {
+		var err error
+		if children[i], err = digest.FromProto(d.Function(), child.Digest); err != nil {
+			return directory{}, fmt.Errorf("directory %q: %w", child.Name, err)
+		}
+	}
+	return directory{there: true, dir: dir, data: data, children: children}, nil
+}
+
+// decodeChildren is a decoder that makes no message where it need not.
+func decodeChildren(d digest.Digest, data []byte) (directory, error) {
+	if children, ok := scan(d.Function(), data); ok {
+		return directory{there: true, data: data, children: children}, nil
+	}
+	return decode(d, data)
+}
+
+func (w Walk) each(ctx context.Context, root digest.Digest, decode decoder, visit func(digest.Digest, directory) error) error {
 	if w.MaxDirectories == 0 {
 		w.MaxDirectories = defaultMaxDirectories
 	}
@@ -74,26 +109,22 @@ func (w Walk) EachEncoded(ctx context.Context, root digest.Digest, visit func(di
 	seen := map[digest.Digest]struct{}{root: {}}
 	for next := 0; next < len(queue); {
 		n := batchLen(queue[next:])
-		dirs, err := w.read(ctx, root, queue[next:next+n])
+		dirs, err := w.read(ctx, root, queue[next:next+n], decode)
 		if err != nil {
 			return err
 		}
 		for i, read := range dirs {
-			d, dir := queue[next+i], read.dir
-			if dir == nil {
+			d := queue[next+i]
+			if !read.there {
 				if w.Missing != nil {
 					w.Missing(d)
 				}
 				continue
 			}
-			if err := visit(d, dir, read.data); err != nil {
+			if err := visit(d, read); err != nil {
 				return err
 			}
-			for _, child := range dir.Directories {
-				c, err := digest.FromProto(d.Function(), child.Digest)
-				if err != nil {
-					return fmt.Errorf("walk tree %s: directory %q: %w", root, child.Name, err)
-				}
+			for _, c := range read.children {
 				if _, ok := seen[c]; ok {
 					continue
 				}
@@ -124,29 +155,26 @@ func batchLen(ds []digest.Digest) int {
 
 // directory is one that was read; the zero value is one that is not in the store.
 type directory struct {
-	dir  *repb.Directory
-	data []byte
+	there    bool
+	dir      *repb.Directory // nil where nobody needs it
+	data     []byte
+	children []digest.Digest
 }
 
 // read returns the Directories ds in their order.
-func (w Walk) read(ctx context.Context, root digest.Digest, ds []digest.Digest) ([]directory, error) {
+func (w Walk) read(ctx context.Context, root digest.Digest, ds []digest.Digest, decode decoder) ([]directory, error) {
 	dirs := make([]directory, len(ds))
 	one := func(ctx context.Context, i int) error {
 		data, err := blob.ReadAll(ctx, w.Opener, ds[i], w.MaxDirectoryBytes)
 		if errors.Is(err, blob.ErrNotFound) && ds[i] != root {
 			return nil
 		}
-		dir := &repb.Directory{}
 		if err == nil {
-			err = blob.UnmarshalMessage(ds[i], data, dir)
-		}
-		if err == nil {
-			err = Validate(ds[i].Function(), dir)
+			dirs[i], err = decode(ds[i], data)
 		}
 		if err != nil {
 			return fmt.Errorf("walk tree %s: directory %s: %w", root, ds[i], err)
 		}
-		dirs[i] = directory{dir: dir, data: data}
 		return nil
 	}
 	if len(ds) == 1 {

@@ -7,34 +7,31 @@ import (
 )
 
 // TreeResponse is a GetTreeResponse, to be sent. Its Directories are sent as they
-// were encoded, and not encoded anew.
+// are kept, and not decoded and encoded anew: to generated code, which then
+// passes them on as they are, they are fields that it does not know.
 type TreeResponse struct {
 	repb.GetTreeResponse
-	encoded [][]byte // Directories, as many and in their order
+	n int
 }
 
-// Add adds a Directory and its encoding, both of which the message keeps.
-func (r *TreeResponse) Add(d *repb.Directory, encoded []byte) {
-	r.Directories = append(r.Directories, d)
-	r.encoded = append(r.encoded, encoded)
+// Len is how many Directories were added.
+func (r *TreeResponse) Len() int { return r.n }
+
+// Add adds a copy of an encoded Directory.
+func (r *TreeResponse) Add(encoded []byte) {
+	m := r.ProtoReflect()
+	m.SetUnknown(protowire.AppendBytes(append(m.GetUnknown(), bytesField1), encoded))
+	r.n++
 }
 
-func (r *TreeResponse) marshalWire(pool mem.BufferPool) (mem.BufferSlice, bool, error) {
-	if len(r.encoded) != len(r.Directories) {
+func (r *TreeResponse) marshalWire(mem.BufferPool) (mem.BufferSlice, bool, error) {
+	if len(r.Directories) > 0 {
 		return nil, false, nil
 	}
-	size := 1 + protowire.SizeBytes(len(r.NextPageToken))
-	for _, d := range r.encoded {
-		size += 1 + protowire.SizeBytes(len(d))
-	}
-	buf := pool.Get(size)
-	b := (*buf)[:0]
-	for _, d := range r.encoded {
-		b = protowire.AppendBytes(append(b, bytesField1), d)
-	}
+	// A page is large, and belongs to nobody else any more: it is not copied.
+	slice := mem.BufferSlice{mem.SliceBuffer(r.ProtoReflect().GetUnknown())}
 	if r.NextPageToken != "" {
-		b = protowire.AppendString(append(b, bytesField2), r.NextPageToken)
+		slice = append(slice, mem.SliceBuffer(protowire.AppendString([]byte{bytesField2}, r.NextPageToken)))
 	}
-	*buf = b
-	return mem.BufferSlice{mem.NewBuffer(buf, pool)}, true, nil
+	return slice, true, nil
 }

@@ -82,7 +82,7 @@ func sent(pool mem.BufferPool) map[string]func() (m, want proto.Message) {
 					panic(err)
 				}
 				w.Directories = append(w.Directories, d)
-				r.Add(d, b)
+				r.Add(b)
 			}
 			return r, w
 		},
