@@ -256,6 +256,8 @@ type readableWriter struct {
 	io.ReaderAt
 }
 
+var _ blob.PiecesWriter = (*writer)(nil)
+
 type writer struct {
 	blob.Writer
 	s        *Store
@@ -269,6 +271,27 @@ type writer struct {
 
 func (w *writer) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
+	w.n += int64(n)
+	if err != nil {
+		w.err = err
+	}
+	return n, err //nolint:wrapcheck // the store's own
+}
+
+// WritePieces implements blob.PiecesWriter, whether the store's Writer does or not.
+func (w *writer) WritePieces(pieces [][]byte) (int, error) {
+	inner, ok := w.Writer.(blob.PiecesWriter)
+	if !ok {
+		total := 0
+		for _, p := range pieces {
+			n, err := w.Write(p)
+			if total += n; err != nil {
+				return total, err
+			}
+		}
+		return total, nil
+	}
+	n, err := inner.WritePieces(pieces)
 	w.n += int64(n)
 	if err != nil {
 		w.err = err

@@ -37,6 +37,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/known"
 	"github.com/mettle-build/mettle/elan/blob/observed"
 	"github.com/mettle-build/mettle/elan/blob/tiered"
+	"github.com/mettle-build/mettle/elan/digest"
 )
 
 const (
@@ -87,6 +88,24 @@ type storage struct {
 
 // Unwrap returns the blobs.
 func (s *storage) Unwrap() blob.Store { return s.Store }
+
+// ReadWhole implements blob.WholeReader where the store does.
+func (s *storage) ReadWhole(ctx context.Context, d digest.Digest, data []byte) error {
+	w, ok := s.Store.(blob.WholeReader)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return w.ReadWhole(ctx, d, data) //nolint:wrapcheck // the store's own
+}
+
+// WriteWhole implements blob.WholeWriter where the store does.
+func (s *storage) WriteWhole(ctx context.Context, d digest.Digest, data []byte) error {
+	w, ok := s.Store.(blob.WholeWriter)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return w.WriteWhole(ctx, d, data) //nolint:wrapcheck // the store's own
+}
 
 // Close implements io.Closer.
 func (s *storage) Close() error {
