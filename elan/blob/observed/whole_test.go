@@ -23,7 +23,7 @@ func TestStore_whole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer inner.Close() //nolint:errcheck // a test
+	defer inner.Close()
 	reg := prometheus.NewPedanticRegistry()
 	s := newObserver(t, observed.Options{Registerer: reg}).Store("m", inner)
 
