@@ -118,7 +118,8 @@ func TestQueue_faults(t *testing.T) {
 				g.Go(func() error { return work(ctx, f) })
 			}
 			for i := jobs / 4; i < jobs; i++ {
-				for f.Publish(ctx, job(fmt.Sprint(i))) != nil && ctx.Err() == nil { //nolint:revive // once more
+				for f.Publish(ctx, job(fmt.Sprint(i))) != nil && ctx.Err() == nil {
+					continue // once more
 				}
 				if i%20 == 0 {
 					s.CutStreams()
