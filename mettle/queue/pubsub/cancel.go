@@ -43,7 +43,7 @@ func (q *Queue) listen(ctx context.Context) error {
 	}
 	name := q.cancelSubscription()
 	remake := func(ctx context.Context) error {
-		return q.makeSubscription(ctx, &pb.Subscription{Name: name, Topic: q.topic("cancel"), ExpirationPolicy: soon(), MessageRetentionDuration: shortRetention()})
+		return q.makeSubscription(ctx, &pb.Subscription{Name: name, Topic: q.topic("cancel"), ExpirationPolicy: soon(), MessageRetentionDuration: shortRetention(), AckDeadlineSeconds: newsDeadline})
 	}
 	if err := remake(ctx); err != nil {
 		return err

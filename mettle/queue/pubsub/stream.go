@@ -25,8 +25,10 @@ const (
 	// maxUnackedBytes what they take.
 	maxUnacked      = 1000
 	maxUnackedBytes = 32 << 20
-	// newsDeadline is how long the broker waits for their acknowledgement.
-	newsDeadline = 60 // seconds
+	// newsDeadline is how long the broker waits for their acknowledgement, and
+	// so how late news comes that was on a stream when it broke. The service
+	// takes no less. What comes twice is dropped.
+	newsDeadline = 10 // seconds
 	// maxSilence is how long a stream may say nothing: then it is opened anew,
 	// because one that is dead is silent as well.
 	maxSilence = 2 * time.Minute
