@@ -82,11 +82,12 @@ func (s *Store) Evict(done <-chan struct{}, cutoff time.Time, maxBytes int64, ev
 // the least living bytes first, and after it moved what lives in them to the end
 // of another: for a while the files are larger by up to a segment than before.
 // Segments of which more than maxLive, from 0 to 1, lives are left alone, and
-// each is looked at once. It returns how many bytes fewer the segments have, and
-// how many were moved. What was moved is on the disk before what it was moved
-// from is removed: fdatasync. Where the disk has no room for what is to be moved,
-// segments of which all records were last used before expendable are removed with
-// them; the zero time spares all.
+// each is looked at once; one that can't be read stays, does not keep the others
+// from being cleaned, and is the error in the end. It returns how many bytes fewer
+// the segments have, and how many were moved. What was moved is on the disk before
+// what it was moved from is removed: fdatasync. Where the disk has no room for what
+// is to be moved, segments of which all records were last used before expendable
+// are removed with them; the zero time spares all.
 func (s *Store) Clean(done <-chan struct{}, need int64, maxLive float64, expendable time.Time) (freed, moved int64, err error) {
 	if err := s.Count(done); err != nil {
 		return 0, 0, err
@@ -105,19 +106,23 @@ func (s *Store) Clean(done <-chan struct{}, need int64, maxLive float64, expenda
 		if size-live-firstRecord < size/50 {
 			continue
 		}
-		n, err := s.empty(seg)
-		if errors.Is(err, blob.ErrFull) && !expendable.IsZero() {
-			if err = s.expend(seg, expendable); errors.Is(err, errYoung) {
-				continue
-			}
-		}
+		n, e := s.empty(seg)
 		moved += n
-		if err != nil {
-			return freed, moved, err
+		freed -= n
+		if errors.Is(e, blob.ErrFull) && !expendable.IsZero() {
+			e = s.expend(seg, expendable)
 		}
-		freed += size - n
+		switch {
+		case errors.Is(e, errYoung):
+		case e == nil:
+			freed += size
+		case !errors.Is(e, errUnread):
+			return freed, moved, errors.Join(err, e)
+		case err == nil:
+			err = e
+		}
 	}
-	return freed, moved, nil
+	return freed, moved, err
 }
 
 // errYoung says that a segment has records that must not go.
@@ -141,13 +146,16 @@ func (s *Store) expend(seg *segment, then time.Time) error {
 		}
 		return nil
 	})
+	if err == nil {
+		err = s.syncMoved() // a part was moved before there was no room
+	}
 	if err != nil {
 		return err
 	}
 	return s.drop(seg)
 }
 
-// sealed are the segments that are not written to, first those of which the
+// sealed are the segments that are not written to and are known, first those of which the
 // smallest part lives, and of equals the older ones.
 func (s *Store) sealed() []*segment {
 	type ranked struct {
@@ -156,7 +164,7 @@ func (s *Store) sealed() []*segment {
 	}
 	var all []ranked
 	for _, seg := range s.segs.all() {
-		if !s.hot.is(seg) && !s.cold.is(seg) && seg.writers.Load() == 0 {
+		if !s.hot.is(seg) && !s.cold.is(seg) && seg.writers.Load() == 0 && !seg.unread.Load() {
 			all = append(all, ranked{seg: seg, part: float64(seg.live.Load()) / float64(seg.size.Load())})
 		}
 	}
@@ -174,17 +182,20 @@ func (s *Store) sealed() []*segment {
 // moved.
 func (s *Store) empty(seg *segment) (int64, error) {
 	m := mover{s: s}
+	var err error
 	if seg.live.Load() > 0 {
-		err := s.scan(seg, m.add)
+		if err = s.scan(seg, m.add); err != nil && m.err == nil && !errors.Is(err, ErrStopped) {
+			err = fmt.Errorf("%w: %w", errUnread, err)
+		}
 		if err == nil {
 			err = m.flush()
 		}
-		if err == nil {
-			err = m.sync()
-		}
-		if err != nil {
-			return m.bytes, fmt.Errorf("empty segment %d: %w", seg.id, err)
-		}
+	}
+	if err == nil {
+		err = s.syncMoved()
+	}
+	if err != nil {
+		return m.bytes, fmt.Errorf("empty segment %d: %w", seg.id, err)
 	}
 	return m.bytes, s.drop(seg)
 }
@@ -203,13 +214,16 @@ func (s *Store) drop(seg *segment) error {
 	return nil
 }
 
+// errUnread says that a segment could not be read.
+var errUnread = errors.New("it can't be read")
+
 // mover appends living records to the cold segment.
 type mover struct {
 	s     *Store
 	buf   []byte
 	queue []moving
 	bytes int64
-	to    []*segment // those appended to
+	err   error // of writing
 }
 
 type moving struct {
@@ -223,8 +237,8 @@ func (m *mover) add(l location, p *parsed, raw []byte) error {
 		return nil
 	}
 	if len(m.buf)+len(raw) > bufferBytes || int64(len(m.buf)+len(raw)) > m.s.segmentBytes-firstRecord {
-		if err := m.flush(); err != nil {
-			return err
+		if m.err = m.flush(); m.err != nil {
+			return m.err
 		}
 	}
 	m.buf = append(m.buf, raw...)
@@ -243,8 +257,8 @@ func (m *mover) flush() error {
 		return err
 	}
 	defer seg.writers.Add(-1)
-	if !slices.Contains(m.to, seg) {
-		m.to = append(m.to, seg)
+	if !slices.Contains(s.unsynced, seg) {
+		s.unsynced = append(s.unsynced, seg)
 	}
 	s.grew(int64(len(m.buf)))
 	m.bytes += int64(len(m.buf))
@@ -262,21 +276,20 @@ func (m *mover) flush() error {
 	return nil
 }
 
-// sync makes durable what was moved: fdatasync.
-func (m *mover) sync() error {
-	for _, seg := range m.to {
-		fd, err := m.s.segs.acquire(seg)
-		if errors.Is(err, errGone) {
-			continue
+// syncMoved makes durable what was moved, also by an attempt that failed:
+// fdatasync. Before that no segment is removed, not even one in which nothing lives
+// any more. The caller holds the lock of cleaning.
+func (s *Store) syncMoved() error {
+	for len(s.unsynced) > 0 {
+		fd, err := s.segs.acquire(s.unsynced[0])
+		if err == nil {
+			err = s.fdatasync(fd)
+			s.segs.release(s.unsynced[0])
 		}
-		if err != nil {
-			return err
-		}
-		err = m.s.fdatasync(fd)
-		m.s.segs.release(seg)
-		if err != nil {
+		if err != nil && !errors.Is(err, errGone) {
 			return classify(err)
 		}
+		s.unsynced = s.unsynced[1:]
 	}
 	return nil
 }

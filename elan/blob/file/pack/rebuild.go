@@ -64,20 +64,22 @@ func openOld(dir string, check uint64) *index {
 func (s *Store) rebuild(segs []*segment, oldDir string) {
 	started, records, unread := time.Now(), 0, 0
 	for _, seg := range segs {
-		err := s.scan(seg, func(l location, p *parsed, _ []byte) error {
-			if p.dead {
-				return nil
-			}
-			records++
-			return s.restore(l, p)
-		})
+		n, err := s.restoreAll(seg)
+		if errors.Is(err, blob.ErrFull) {
+			// The former index takes what the new one needs. Last uses count from now on.
+			s.log.Warn("there is no room for a new index of the packs beside the former one, which is given up", "error", err)
+			s.old.drop()
+			n, err = s.restoreAll(seg)
+		}
+		records += n
 		if errors.Is(err, ErrStopped) {
 			return
 		}
 		if err != nil {
-			// What is in it is lost, unless the next start can read it: nobody
+			// What is in it is missing until the next start can read it: nobody
 			// gains from waiting for it.
 			unread++
+			seg.unread.Store(true)
 			s.log.Error("making the index of the packs anew: a segment can't be read", "segment", seg.id, "error", err)
 		}
 	}
@@ -92,6 +94,31 @@ func (s *Store) rebuild(segs []*segment, oldDir string) {
 	close(s.rebuilt)
 }
 
+// restoreAll puts the records of seg into the index, and counts them.
+func (s *Store) restoreAll(seg *segment) (records int, err error) {
+	err = s.scan(seg, func(l location, p *parsed, _ []byte) error {
+		if p.dead {
+			return nil
+		}
+		records++
+		return s.restore(l, p)
+	})
+	return records, err
+}
+
+// drop gives up the tables of a former index, and the room that they take.
+func (ix *index) drop() {
+	for n := range ix.shard {
+		sh := &ix.shard[n]
+		sh.mu.Lock()
+		if sh.t != nil {
+			_, _ = sh.t.unmap(), os.Remove(ix.path(n)) // it is a copy of nothing that counts
+		}
+		sh.t = nil
+		sh.mu.Unlock()
+	}
+}
+
 // restore puts the record p, at l, into the index, if there is none that holds
 // more than it.
 func (s *Store) restore(l location, p *parsed) error {
@@ -101,6 +128,9 @@ func (s *Store) restore(l location, p *parsed) error {
 		use = nowSeconds()
 	}
 	there, _, ok := s.index.look(h)
+	if ok && there == l {
+		return nil // by an attempt that did not come to the end of the segment
+	}
 	if ok && p.Mutable {
 		written, err := s.writtenAt(there)
 		if err != nil {

@@ -38,6 +38,10 @@ type segment struct {
 	live atomic.Int64
 	// writers are those who took room and have not yet told the index.
 	writers atomic.Int64
+	// unread says that the index was made anew without it, since it could not be
+	// read. That the index points to nothing in it says nothing then: it stays for
+	// the next start.
+	unread atomic.Bool
 
 	mu   sync.Mutex // guards what follows
 	fd   int        // -1: not open

@@ -76,8 +76,10 @@ type Store struct {
 	closeOnce sync.Once
 	closeErr  error
 	running   sync.WaitGroup
-	// cleaning is held by what removes segments.
+	// cleaning is held by what removes segments, and guards unsynced: the segments
+	// that records were moved to, and that may not be on the disk yet.
 	cleaning sync.Mutex
+	unsynced []*segment
 
 	// fdatasync is that of the kernel; tests watch it.
 	fdatasync func(fd int) error

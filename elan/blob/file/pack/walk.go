@@ -1,13 +1,17 @@
 package pack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
+
+	"github.com/mettle-build/mettle/elan/blob"
 )
 
 // Info is what All tells of a record.
@@ -54,8 +58,9 @@ func (s *Store) All(ctx context.Context) iter.Seq2[Info, error] {
 	}
 }
 
-// walk scans each segment, and calls after, if it is not nil, when it did.
-func (s *Store) walk(done <-chan struct{}, visit func(location, *parsed, []byte) error, after func(*segment) error) error {
+// walk scans each segment, and calls after, if it is not nil, when it did or
+// failed to, with the error, which that may pass over.
+func (s *Store) walk(done <-chan struct{}, visit func(location, *parsed, []byte) error, after func(*segment, error) error) error {
 	all := s.segs.all()
 	for _, id := range slices.Sorted(maps.Keys(all)) {
 		err := s.scan(all[id], func(l location, p *parsed, raw []byte) error {
@@ -64,8 +69,8 @@ func (s *Store) walk(done <-chan struct{}, visit func(location, *parsed, []byte)
 			}
 			return visit(l, p, raw)
 		})
-		if err == nil && after != nil {
-			err = after(all[id])
+		if after != nil && !errors.Is(err, errGone) {
+			err = after(all[id], err)
 		}
 		if err == nil {
 			err = s.going(done) // an empty segment too
@@ -87,13 +92,15 @@ type Verified struct {
 // Verify reads every record once and compares its checksum. One that is damaged
 // is withdrawn, and Options.Damaged told. Before it goes on, after each MiB or
 // so, it calls pace with how many bytes it read; pace waits as long as is good,
-// and its error ends Verify. What Clean moves meanwhile may be left out.
+// and its error ends Verify. What Clean moves meanwhile may be left out. A segment
+// that can't be read is passed over, and the error in the end.
 func (s *Store) Verify(done <-chan struct{}, pace func(bytes int64) error) (Verified, error) {
 	var v Verified
 	if err := s.Count(done); err != nil {
 		return v, err
 	}
 	var live, unpaced int64 // of this segment; since pace was called
+	var unread error
 	err := s.walk(done, func(l location, p *parsed, _ []byte) error {
 		if _, ok := s.index.at(s.secret.hash(p.Key), l); ok && !p.dead {
 			v.Records++
@@ -106,18 +113,22 @@ func (s *Store) Verify(done <-chan struct{}, pace func(bytes int64) error) (Veri
 		n := unpaced
 		unpaced = 0
 		return pace(n)
-	}, func(seg *segment) error {
+	}, func(seg *segment, err error) error {
 		want := seg.live.Load()
 		found := live
 		live = 0
-		if found >= want {
+		switch {
+		case errors.Is(err, blob.ErrUnavailable):
+			unread = cmp.Or(unread, fmt.Errorf("read segment %d: %w", seg.id, err))
 			return nil
+		case err != nil || found >= want:
+			return err
 		}
 		n, err := s.verifySlots(done, seg)
 		v.Damaged += n
 		return err
 	})
-	return v, err
+	return v, cmp.Or(err, unread)
 }
 
 // verifySlots reads the records of seg that the index knows, one by one, where
@@ -134,7 +145,7 @@ func (s *Store) verifySlots(done <-chan struct{}, seg *segment) (damaged int64, 
 		for i := range sh.t.length() {
 			if l := sh.t.location(i); l.isRecord() && l.segment() == seg.id {
 				w := sh.t.slot(i)
-				slots = append(slots, slot{h: hashed{a: w[0], b: w[1]}, l: l})
+				slots = append(slots, slot{h: hashed{a: w[0], b: atomic.LoadUint64(&w[1])}, l: l})
 			}
 		}
 		sh.mu.RUnlock()
