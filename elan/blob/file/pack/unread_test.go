@@ -3,9 +3,12 @@ package pack_test
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/file/pack"
@@ -108,4 +111,37 @@ func TestStore_Clean_syncsLater(t *testing.T) {
 	if synced == 0 || freed == 0 {
 		t.Errorf("%d syncs, %d bytes freed", synced, freed)
 	}
+}
+
+// TestStore_rebuildDiskFull: where there is no room for a second index, the former
+// one makes room for it.
+func TestStore_rebuildDiskFull(t *testing.T) {
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=32m"); err != nil {
+		t.Skipf("can't mount a small disk: %v", err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(disk, 0)) })
+	const records = 20_000
+	o := pack.Options{Dir: filepath.Join(disk, "packs"), SegmentBytes: 1 << 20}
+	s := open(t, o)
+	put(t, s, upTo(records)...)
+	must(t, s.Close())
+	f, err := os.Create(filepath.Join(disk, "of_somebody_else"))
+	must(t, err)
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	must(t, f.Close())
+	o.Untrusted = true
+	s = open(t, o)
+	<-s.Rebuilt()
+	if n := s.Records(); n != records {
+		t.Errorf("%d records of %d are there", n, records)
+	}
+	for n := range records {
+		if ok, err := s.Find(t.Context(), key(n)); !ok || err != nil {
+			t.Fatalf("find record %d: %v, %v", n, ok, err)
+		}
+	}
+	must(t, s.Close())
 }
