@@ -39,16 +39,8 @@ func (s *Store) Entry(ctx context.Context, k blob.EntryKey) ([]byte, error) {
 		return nil, fmt.Errorf("entry %s: %w", k.Action, err)
 	}
 	value, err := s.readPackedEntry(ctx, k)
-	if err == nil {
-		return value, nil
-	}
-	if !errors.Is(err, blob.ErrNotFound) || !s.packed.entryFiles() {
-		return nil, fmt.Errorf("entry %s: %w", k.Action, err)
-	}
-	path := s.entryPath(k)
-	value, st, err := s.readEntry(k.Action.Function(), path)
-	if err == nil && s.stale(&st, time.Now()) {
-		value, err = s.touchEntry(ctx, k)
+	if errors.Is(err, blob.ErrNotFound) && s.packed.entryFiles() {
+		value, err = s.readEntryFile(ctx, k)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("entry %s: %w", k.Action, err)
@@ -56,13 +48,30 @@ func (s *Store) Entry(ctx context.Context, k blob.EntryKey) ([]byte, error) {
 	return value, nil
 }
 
-// touchEntry reads the entry again, under its lock, and marks it as used.
-func (s *Store) touchEntry(ctx context.Context, k blob.EntryKey) ([]byte, error) {
+// readEntryFile reads the entry that is not in the packs.
+func (s *Store) readEntryFile(ctx context.Context, k blob.EntryKey) ([]byte, error) {
+	value, st, err := s.readEntry(k.Action.Function(), s.entryPath(k))
+	switch {
+	case err == nil && s.stale(&st, time.Now()):
+	case errors.Is(err, blob.ErrNotFound) && st.Ino == 0:
+		// There is no file. A small value may have taken the place of a large one
+		// since the look at the packs.
+	default:
+		return value, err
+	}
+	return s.useEntry(ctx, k)
+}
+
+// useEntry reads the entry under its lock, and marks it as used.
+func (s *Store) useEntry(ctx context.Context, k blob.EntryKey) ([]byte, error) {
 	path := s.entryPath(k)
 	if !s.keys.lock(ctx.Done(), path) {
 		return nil, ctx.Err()
 	}
 	defer s.keys.unlock(path)
+	if s.hasPackedEntry(k) {
+		return s.readPackedEntry(ctx, k)
+	}
 	value, _, err := s.readEntry(k.Action.Function(), path)
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -238,6 +239,36 @@ func TestStore_entryGrows(t *testing.T) {
 		t.Errorf("deleted: %q, %v", v, err)
 	}
 	noFiles(t, o.Dir)
+}
+
+// TestStore_entryNeverGone: an entry that is replaced, large by small and small by
+// large, is there all the time.
+func TestStore_entryNeverGone(t *testing.T) {
+	s := open(t, packing(file.Options{Dir: t.TempDir()}))
+	k := blob.EntryKey{Action: digest.Of(digest.SHA256, []byte("action"))}
+	must(t, s.PutEntry(t.Context(), k, nil))
+	var readers sync.WaitGroup
+	done := make(chan struct{})
+	for range 3 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := s.Entry(t.Context(), k); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 1000 {
+		must(t, s.PutEntry(t.Context(), k, make([]byte, 100+i%2*(100<<10))))
+	}
+	close(done)
+	readers.Wait()
 }
 
 // TestStore_packedLifetime: small blobs are evicted by last use, not within their
