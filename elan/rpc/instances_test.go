@@ -2,6 +2,7 @@ package rpc_test
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,7 +11,9 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob/chunked"
 	"github.com/mettle-build/mettle/elan/blob/instances"
+	"github.com/mettle-build/mettle/elan/blob/mem"
 	"github.com/mettle-build/mettle/elan/compress"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/resource"
@@ -173,5 +176,70 @@ func TestInstances_names(t *testing.T) {
 	for _, name := range []string{"main", "a/b/c", "blobs2", "Blobs", "with space", "ümläut", "a//b", "/", strings.Repeat("a", 1024)} {
 		_, err := s.capabilities.GetCapabilities(t.Context(), &repb.GetCapabilitiesRequest{InstanceName: name})
 		wantCode(t, "GetCapabilities of "+name, err, codes.OK)
+	}
+}
+
+// TestInstances_chunks_apart: nor does it learn of a blob, or of its chunks, by the
+// calls about chunks, though the lists are entries of one store.
+func TestInstances_chunks_apart(t *testing.T) {
+	inner, err := mem.New(mem.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := chunked.New(chunked.Options{Store: inner, Entries: inner})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stores, err := instances.New(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startOver(t, store, rpc.Options{Stores: stores.Of})
+	data := pattern(3 << 20)
+	d, sha := of(data), repb.DigestFunction_SHA256
+	var ds []*repb.Digest
+	for part := range slices.Chunk(data, 1<<20) {
+		name := "a/uploads/u/blobs/" + of(part).String()
+		if _, err := s.write(t.Context(), chunks(name, part, len(part))...); err != nil {
+			t.Fatal(err)
+		}
+		ds = append(ds, of(part).Proto())
+	}
+	splice := func(instance string) error {
+		_, err := s.cas.SpliceBlob(t.Context(), &repb.SpliceBlobRequest{InstanceName: instance, BlobDigest: d.Proto(), ChunkDigests: ds, DigestFunction: sha})
+		return err
+	}
+	split := func(instance string, fn repb.ChunkingFunction_Value) error {
+		_, err := s.cas.SplitBlob(t.Context(), &repb.SplitBlobRequest{InstanceName: instance, BlobDigest: d.Proto(), DigestFunction: sha, ChunkingFunction: fn})
+		return err
+	}
+	functions := []repb.ChunkingFunction_Value{repb.ChunkingFunction_UNKNOWN, repb.ChunkingFunction_FAST_CDC_2020, repb.ChunkingFunction_REP_MAX_CDC}
+	wantCode(t, "splice in a", splice("a"), codes.OK)
+	for _, fn := range functions {
+		wantCode(t, "split in a", split("a", fn), codes.OK)
+	}
+	if got, err := s.read(t, &bytestream.ReadRequest{ResourceName: "a/blobs/" + d.String()}); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("read in a: %d bytes, %v", len(got), err)
+	}
+	for _, instance := range []string{"b", "", "a/c"} {
+		s.wantNothing(t, instance, d)
+		wantCode(t, "splice in "+instance, splice(instance), codes.NotFound)
+		for _, fn := range functions {
+			wantCode(t, "split in "+instance, split(instance, fn), codes.NotFound)
+		}
+		stream, err := s.cas.RegisterChunkMapping(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&repb.RegisterChunkMappingRequest{InstanceName: instance, BlobDigest: d.Proto(), ChunkDigests: ds, DigestFunction: sha}); err != nil {
+			t.Fatal(err)
+		}
+		_, err = stream.CloseAndRecv()
+		wantCode(t, "register in "+instance, err, codes.NotFound)
+		mapping, err := s.cas.GetChunkMapping(t.Context(), &repb.GetChunkMappingRequest{InstanceName: instance, BlobDigest: d.Proto(), DigestFunction: sha})
+		if err == nil {
+			_, err = mapping.Recv()
+		}
+		wantCode(t, "get the mapping in "+instance, err, codes.NotFound)
 	}
 }
