@@ -26,6 +26,7 @@ import (
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -58,7 +59,8 @@ type Options struct {
 	// Entries holds the results.
 	Entries blob.Entries
 	// MaxTreeBytes bounds a Tree, which is held in memory while it is checked;
-	// 0 means 64 MiB, some half a million files.
+	// 0 means 64 MiB, some half a million files. All that are checked at once have
+	// four times as much; others wait.
 	MaxTreeBytes int64
 	// MaxBlobs bounds the blobs that a result refers to, which are held in memory
 	// too; 0 means two million, some 200 MB.
@@ -74,8 +76,9 @@ type Options struct {
 
 // Cache is the ActionCache over a store. It is safe for concurrent use.
 type Cache struct {
-	o    Options
-	gets *gets
+	o     Options
+	gets  *gets
+	trees *semaphore.Weighted // has the bytes of the Trees that are being checked
 }
 
 var (
@@ -108,7 +111,7 @@ func New(o Options) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("action cache: %w", err)
 	}
-	return &Cache{o: o, gets: gets}, nil
+	return &Cache{o: o, gets: gets, trees: semaphore.NewWeighted(4 * o.MaxTreeBytes)}, nil
 }
 
 // Get implements Getter. An entry that can't be read as a result, that is of a

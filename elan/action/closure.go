@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -23,6 +24,7 @@ type closure struct {
 	store        blob.Store
 	maxTreeBytes int64
 	maxBlobs     int
+	reading      *semaphore.Weighted // the Cache's
 	fn           digest.Function
 	read         treeReader
 	digests      []digest.Digest
@@ -36,7 +38,7 @@ type closure struct {
 }
 
 func (c *Cache) closure(k blob.EntryKey, read treeReader) *closure {
-	return &closure{store: c.o.Stores(k.Instance), maxTreeBytes: c.o.MaxTreeBytes, maxBlobs: c.o.MaxBlobs, fn: k.Action.Function(), read: read}
+	return &closure{store: c.o.Stores(k.Instance), maxTreeBytes: c.o.MaxTreeBytes, maxBlobs: c.o.MaxBlobs, reading: c.trees, fn: k.Action.Function(), read: read}
 }
 
 // missing returns those blobs of the closure of r, a stored result, that are
@@ -206,6 +208,11 @@ func (cl *closure) extend(ds ...digest.Digest) error {
 
 // readTree reads the Tree d of o. One that is not there is noted in gone.
 func (cl *closure) readTree(ctx context.Context, o *repb.OutputDirectory, d digest.Digest) (tree.Contents, error) {
+	n := min(d.Size(), cl.maxTreeBytes)
+	if err := cl.reading.Acquire(ctx, n); err != nil {
+		return tree.Contents{}, fmt.Errorf("output directory %q: wait for other Trees: %w", o.Path, err)
+	}
+	defer cl.reading.Release(n)
 	data, err := blob.ReadAll(ctx, cl.store, d, cl.maxTreeBytes)
 	if errors.Is(err, blob.ErrNotFound) {
 		cl.gone = append(cl.gone, d)

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
@@ -83,6 +85,50 @@ func TestCache_directories_alike(t *testing.T) {
 	if err := c.Put(t.Context(), key(), r); !errors.Is(err, action.ErrInvalid) {
 		t.Errorf("another root: %v, want ErrInvalid", err)
 	}
+}
+
+// slow is a store in which reading waits.
+type slow struct {
+	*fakeStore
+	reading atomic.Int64
+}
+
+func (s *slow) Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error) {
+	s.reading.Add(1)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestCache_Trees_at_once: however many results are asked for, the memory that
+// their Trees take is bounded, and who waits for it can give up.
+func TestCache_Trees_at_once(t *testing.T) {
+	s := &slow{fakeStore: newFakeStore(t)}
+	root := &repb.Directory{Files: []*repb.FileNode{{Name: "f", Digest: s.put([]byte("x")).Proto()}}}
+	tree := putMessage(t, s.fakeStore, &repb.Tree{Root: root})
+	r := &repb.ActionResult{OutputDirectories: []*repb.OutputDirectory{{Path: "d", TreeDigest: tree.Proto()}}}
+	if err := newCache(t, s.fakeStore).Put(t.Context(), key(), r); err != nil {
+		t.Fatal(err)
+	}
+	c, err := action.New(action.Options{Store: s, Entries: s, MaxTreeBytes: tree.Size()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		for range 20 {
+			go func() {
+				if _, err := c.Get(ctx, key()); !errors.Is(err, context.Canceled) {
+					t.Errorf("Get: %v, want Canceled", err)
+				}
+			}()
+		}
+		synctest.Wait()
+		if n := s.reading.Load(); n != 4 {
+			t.Errorf("%d Trees are read at once, want 4", n)
+		}
+		cancel()
+		synctest.Wait()
+	})
 }
 
 // TestCache_many_blobs: what a result refers to is held in memory.
