@@ -45,7 +45,9 @@ func (q *Queue) lease(ctx context.Context, pools []string) (*lease, error) {
 		if err != nil {
 			return nil, err
 		}
-		l, err := q.claim(ctx, m)
+		// Once it is begun, it is carried through, within Options.Timeout: a claim
+		// that was written and that nobody knows of would hold the job up.
+		l, err := q.claim(context.WithoutCancel(ctx), m)
 		if l != nil || err != nil {
 			return l, err
 		}

@@ -130,6 +130,7 @@ type Queue struct {
 	// The streams, as the broker had them when we connected.
 	jobs, leases, updates jetstream.Stream
 
+	making  chan struct{}      // has room for one: who makes an API server's consumer holds it
 	stop    context.CancelFunc // ends what runs in the background
 	done    chan struct{}      // closed by Close
 	running sync.WaitGroup
@@ -191,7 +192,7 @@ func connect(ctx context.Context, o Options) (*Queue, error) {
 		done: make(chan struct{}), reconnected: make(chan struct{}), stop: func() {},
 		consumers: map[string]bool{}, inboxes: map[string]bool{}, receiving: map[string]bool{},
 		held: map[leaseKey]*lease{}, fences: map[string]uint32{}, watched: map[string]*watch{},
-		tries: map[uint64]context.CancelFunc{},
+		tries: map[uint64]context.CancelFunc{}, making: make(chan struct{}, 1),
 	}
 	dialer, err := q.dialer()
 	if err != nil {

@@ -1,9 +1,11 @@
 package nats_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -93,9 +95,10 @@ func job(name string) *queuepb.Job {
 
 func TestSuite(t *testing.T) {
 	b := newBroker(t, nil)
+	const leaseTime = 2 * time.Second // some cases take more than one, on a busy machine
 	queuetest.Run(t, queuetest.Options{
 		New: func(t *testing.T) queuetest.Queue {
-			return newQueue(t, b, func(o *nats.Options) { o.MaxJobs = 1000 })
+			return newQueue(t, b, func(o *nats.Options) { o.MaxJobs, o.LeaseTime = 1000, leaseTime })
 		},
 		Features: queuetest.Features{
 			// The suite's priorities come in an order that the bands keep.
@@ -110,4 +113,47 @@ func BenchmarkQueue(b *testing.B) {
 	queuetest.Bench(b, func(b *testing.B) queuetest.Queue {
 		return newQueue(b, srv, func(o *nats.Options) { o.LeaseTime = 30 * time.Second })
 	})
+}
+
+// BenchmarkQueue_fleet is no-op jobs through one API server, with 64 slots in 8
+// workers' processes, from Publish to the update that ends each.
+func BenchmarkQueue_fleet(b *testing.B) {
+	srv := newBroker(b, nil)
+	open := func() *nats.Queue {
+		return newQueue(b, srv, func(o *nats.Options) {
+			o.Prefix, o.Name, o.LeaseTime, o.Logger = "bench", "worker", 30*time.Second, nil
+		})
+	}
+	api := open()
+	ctx, cancel := context.WithCancel(b.Context())
+	var slots sync.WaitGroup
+	for range 8 {
+		worker := open()
+		for range 8 {
+			slots.Go(func() { _ = work(ctx, worker) }) // it ends with ctx
+		}
+	}
+	var left sync.WaitGroup
+	slots.Go(func() {
+		_ = api.ReceiveUpdates(ctx, "api", func(*queuepb.Update) { left.Done() })
+	})
+	room := make(chan struct{}, 64) // calls of Publish at a time
+	start, n := time.Now(), 0
+	for b.Loop() {
+		name := fmt.Sprint("operations/", n)
+		n++
+		left.Add(1)
+		room <- struct{}{}
+		go func() {
+			defer func() { <-room }()
+			if err := api.Publish(ctx, job(name)); err != nil {
+				b.Error(err)
+				left.Done()
+			}
+		}()
+	}
+	left.Wait()
+	b.ReportMetric(float64(n)/time.Since(start).Seconds(), "jobs/s")
+	cancel()
+	slots.Wait()
 }

@@ -185,11 +185,6 @@ func TestQueue_lastWorkerDies(t *testing.T) {
 	same := func(o *nats.Options) { o.Prefix, o.MaxAttempts = "last", 2 }
 	api := newQueue(t, b, same)
 	updates := receive(t, api)
-	mustPublish(t, api, "ready")
-	mustLease(t, api, "ready", 1) // by now the API server listens
-	if err := api.Cancel(t.Context(), "ready"); err != nil {
-		t.Fatal(err)
-	}
 	mustPublish(t, api, "a")
 	for attempt := uint32(1); attempt <= 2; attempt++ {
 		worker := newQueue(t, b, func(o *nats.Options) {

@@ -213,7 +213,7 @@ func (p *puller) answer(m *natsgo.Msg) (job *natsgo.Msg, ended int, broken bool)
 
 // poll asks the sources one after the other for what is there.
 func (p *puller) poll(ctx context.Context) (*natsgo.Msg, error) {
-	timer := time.NewTimer(p.q.opts.Timeout)
+	timer := time.NewTimer(min(p.q.opts.Timeout, 2*p.q.opts.Heartbeat))
 	defer timer.Stop()
 	for i := range p.sources {
 		if err := p.ask(ctx, i, pullRequest{Batch: 1, NoWait: true}); err != nil {
@@ -231,7 +231,7 @@ func (p *puller) poll(ctx context.Context) (*natsgo.Msg, error) {
 			case <-p.q.done:
 				return nil, queue.ErrClosed
 			case <-timer.C:
-				return nil, fmt.Errorf("%w: no answer to a request for jobs", queue.ErrUnavailable)
+				return nil, nil //nolint:nilnil // a server may be gone; while waiting we see whether one comes
 			}
 		}
 	}
@@ -250,6 +250,7 @@ func (p *puller) wait(ctx context.Context) (*natsgo.Msg, error) {
 	var retry <-chan time.Time
 	reconnected := p.q.reconnection()
 	p.heard = time.Now()
+	clear(p.pending)
 	if err := p.askAll(ctx); err != nil {
 		return nil, err
 	}

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"time"
 
+	natsgo "github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/mettle-build/mettle/mettle/queue"
 )
 
 const (
@@ -172,27 +175,59 @@ const maxInboxes = 1024
 // ensureInbox makes the consumer of an API server's updates, so that from its
 // first job on none is lost.
 func (q *Queue) ensureInbox(ctx context.Context, api string) error {
-	q.mu.Lock()
-	known := q.inboxes[api]
-	q.mu.Unlock()
-	if known || api == "" {
+	if api == "" || q.knowsInbox(api) {
+		return nil
+	}
+	select { // one at a time
+	case q.making <- struct{}{}:
+		defer func() { <-q.making }()
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-q.done:
+		return queue.ErrClosed
+	}
+	if q.knowsInbox(api) {
 		return nil
 	}
 	if _, err := q.makeInbox(ctx, api); err != nil {
 		return err
 	}
+	if _, err := q.nc.Subscribe(q.noteSubject(api), func(m *natsgo.Msg) { q.watch(api, string(m.Data)) }); err != nil {
+		return q.classify(err)
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.inboxes) >= maxInboxes {
-		clear(q.inboxes)
+	if len(q.inboxes) < maxInboxes {
+		q.inboxes[api] = true
 	}
-	q.inboxes[api] = true
 	return nil
+}
+
+func (q *Queue) knowsInbox(api string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.inboxes[api]
+}
+
+// inbox finds the consumer of an API server's updates, or makes it: the broker
+// forgets one that nobody has fetched from for Options.UpdatesAge.
+func (q *Queue) inbox(ctx context.Context, api string) (c jetstream.Consumer, err error) {
+	if err := q.ensureInbox(ctx, api); err != nil {
+		return nil, err
+	}
+	err = q.try(ctx, func(ctx context.Context) (err error) {
+		c, err = q.updates.Consumer(ctx, inboxName(api))
+		return err
+	})
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return q.makeInbox(ctx, api)
+	}
+	return c, err
 }
 
 func (q *Queue) makeInbox(ctx context.Context, api string) (c jetstream.Consumer, err error) {
 	config := jetstream.ConsumerConfig{
-		Durable:           "api_" + token(api),
+		Durable:           inboxName(api),
 		FilterSubject:     q.opts.Prefix + ".updates." + token(api) + ".*",
 		AckPolicy:         jetstream.AckAllPolicy,
 		AckWait:           resendAfter,

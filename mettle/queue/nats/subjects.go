@@ -108,3 +108,5 @@ func (q *Queue) noteSubject(api string) string { return q.opts.Prefix + ".notes.
 func consumerName(pool string, band int) string {
 	return "pool_" + token(pool) + "_" + strconv.Itoa(band)
 }
+
+func inboxName(api string) string { return "api_" + token(api) }

@@ -153,15 +153,10 @@ func (q *Queue) receive(ctx context.Context, id string, handle func(*queuepb.Upd
 		return errors.New("there is a receiver already")
 	}
 	defer q.endReceiving(id)
-	consumer, err := q.makeInbox(ctx, id)
+	consumer, err := q.inbox(ctx, id)
 	if err != nil {
 		return err
 	}
-	notes, err := q.nc.Subscribe(q.noteSubject(id), func(m *natsgo.Msg) { q.watch(id, string(m.Data)) })
-	if err != nil {
-		return q.classify(err)
-	}
-	defer notes.Unsubscribe() //nolint:errcheck // the connection is gone, then
 	messages, err := consumer.Messages(jetstream.WithMessagesErrOnMissingHeartbeat(false),
 		jetstream.PullExpiry(pullExpiry), jetstream.PullHeartbeat(pullExpiry/4))
 	if err != nil {
@@ -196,7 +191,7 @@ func (q *Queue) receive(ctx context.Context, id string, handle func(*queuepb.Upd
 		if ctx.Err() != nil {
 			return nil // this one comes again to the next receiver
 		}
-		if u := q.accept(m, &newest); u != nil {
+		if u := q.accept(m, id, &newest); u != nil {
 			handle(u)
 		}
 		last.Store(&m)
@@ -234,16 +229,11 @@ func (q *Queue) endReceiving(id string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	delete(q.receiving, id)
-	for operation, w := range q.watched {
-		if w.api == id {
-			delete(q.watched, operation)
-		}
-	}
 }
 
 // accept reads an update. It returns nil where it is not to be handled. Newest is
 // the sequence number of the latest that was.
-func (q *Queue) accept(m jetstream.Msg, newest *uint64) *queuepb.Update {
+func (q *Queue) accept(m jetstream.Msg, api string, newest *uint64) *queuepb.Update {
 	var u queuepb.Update
 	if err := proto.Unmarshal(m.Data(), &u); err != nil {
 		q.log.Error("a message that is no update, dropping it", "subject", m.Subject(), "error", err)
@@ -252,6 +242,9 @@ func (q *Queue) accept(m jetstream.Msg, newest *uint64) *queuepb.Update {
 	final := u.GetStage() == queuepb.Update_COMPLETED
 	if meta, err := m.Metadata(); !final && err == nil && meta.NumDelivered > 1 {
 		return nil // the connection was lost; by now there may be later news
+	}
+	if u.GetStage() == queuepb.Update_EXECUTING {
+		q.watch(api, u.GetOperation())
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -27,7 +27,7 @@ const watchAfter = 2
 func (q *Queue) watch(api, operation string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.receiving[api] || len(q.watched) >= maxWatched {
+	if q.watched[operation] == nil && len(q.watched) >= maxWatched {
 		return
 	}
 	q.watched[operation] = &watch{api: api, due: time.Now().Add(watchAfter * q.opts.LeaseTime)}
