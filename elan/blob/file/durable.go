@@ -167,7 +167,15 @@ func (r *recovery) write(dir string, cp checkpoint) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(dir, checkpointFile), append(data, '\n'))
+	path := filepath.Join(dir, checkpointFile)
+	err = replaceFile(path, append(data, '\n'))
+	if noSpace(err) {
+		// A store on a full disk has to open, since nothing else evicts from it.
+		if overwrite(path, append(data, '\n')) == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // find moves the file of d back if it was set aside and is right, and starts

@@ -3,13 +3,18 @@ package file_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/file"
@@ -79,4 +84,65 @@ func TestStore_ageOfTheEvicted(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestStore_opensOnFullDisk: a store that can't be opened, or closed, without room
+// could never make any.
+func TestStore_opensOnFullDisk(t *testing.T) {
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=16m"); err != nil {
+		t.Skipf("can't mount a small disk: %v", err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	o := packing(file.Options{Dir: filepath.Join(disk, "store"), MinFreeBytes: 1 << 20})
+	s := open(t, o)
+	d := mustPut(t, s, 1)
+	other, err := os.Create(filepath.Join(disk, "of_somebody_else"))
+	must(t, err)
+	for err == nil {
+		_, err = other.Write(make([]byte, block))
+	}
+	must(t, other.Close())
+	must(t, s.Close())
+	for _, clean := range []bool{true, false} {
+		if cp, err := os.ReadFile(filepath.Join(disk, "store", "checkpoint")); err != nil || !strings.Contains(string(cp), fmt.Sprintf(`"clean":%v`, clean)) {
+			t.Errorf("the checkpoint says %q, error %v; want clean to be %v", cp, err, clean)
+		}
+		if clean {
+			s = open(t, o)
+		}
+	}
+	wantRight(t, s, d)
+	if _, err := put(t, s, 2); !errors.Is(err, blob.ErrFull) {
+		t.Errorf("put: %v, want ErrFull", err)
+	}
+	must(t, s.Close())
+	must(t, os.Remove(other.Name()))
+	s = open(t, o)
+	wantRight(t, s, d)
+	mustPut(t, s, 3)
+}
+
+// TestStore_freeAfterRestart: what the packs have is not taken off the free space
+// again, which would refuse writes, and evict, on a disk that has room.
+func TestStore_freeAfterRestart(t *testing.T) {
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=16m"); err != nil {
+		t.Skipf("can't mount a small disk: %v", err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	o := packing(file.Options{Dir: filepath.Join(disk, "store"), MinFreeBytes: 1 << 20})
+	s := open(t, o)
+	for i := range 1000 {
+		mustPut(t, s, i)
+	}
+	must(t, s.Close())
+	reg := prometheus.NewRegistry()
+	o.Registerer = reg
+	open(t, o)
+	var st unix.Statfs_t
+	must(t, unix.Statfs(disk, &st))
+	if got, want := metric(t, reg, "free_bytes"), float64(st.Bavail)*float64(st.Bsize); math.Abs(got-want) > 16*block {
+		t.Errorf("%.0f bytes are said to be free, and %.0f are", got, want)
+	}
 }

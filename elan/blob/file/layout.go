@@ -1,6 +1,7 @@
 package file
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -266,6 +267,25 @@ func replaceFile(path string, data []byte) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// overwrite makes data the content of a small file in the place that it has, which
+// takes no room: openat, fstat, pwrite64, fsync, close. A crash may leave neither the
+// former content nor this one, so only what is checked when it is read may be
+// written so. Spaces fill what was longer.
+func overwrite(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		if rest := info.Size() - int64(len(data)); 0 < rest && rest < 4<<10 {
+			data = append(data, bytes.Repeat([]byte(" "), int(rest))...)
+		}
+		_, err = f.WriteAt(data, 0)
+	}
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // probe makes a file as a writer does, to see that this works and whether the

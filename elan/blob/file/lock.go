@@ -12,8 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrInUse is what New's error wraps where another process has the store open.
+var ErrInUse = errors.New("in use")
+
 // lockDir takes the directory for this process, until the file it returns is
-// closed or the process ends: openat, flock, ftruncate, write.
+// closed or the process ends: openat, flock, write,
+// ftruncate. On a full disk the process id may be missing.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -21,16 +25,16 @@ func lockDir(dir string) (*os.File, error) {
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = fmt.Errorf("in use by process %s", holder(f))
+			err = fmt.Errorf("%w by process %s", ErrInUse, holder(f))
 		}
 		return nil, errors.Join(err, f.Close())
 	}
 	pid := strconv.Itoa(os.Getpid()) + "\n"
-	err = f.Truncate(0)
+	_, err = f.WriteAt([]byte(pid), 0)
 	if err == nil {
-		_, err = f.WriteAt([]byte(pid), 0)
+		err = f.Truncate(int64(len(pid)))
 	}
-	if err != nil {
+	if err != nil && !noSpace(err) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil

@@ -80,6 +80,11 @@ func (s *Store) openPacks(o Options) error {
 		Dir: s.dir + "/" + packsDir, SegmentBytes: segment, TouchEvery: s.touchEvery, Untrusted: s.recovery.untrusted,
 		Grew: s.space.grow, Damaged: s.quarantineRecord, Logger: s.log,
 	})
+	if err != nil {
+		return err
+	}
+	// What the packs have was taken off the free space, in which it was not.
+	_, err = s.space.refresh()
 	return err
 }
 

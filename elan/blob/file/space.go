@@ -275,6 +275,10 @@ func (s *Store) reserveBytes(ctx context.Context, n int64) error {
 		return nil
 	}
 	now := s.space.state()
-	return s.refuse(fmt.Errorf("%w: nothing is older than the minimal lifetime of %v; %d of %d bytes used, %d free on the disk, %d to be left free",
-		blob.ErrFull, s.minLifetime, now.used, s.space.max, now.free, s.space.minFree))
+	of := ""
+	if s.space.max < math.MaxInt64 {
+		of = fmt.Sprintf(" of %d", s.space.max)
+	}
+	return s.refuse(fmt.Errorf("%w: nothing is older than the minimal lifetime of %v; %d%s bytes used, %d free on the disk, %d to be left free",
+		blob.ErrFull, s.minLifetime, now.used, of, now.free, s.space.minFree))
 }

@@ -254,8 +254,13 @@ func (s *Store) check(ctx context.Context, d digest.Digest) error {
 // classify wraps an error of the operating system, about the store's own files,
 // in its class.
 func classify(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if noSpace(err) {
 		return fmt.Errorf("%w: %w", blob.ErrFull, err)
 	}
 	return fmt.Errorf("%w: %w", blob.ErrUnavailable, err)
+}
+
+// noSpace reports whether the disk, or the user's share of it, is full.
+func noSpace(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }

@@ -90,7 +90,9 @@ func (s *Store) rebuild(segs []*segment, oldDir string) {
 	if err != nil {
 		s.log.Error("removing the former index of the packs: it is made anew at the next start again", "error", err)
 	}
-	s.log.Info("made the index of the packs anew", "records", records, "segments", len(segs), "duration", time.Since(started))
+	if len(segs) > 0 { // not at the first start
+		s.log.Info("made the index of the packs anew", "records", records, "segments", len(segs), "duration", time.Since(started))
+	}
 	close(s.rebuilt)
 }
 
