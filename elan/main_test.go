@@ -34,11 +34,14 @@ func (a announced) Write(p []byte) (int, error) {
 }
 
 // serve serves the store in dir until stop is called, or the test ends.
-func serve(t *testing.T, host, dir string) (addr string, stop func()) {
+func serve(t *testing.T, host, dir string, options ...func(*serveCmd)) (addr string, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	out, done := announced{addr: make(chan string, 1)}, make(chan error, 1)
 	cmd := &serveCmd{Storage: []string{"file://" + dir}, Host: host, HTTPPort: -1}
+	for _, option := range options {
+		option(cmd)
+	}
 	go func() { done <- cmd.Run(ctx, out, slog.New(slog.DiscardHandler)) }()
 	ended := false
 	stop = func() {
@@ -248,6 +251,7 @@ func TestTools_say_what_is_wrong(t *testing.T) {
 		want   string
 	}{
 		{"a store that a server has open", 1, []string{"ls", "--storage=file://" + dir}, "by --remote"},
+		{"a server of something else", 1, []string{"ls", "--remote=http://localhost:7780"}, "want HOST:PORT"},
 		{"no store", 1, []string{"ls", "--storage=file://" + dir + "/absent"}, "there is no store in"},
 		{"a store in memory", 1, []string{"ls", "--storage=mem://"}, "new and empty"},
 		{"two stores", 1, []string{"ls", "--storage=file://" + dir, "--remote=" + addr}, "give one of them"},
@@ -264,6 +268,24 @@ func TestTools_say_what_is_wrong(t *testing.T) {
 	if _, err := os.Stat(dir + "/absent"); err == nil {
 		t.Error("a store was made where there was none")
 	}
+}
+
+// TestTools_instances: where instances are kept apart, --instance is enough to
+// speak of a blob.
+func TestTools_instances(t *testing.T) {
+	addr, _ := serve(t, "127.0.0.1", t.TempDir(), func(c *serveCmd) { c.IsolateInstances = true })
+	at, in := "--remote="+addr, "--instance=one"
+	d, _, _ := strings.Cut(ok(t, "put", at, in, write(t, "file", "x")), "\t")
+	if got := ok(t, "stat", at, in, d); !strings.HasPrefix(got, d+"@") {
+		t.Errorf("stat: %q", got)
+	}
+	for _, other := range []string{"--instance=two", "--instance="} {
+		fails(t, 1, d+" is not there", "stat", at, other, d)
+		fails(t, 1, d+" is not there", "rm", at, other, d)
+	}
+	ok(t, "verify", at, in, d)
+	ok(t, "rm", at, in, d)
+	fails(t, 1, d+" is not there", "stat", at, in, d)
 }
 
 // TestTools_off_loopback: who reaches such a server may not look after it.

@@ -29,7 +29,11 @@ func (c *rmCmd) Run(ctx context.Context, in io.Reader, log *slog.Logger) error {
 	}
 	return c.with(ctx, log, func(o *opened) error {
 		if !c.Actions {
-			gone, err := o.inv.Remove(ctx, ds)
+			located, err := c.locate(ctx, o.inv, ds)
+			if err != nil {
+				return err
+			}
+			gone, err := o.inv.Remove(ctx, located)
 			return errors.Join(err, absent(gone))
 		}
 		ks, err := o.inv.RemoveEntries(ctx, c.keys(ds))

@@ -90,6 +90,9 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	fmt.Fprintf(out, "Elan %s stores in %s.\n  Bazel   build --remote_cache=grpc://%s    (in .bazelrc)\n", version, strings.Join(urls, ", "), listener.Addr())
+	if adminListener != nil {
+		fmt.Fprintf(out, "  Metrics, health and profiles: http://%s/\n", adminListener.Addr())
+	}
 	return s.serve(ctx, listener, adminListener)
 }
 

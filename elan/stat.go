@@ -84,7 +84,11 @@ func (c *statCmd) stat(ctx context.Context, o *opened, ds []digest.Digest, p *li
 		}
 		return absentOf(ds, there), nil
 	}
-	infos, err := o.inv.Stat(ctx, ds)
+	var infos []blob.Info
+	ds, err := c.locate(ctx, o.inv, ds)
+	if err == nil {
+		infos, err = o.inv.Stat(ctx, ds)
+	}
 	if errors.Is(err, inventory.ErrUnsupported) {
 		infos, err = findOnly(ctx, o.store, ds)
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -59,6 +60,9 @@ func (t *target) open(ctx context.Context, log *slog.Logger) (*opened, error) {
 
 func (t *target) connect(ctx context.Context) (*opened, error) {
 	remote := cmp.Or(t.Remote, os.Getenv("ELAN_REMOTE"), defaultRemote)
+	if strings.HasPrefix(remote, "http://") || strings.HasPrefix(remote, "https://") {
+		return nil, fmt.Errorf("--remote=%s: want HOST:PORT, of the port for gRPC", remote)
+	}
 	conn, err := client.Dial(ctx, strings.TrimPrefix(remote, "grpc://"))
 	if err != nil {
 		return nil, fmt.Errorf("%w (is a server running there? --remote names another, and --storage a store without a server)", err)
@@ -89,7 +93,7 @@ func (t *target) openStorage(ctx context.Context, log *slog.Logger) (*opened, er
 		Logger:       slog.New(warnings{log.Handler()}),
 	}, t.Storage)
 	if err != nil {
-		if u.Scheme == "file" {
+		if errors.Is(err, open.ErrInUse) {
 			err = fmt.Errorf("%w (a store that a server has open is reached through it, by --remote)", err)
 		}
 		return nil, err
@@ -130,6 +134,39 @@ func absent[T fmt.Stringer](ts []T) error {
 		errs[i] = fmt.Errorf("%s is not there", t)
 	}
 	return errors.Join(errs...)
+}
+
+// locate returns ds, those of them in the space of --instance that are there, and
+// nowhere else: where instances are kept apart, nobody has to know their spaces.
+func (t *target) locate(ctx context.Context, inv inventory.Inventory, ds []digest.Digest) ([]digest.Digest, error) {
+	infos, err := inv.Stat(ctx, ds)
+	there := make(map[digest.Digest]bool, len(infos))
+	for _, i := range infos {
+		there[i.Digest] = true
+	}
+	var apart []digest.Digest
+	for _, d := range absentOf(ds, there) {
+		if d.Space().IsZero() {
+			apart = append(apart, d.In(digest.SpaceOf(t.Instance)))
+		}
+	}
+	if err != nil || len(apart) == 0 {
+		return ds, err
+	}
+	if infos, err = inv.Stat(ctx, apart); err != nil || len(infos) == 0 {
+		return ds, err
+	}
+	located := slices.Clone(ds)
+	within := make(map[digest.Digest]digest.Digest, len(infos))
+	for _, i := range infos {
+		within[i.Digest.Plain()] = i.Digest
+	}
+	for i, d := range located {
+		if in, ok := within[d]; ok {
+			located[i] = in
+		}
+	}
+	return located, nil
 }
 
 // with opens the target, calls f, and closes it.

@@ -44,7 +44,14 @@ func (c *verifyCmd) Run(ctx context.Context, in io.Reader, out io.Writer, log *s
 	if len(ds) == 0 && len(args.Digests) > 0 {
 		return nil // an empty list on the standard input is not all
 	}
-	return c.with(ctx, log, func(o *opened) error { return c.verify(ctx, o.inv, ds, printFindings(out, log)) })
+	return c.with(ctx, log, func(o *opened) error {
+		if len(ds) > 0 {
+			if ds, err = c.locate(ctx, o.inv, ds); err != nil {
+				return err
+			}
+		}
+		return c.verify(ctx, o.inv, ds, printFindings(out, log))
+	})
 }
 
 // verify reports to found, and returns an Exit where there are findings.

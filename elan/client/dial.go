@@ -52,7 +52,7 @@ func Dial(ctx context.Context, target string, opts ...grpc.DialOption) (*grpc.Cl
 	for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
 		if state == connectivity.TransientFailure {
 			_ = conn.Close()
-			return nil, fmt.Errorf("dial %s: %w: nobody answers there", target, blob.ErrUnavailable)
+			return nil, fmt.Errorf("dial %s: %w: no gRPC server answers there", target, blob.ErrUnavailable)
 		}
 		if !conn.WaitForStateChange(ctx, state) {
 			_ = conn.Close()

@@ -34,6 +34,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/compressed"
+	"github.com/mettle-build/mettle/elan/blob/file"
 	"github.com/mettle-build/mettle/elan/blob/known"
 	"github.com/mettle-build/mettle/elan/blob/observed"
 	"github.com/mettle-build/mettle/elan/blob/tiered"
@@ -69,6 +70,9 @@ type Options struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
+
+// ErrInUse is what Open's error wraps where another process has a directory open.
+var ErrInUse = file.ErrInUse
 
 // Storage is what a server needs of a store: blobs, and the entries of an
 // ActionCache. Other abilities are found by blob.As. Close it after the last call

@@ -33,6 +33,7 @@ func TestOpen(t *testing.T) {
 		"memory's free disk":         {url: "mem://?min_free=1GB", wantErr: "does not apply"},
 		"bucket's size":              {url: "gs://b?max_size=1GB", wantErr: "does not apply"},
 		"single store's copies":      {url: "mem://?max_blob_size=1GB", wantErr: "does not apply"},
+		"no unit":                    {url: "mem://?max_size=10", wantErr: "10 bytes holds nothing"},
 		"unknown scheme":             {url: "gopher://x", wantErr: "file:///DIRECTORY"},
 		"plain path":                 {url: "/var/cache", wantErr: "file:///DIRECTORY"},
 	} {

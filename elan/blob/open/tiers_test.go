@@ -77,6 +77,8 @@ func TestOpen_tierErrors(t *testing.T) {
 		"one twice":                   {urls: []string{dir, dir + "/"}, wantErr: "twice"},
 		"a copy's lifetime":           {urls: []string{"mem://?min_lifetime=1h", dir}, wantErr: "does not apply to this tier"},
 		"a bound for what has it all": {urls: []string{"mem://", dir + "?max_blob_size=1"}, wantErr: "does not apply to this tier"},
+		"two sizes for one":           {urls: []string{"mem://?max_size=2MB"}, o: open.Options{MaxBytes: 1e6}, wantErr: "--max_size too"},
+		"a size for a bucket":         {urls: []string{"gs://b"}, o: open.Options{MaxBytes: 1e9}, wantErr: "leave --max_size out"},
 		// What was opened before the error is closed.
 		"the second does not open": {urls: []string{dir, "file:///dev/null/x"}, wantErr: "/dev/null/x"},
 	} {

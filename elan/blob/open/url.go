@@ -22,6 +22,9 @@ import (
 	"github.com/mettle-build/mettle/elan/flags"
 )
 
+// minBytes is a size below which somebody forgot the unit.
+const minBytes = 1e6
+
 // spec is one store to be opened: its URL, and the options that apply to it.
 type spec struct {
 	given string // the URL as it was given
@@ -92,8 +95,14 @@ func parse(given string, o Options, tiers, last bool) (*spec, error) {
 	case (u.Scheme == "file" || u.Scheme == "mem") && (u.Fragment != "" || u.User != nil):
 		return nil, errors.New("want neither a user nor a # in it")
 	}
+	if o.MaxBytes != 0 && s.isBucket() {
+		return nil, errors.New("a bucket has no bound: leave --max_size out, its lifecycle rule makes room")
+	}
 	if err := s.options(tiers, last); err != nil {
 		return nil, err
+	}
+	if 0 < s.o.MaxBytes && s.o.MaxBytes < minBytes {
+		return nil, fmt.Errorf("a maximal size of %d bytes holds nothing: want 1MB at least, as in 100GB", s.o.MaxBytes)
 	}
 	s.promised = cmp.Or(s.o.MinLifetime, defaultMinLifetime)
 	switch {
@@ -138,6 +147,8 @@ func (s *spec) options(tiers, last bool) error {
 			return fmt.Errorf("option %s is unknown", name)
 		case !option.applies && tiers:
 			return fmt.Errorf("option %s does not apply to this tier", name)
+		case name == "max_size" && s.o.MaxBytes != 0:
+			return errors.New("option max_size: the size is given by --max_size too; say one of them")
 		case !option.applies:
 			return fmt.Errorf("option %s does not apply to this store", name)
 		}

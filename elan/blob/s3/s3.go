@@ -22,6 +22,7 @@ package s3
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -167,6 +168,9 @@ func newObjects(ctx context.Context, o Options) (*objects, error) {
 		c.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 		c.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 	})
+	if client.Options().Region == "" {
+		return nil, errors.New("no region: say ?region=REGION in the URL, or set AWS_REGION")
+	}
 	return &objects{bucket: o.Bucket, chunk: int64(o.ChunkBytes), retry: o.Retry(), transport: transport, client: client}, nil
 }
 
