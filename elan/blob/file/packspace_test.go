@@ -19,7 +19,7 @@ func TestStore_packedWriteAmplification(t *testing.T) {
 	for name, uses := range map[string]int{"first_in_first_out": 0, "used_at_random": 1, "used_much": 4} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				const maxBytes = 32 << 20
+				const maxBytes = 16 << 20
 				reg := prometheus.NewRegistry()
 				s := openQuiet(t, packing(file.Options{MaxBytes: maxBytes, MinLifetime: time.Hour, Registerer: reg}))
 				r := rand.New(rand.NewPCG(1, 2))
@@ -28,14 +28,14 @@ func TestStore_packedWriteAmplification(t *testing.T) {
 					for range n {
 						ds = append(ds, mustPut(t, s, len(ds)))
 						for range uses {
-							missing(t, s, ds[max(0, len(ds)-1-r.IntN(20_000))])
+							missing(t, s, ds[max(0, len(ds)-1-r.IntN(10_000))])
 						}
 						time.Sleep(10 * time.Second)
 					}
 				}
-				put(9_000)
+				put(5_000)
 				moved := metric(t, reg, "packs_moved_bytes_total")
-				const more = 9_000
+				const more = 5_000
 				put(more)
 				moved = metric(t, reg, "packs_moved_bytes_total") - moved
 				there := len(ds) - missing(t, s, ds...)
