@@ -21,7 +21,7 @@ func TestStore_packedWriteAmplification(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const maxBytes = 16 << 20
 				reg := prometheus.NewRegistry()
-				s := openQuiet(t, packing(file.Options{MaxBytes: maxBytes, MinLifetime: time.Hour, Registerer: reg}))
+				s := openQuiet(t, packing(file.Options{MaxBytes: maxBytes, MinLifetime: 6 * time.Minute, Registerer: reg}))
 				r := rand.New(rand.NewPCG(1, 2))
 				var ds []digest.Digest
 				put := func(n int) {
@@ -30,7 +30,7 @@ func TestStore_packedWriteAmplification(t *testing.T) {
 						for range uses {
 							missing(t, s, ds[max(0, len(ds)-1-r.IntN(10_000))])
 						}
-						time.Sleep(10 * time.Second)
+						time.Sleep(time.Second)
 					}
 				}
 				put(5_000)
