@@ -145,13 +145,13 @@ func TestFlight_abandoned(t *testing.T) {
 			v := newTwo(t, nil)
 			data := blobtest.Random(1, size)
 			d := put(t, v.low, data)
-			ended := make(chan struct{})
+			ended := make(chan struct{}, 3) // one who comes late begins anew
 			v.low.set(func(ctx context.Context, op blobtest.Op) error {
 				if op != blobtest.OpOpen {
 					return nil
 				}
 				<-ctx.Done()
-				close(ended)
+				ended <- struct{}{}
 				return ctx.Err()
 			})
 			ctx, cancel := context.WithCancel(t.Context())
