@@ -277,7 +277,11 @@ func TestQueue_cost(t *testing.T) {
 		"Publish": 3, "Pull": 1, "Acknowledge": 1, "StreamingPull.send": 2, "StreamingPull.receive": 2,
 		"ModifyAckDeadline": 0, "GetSubscription": 0, "CreateSubscription": 0, "StreamingPull": 0,
 	} {
-		if got := after[method] - before[method]; got > most*n+n/4 { // a Pull that ends empty while the machine is slow is one more
+		actions := n
+		if strings.HasPrefix(method, "StreamingPull.") {
+			actions++ // what the stream is told of the first action may be counted late
+		}
+		if got := after[method] - before[method]; got > most*actions {
 			t.Errorf("%d calls of %s for %d actions, want at most %d each", got, method, n, most)
 		}
 	}
