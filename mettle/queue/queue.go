@@ -1,14 +1,17 @@
 // Package queue is the contract between API servers and workers: Jobs, each of
-// which is leased to one worker at a time, and Updates, which go to the API
-// server that asked. The brokers are in the folders beside this file (mem, ...);
-// each passes the suite of queuetest.
+// which is leased to one worker at a time; Updates, which go to the API server
+// that asked; and Notices, which all API servers hear that are up. The brokers
+// are in the folders beside this file (mem, ...); each passes the suite of
+// queuetest.
 //
 // Delivery is at least once. A job whose lease lapses or is handed back is
 // delivered again with a higher attempt number, at the latest when its worker
-// has been silent for the lease time. After the configured number of attempts
-// the broker gives up and tells the API server by a COMPLETED Update whose
-// status message begins with ReasonAttempts and names the workers. Messages must
-// not be changed once they are given to a queue or taken from one.
+// has been silent for the lease time. The attempt number only tells deliveries
+// apart. What is bounded is how many of them may fail, by a lease that lapses or
+// a worker that rejects the job: after the configured number the broker gives up
+// and tells the API server by a COMPLETED Update whose status message begins with
+// ReasonAttempts and names the workers. Messages must not be changed once they
+// are given to a queue or taken from one.
 //
 // All methods are safe for concurrent use.
 package queue
@@ -66,8 +69,14 @@ type Lease interface {
 	// Ack ends the lease and the job. It is called after the last Update was
 	// sent. Where the lease is gone, the error wraps ErrLeaseLost.
 	Ack(ctx context.Context) error
-	// Release hands the job back, to be delivered again at once.
+	// Release hands the job back, to be delivered again at once, because the
+	// worker ends: no fault of the job's, so it does not bring it nearer to its
+	// end.
 	Release(ctx context.Context) error
+	// Reject hands the job back, to be delivered again at once and if possible
+	// to another worker, because this one can't run it. It counts as a failed
+	// attempt, and reason, a short phrase, is in the message of the final error.
+	Reject(ctx context.Context, reason string) error
 }
 
 // Sender is the worker's side of the updates.
@@ -85,6 +94,39 @@ type Receiver interface {
 	// at a time, until ctx is done, and then returns nil. Handle must not
 	// block. There is one receiver an id at a time.
 	ReceiveUpdates(ctx context.Context, id string, handle func(*queuepb.Update)) error
+}
+
+// Notifier tells all API servers something.
+type Notifier interface {
+	// Notify tells n to every API server that listens now, at most once each,
+	// and as a rule in order. It does not wait for them. Loss is possible, even
+	// where nil is returned; who depends on n says it again.
+	Notify(ctx context.Context, n *queuepb.Notice) error
+}
+
+// Listener is the API server's side of the notices.
+type Listener interface {
+	// ListenNotices calls handle with each notice, for the API server id, one at
+	// a time, until ctx is done, and then returns nil. Handle must not block.
+	// There is one listener an id at a time. It may hear of some of what was
+	// told shortly before it began.
+	ListenNotices(ctx context.Context, id string, handle func(*queuepb.Notice)) error
+}
+
+// A Broker is all sides of a queue.
+type Broker interface {
+	Publisher
+	Consumer
+	Sender
+	Receiver
+	Notifier
+	Listener
+	// Ready asks the broker for a sign of life, and returns nil when it gives
+	// one, otherwise an error that wraps ErrUnavailable or ErrClosed.
+	Ready(ctx context.Context) error
+	// Close ends this side, and waits for what it has started. Those who wait in
+	// a call get an error that wraps ErrClosed. It may be called twice.
+	Close() error
 }
 
 // DefaultPool is the pool of workers that declare nothing particular, for

@@ -83,6 +83,8 @@ func (b *broker) Ack(context.Context) error {
 	return nil
 }
 
+func (b *broker) Reject(ctx context.Context, _ string) error { return b.Release(ctx) }
+
 func (b *broker) Release(context.Context) error {
 	b.note("release")
 	close(b.ended)

@@ -84,6 +84,65 @@ func (Update_Stage) EnumDescriptor() ([]byte, []int) {
 	return file_queue_queue_proto_rawDescGZIP(), []int{1, 0}
 }
 
+type WorkerState_State int32
+
+const (
+	WorkerState_STATE_UNSPECIFIED WorkerState_State = 0
+	// It takes jobs.
+	WorkerState_TAKING WorkerState_State = 1
+	// It takes none for now; reason says why. It is there all the same.
+	WorkerState_PAUSED WorkerState_State = 2
+	// It takes none any more, and ends when what runs has ended.
+	WorkerState_DRAINING WorkerState_State = 3
+	// It has ended.
+	WorkerState_GONE WorkerState_State = 4
+)
+
+// Enum value maps for WorkerState_State.
+var (
+	WorkerState_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "TAKING",
+		2: "PAUSED",
+		3: "DRAINING",
+		4: "GONE",
+	}
+	WorkerState_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"TAKING":            1,
+		"PAUSED":            2,
+		"DRAINING":          3,
+		"GONE":              4,
+	}
+)
+
+func (x WorkerState_State) Enum() *WorkerState_State {
+	p := new(WorkerState_State)
+	*p = x
+	return p
+}
+
+func (x WorkerState_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WorkerState_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_queue_queue_proto_enumTypes[1].Descriptor()
+}
+
+func (WorkerState_State) Type() protoreflect.EnumType {
+	return &file_queue_queue_proto_enumTypes[1]
+}
+
+func (x WorkerState_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WorkerState_State.Descriptor instead.
+func (WorkerState_State) EnumDescriptor() ([]byte, []int) {
+	return file_queue_queue_proto_rawDescGZIP(), []int{3, 0}
+}
+
 // A Job asks for one execution of one action.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -112,7 +171,15 @@ type Job struct {
 	// W3C trace context: traceparent, tracestate.
 	TraceContext map[string]string `protobuf:"bytes,12,rep,name=trace_context,json=traceContext,proto3" json:"trace_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The limit of a run, from the action or the server's default.
-	Timeout       *durationpb.Duration `protobuf:"bytes,13,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Timeout *durationpb.Duration `protobuf:"bytes,13,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Who shares the workers fairly with others: the client's invocation, or
+	// whatever else the API server takes for one. Empty: nobody in particular.
+	Invocation string `protobuf:"bytes,14,opt,name=invocation,proto3" json:"invocation,omitempty"`
+	// How long the action is expected to run. Absent: nobody knows.
+	Expected *durationpb.Duration `protobuf:"bytes,15,opt,name=expected,proto3" json:"expected,omitempty"`
+	// [function/]hash/size of the input root, for a queue that can prefer a worker
+	// that has it.
+	InputRoot     string `protobuf:"bytes,16,opt,name=input_root,json=inputRoot,proto3" json:"input_root,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -238,6 +305,27 @@ func (x *Job) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *Job) GetInvocation() string {
+	if x != nil {
+		return x.Invocation
+	}
+	return ""
+}
+
+func (x *Job) GetExpected() *durationpb.Duration {
+	if x != nil {
+		return x.Expected
+	}
+	return nil
+}
+
+func (x *Job) GetInputRoot() string {
+	if x != nil {
+		return x.InputRoot
+	}
+	return ""
+}
+
 // An Update reports on a job to the API server that asked for it.
 type Update struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -337,11 +425,307 @@ func (x *Update) GetSent() *timestamppb.Timestamp {
 	return nil
 }
 
+// A Notice tells whoever listens now, and is not kept for those who come later.
+type Notice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Sent  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=sent,proto3" json:"sent,omitempty"`
+	// Types that are valid to be assigned to About:
+	//
+	//	*Notice_Worker
+	//	*Notice_Cancellation
+	About         isNotice_About `protobuf_oneof:"about"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_queue_queue_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_queue_queue_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_queue_queue_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Notice) GetSent() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Sent
+	}
+	return nil
+}
+
+func (x *Notice) GetAbout() isNotice_About {
+	if x != nil {
+		return x.About
+	}
+	return nil
+}
+
+func (x *Notice) GetWorker() *WorkerState {
+	if x != nil {
+		if x, ok := x.About.(*Notice_Worker); ok {
+			return x.Worker
+		}
+	}
+	return nil
+}
+
+func (x *Notice) GetCancellation() *Cancellation {
+	if x != nil {
+		if x, ok := x.About.(*Notice_Cancellation); ok {
+			return x.Cancellation
+		}
+	}
+	return nil
+}
+
+type isNotice_About interface {
+	isNotice_About()
+}
+
+type Notice_Worker struct {
+	Worker *WorkerState `protobuf:"bytes,2,opt,name=worker,proto3,oneof"`
+}
+
+type Notice_Cancellation struct {
+	Cancellation *Cancellation `protobuf:"bytes,3,opt,name=cancellation,proto3,oneof"`
+}
+
+func (*Notice_Worker) isNotice_About() {}
+
+func (*Notice_Cancellation) isNotice_About() {}
+
+// A WorkerState is what a worker says of itself: at its start, when something
+// changes, and every so often, so that it is known to be there.
+type WorkerState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the worker, which no other worker has.
+	Worker string `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// The pool whose jobs it takes.
+	Pool string `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	// All that it offers, as in build.bazel.remote.execution.v2.Platform.
+	Properties []*Property `protobuf:"bytes,3,rep,name=properties,proto3" json:"properties,omitempty"`
+	// How many actions it can run at once, and how many it runs.
+	Slots   int32             `protobuf:"varint,4,opt,name=slots,proto3" json:"slots,omitempty"`
+	Running int32             `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"`
+	State   WorkerState_State `protobuf:"varint,6,opt,name=state,proto3,enum=mettle.queue.v1.WorkerState_State" json:"state,omitempty"`
+	Reason  string            `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// For how long this holds if nothing more is heard of the worker.
+	Lifetime      *durationpb.Duration `protobuf:"bytes,8,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkerState) Reset() {
+	*x = WorkerState{}
+	mi := &file_queue_queue_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkerState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkerState) ProtoMessage() {}
+
+func (x *WorkerState) ProtoReflect() protoreflect.Message {
+	mi := &file_queue_queue_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkerState.ProtoReflect.Descriptor instead.
+func (*WorkerState) Descriptor() ([]byte, []int) {
+	return file_queue_queue_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *WorkerState) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *WorkerState) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *WorkerState) GetProperties() []*Property {
+	if x != nil {
+		return x.Properties
+	}
+	return nil
+}
+
+func (x *WorkerState) GetSlots() int32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *WorkerState) GetRunning() int32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *WorkerState) GetState() WorkerState_State {
+	if x != nil {
+		return x.State
+	}
+	return WorkerState_STATE_UNSPECIFIED
+}
+
+func (x *WorkerState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *WorkerState) GetLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
+type Property struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Property) Reset() {
+	*x = Property{}
+	mi := &file_queue_queue_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Property) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Property) ProtoMessage() {}
+
+func (x *Property) ProtoReflect() protoreflect.Message {
+	mi := &file_queue_queue_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Property.ProtoReflect.Descriptor instead.
+func (*Property) Descriptor() ([]byte, []int) {
+	return file_queue_queue_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Property) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Property) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// A Cancellation ends the wait of one client, wherever it waits.
+type Cancellation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the operation by which the client waits.
+	Operation     string `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cancellation) Reset() {
+	*x = Cancellation{}
+	mi := &file_queue_queue_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cancellation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cancellation) ProtoMessage() {}
+
+func (x *Cancellation) ProtoReflect() protoreflect.Message {
+	mi := &file_queue_queue_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cancellation.ProtoReflect.Descriptor instead.
+func (*Cancellation) Descriptor() ([]byte, []int) {
+	return file_queue_queue_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Cancellation) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
 var File_queue_queue_proto protoreflect.FileDescriptor
 
 const file_queue_queue_proto_rawDesc = "" +
 	"\n" +
-	"\x11queue/queue.proto\x12\x0fmettle.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x04\n" +
+	"\x11queue/queue.proto\x12\x0fmettle.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x05\n" +
 	"\x03Job\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12\x19\n" +
 	"\breply_to\x18\x02 \x01(\tR\areplyTo\x12#\n" +
@@ -356,7 +740,13 @@ const file_queue_queue_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x06queued\x12)\n" +
 	"\x10request_metadata\x18\v \x01(\fR\x0frequestMetadata\x12K\n" +
 	"\rtrace_context\x18\f \x03(\v2&.mettle.queue.v1.Job.TraceContextEntryR\ftraceContext\x123\n" +
-	"\atimeout\x18\r \x01(\v2\x19.google.protobuf.DurationR\atimeout\x1a?\n" +
+	"\atimeout\x18\r \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1e\n" +
+	"\n" +
+	"invocation\x18\x0e \x01(\tR\n" +
+	"invocation\x125\n" +
+	"\bexpected\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\bexpected\x12\x1d\n" +
+	"\n" +
+	"input_root\x18\x10 \x01(\tR\tinputRoot\x1a?\n" +
 	"\x11TraceContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdf\x02\n" +
@@ -372,7 +762,36 @@ const file_queue_queue_proto_rawDesc = "" +
 	"\x11STAGE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tEXECUTING\x10\x01\x12\r\n" +
 	"\tCOMPLETED\x10\x02\x12\f\n" +
-	"\bREQUEUED\x10\x03B4Z2github.com/mettle-build/mettle/proto/queue;queuepbb\x06proto3"
+	"\bREQUEUED\x10\x03\"\xbe\x01\n" +
+	"\x06Notice\x12.\n" +
+	"\x04sent\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04sent\x126\n" +
+	"\x06worker\x18\x02 \x01(\v2\x1c.mettle.queue.v1.WorkerStateH\x00R\x06worker\x12C\n" +
+	"\fcancellation\x18\x03 \x01(\v2\x1d.mettle.queue.v1.CancellationH\x00R\fcancellationB\a\n" +
+	"\x05about\"\xfd\x02\n" +
+	"\vWorkerState\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\tR\x04pool\x129\n" +
+	"\n" +
+	"properties\x18\x03 \x03(\v2\x19.mettle.queue.v1.PropertyR\n" +
+	"properties\x12\x14\n" +
+	"\x05slots\x18\x04 \x01(\x05R\x05slots\x12\x18\n" +
+	"\arunning\x18\x05 \x01(\x05R\arunning\x128\n" +
+	"\x05state\x18\x06 \x01(\x0e2\".mettle.queue.v1.WorkerState.StateR\x05state\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x125\n" +
+	"\blifetime\x18\b \x01(\v2\x19.google.protobuf.DurationR\blifetime\"N\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\n" +
+	"\n" +
+	"\x06TAKING\x10\x01\x12\n" +
+	"\n" +
+	"\x06PAUSED\x10\x02\x12\f\n" +
+	"\bDRAINING\x10\x03\x12\b\n" +
+	"\x04GONE\x10\x04\"4\n" +
+	"\bProperty\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\",\n" +
+	"\fCancellation\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperationB4Z2github.com/mettle-build/mettle/proto/queue;queuepbb\x06proto3"
 
 var (
 	file_queue_queue_proto_rawDescOnce sync.Once
@@ -386,27 +805,39 @@ func file_queue_queue_proto_rawDescGZIP() []byte {
 	return file_queue_queue_proto_rawDescData
 }
 
-var file_queue_queue_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_queue_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_queue_queue_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_queue_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_queue_queue_proto_goTypes = []any{
 	(Update_Stage)(0),             // 0: mettle.queue.v1.Update.Stage
-	(*Job)(nil),                   // 1: mettle.queue.v1.Job
-	(*Update)(nil),                // 2: mettle.queue.v1.Update
-	nil,                           // 3: mettle.queue.v1.Job.TraceContextEntry
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 5: google.protobuf.Duration
+	(WorkerState_State)(0),        // 1: mettle.queue.v1.WorkerState.State
+	(*Job)(nil),                   // 2: mettle.queue.v1.Job
+	(*Update)(nil),                // 3: mettle.queue.v1.Update
+	(*Notice)(nil),                // 4: mettle.queue.v1.Notice
+	(*WorkerState)(nil),           // 5: mettle.queue.v1.WorkerState
+	(*Property)(nil),              // 6: mettle.queue.v1.Property
+	(*Cancellation)(nil),          // 7: mettle.queue.v1.Cancellation
+	nil,                           // 8: mettle.queue.v1.Job.TraceContextEntry
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
 }
 var file_queue_queue_proto_depIdxs = []int32{
-	4, // 0: mettle.queue.v1.Job.queued:type_name -> google.protobuf.Timestamp
-	3, // 1: mettle.queue.v1.Job.trace_context:type_name -> mettle.queue.v1.Job.TraceContextEntry
-	5, // 2: mettle.queue.v1.Job.timeout:type_name -> google.protobuf.Duration
-	0, // 3: mettle.queue.v1.Update.stage:type_name -> mettle.queue.v1.Update.Stage
-	4, // 4: mettle.queue.v1.Update.sent:type_name -> google.protobuf.Timestamp
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	9,  // 0: mettle.queue.v1.Job.queued:type_name -> google.protobuf.Timestamp
+	8,  // 1: mettle.queue.v1.Job.trace_context:type_name -> mettle.queue.v1.Job.TraceContextEntry
+	10, // 2: mettle.queue.v1.Job.timeout:type_name -> google.protobuf.Duration
+	10, // 3: mettle.queue.v1.Job.expected:type_name -> google.protobuf.Duration
+	0,  // 4: mettle.queue.v1.Update.stage:type_name -> mettle.queue.v1.Update.Stage
+	9,  // 5: mettle.queue.v1.Update.sent:type_name -> google.protobuf.Timestamp
+	9,  // 6: mettle.queue.v1.Notice.sent:type_name -> google.protobuf.Timestamp
+	5,  // 7: mettle.queue.v1.Notice.worker:type_name -> mettle.queue.v1.WorkerState
+	7,  // 8: mettle.queue.v1.Notice.cancellation:type_name -> mettle.queue.v1.Cancellation
+	6,  // 9: mettle.queue.v1.WorkerState.properties:type_name -> mettle.queue.v1.Property
+	1,  // 10: mettle.queue.v1.WorkerState.state:type_name -> mettle.queue.v1.WorkerState.State
+	10, // 11: mettle.queue.v1.WorkerState.lifetime:type_name -> google.protobuf.Duration
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_queue_queue_proto_init() }
@@ -414,13 +845,17 @@ func file_queue_queue_proto_init() {
 	if File_queue_queue_proto != nil {
 		return
 	}
+	file_queue_queue_proto_msgTypes[2].OneofWrappers = []any{
+		(*Notice_Worker)(nil),
+		(*Notice_Cancellation)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queue_queue_proto_rawDesc), len(file_queue_queue_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   3,
+			NumEnums:      2,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -19,7 +19,7 @@ type job struct {
 
 	lease     *lease   // nil while it waits
 	cancelled bool     // withdrawn while it was leased
-	history   []string // who had it and how that ended, by attempt
+	failures  []string // who had it and how that failed
 	// replies are the API servers beside msg's reply_to that want to know.
 	replies []string
 	// executing is the newest news of its progress, for those who ask later.

@@ -1,6 +1,7 @@
 package mem
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -134,9 +135,9 @@ func (q *Queue) unwait(w *waiter) {
 }
 
 // giveBack ends l without an end of its job, which goes to another worker
-// unless its attempts are used up. How says what became of l. The mutex is
-// held; the caller sends the signals once it is not.
-func (q *Queue) giveBack(l *lease, how string) signals {
+// unless too many attempts have failed. Failure says how this one has; empty:
+// it has not. The mutex is held; the caller sends the signals once it is not.
+func (q *Queue) giveBack(l *lease, failure string) signals {
 	j := l.job
 	q.leases.remove(l)
 	j.lease = nil
@@ -144,13 +145,12 @@ func (q *Queue) giveBack(l *lease, how string) signals {
 		q.drop(j)
 		return signals{}
 	}
-	who := l.worker
-	if who == "" {
-		who = "a worker that had not reported"
-	}
-	j.history = append(j.history, fmt.Sprintf("attempt %d: %s %s", l.attempt-j.fence, who, how))
 	j.executing = nil
-	if int64(l.attempt-j.fence) >= int64(q.opts.MaxAttempts) {
+	if failure != "" {
+		who := cmp.Or(l.worker, "a worker that had not reported")
+		j.failures = append(j.failures, fmt.Sprintf("attempt %d: %s %s", l.attempt-j.fence, who, failure))
+	}
+	if len(j.failures) >= q.opts.MaxAttempts {
 		q.drop(j)
 		return q.tell(j, usedUp(j, l))
 	}
@@ -227,7 +227,14 @@ func (l *lease) Ack(ctx context.Context) error {
 // Release implements queue.Lease.
 func (l *lease) Release(ctx context.Context) error {
 	return l.do(ctx, "release", func() signals {
-		return l.q.giveBack(l, "handed it back")
+		return l.q.giveBack(l, "")
+	})
+}
+
+// Reject implements queue.Lease.
+func (l *lease) Reject(ctx context.Context, reason string) error {
+	return l.do(ctx, "reject", func() signals {
+		return l.q.giveBack(l, "could not run it: "+reason)
 	})
 }
 

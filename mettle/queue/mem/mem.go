@@ -34,7 +34,7 @@ type Options struct {
 	// LeaseTime is how long a worker may be silent before its job goes to
 	// another. Default 30 s.
 	LeaseTime time.Duration
-	// MaxAttempts is how many times a job is delivered. Default 3.
+	// MaxAttempts is how many deliveries of a job may fail. Default 3.
 	MaxAttempts int
 	// MaxJobs bounds the jobs that wait or run. Default 262,144.
 	MaxJobs int
@@ -96,14 +96,10 @@ type Queue struct {
 	armed  bool      // timer will fire
 	boxes  map[string]*mailbox
 	unread []string // the ids of boxes without a receiver, the oldest first
+	ears   map[string]*ear
 }
 
-var (
-	_ queue.Publisher = (*Queue)(nil)
-	_ queue.Consumer  = (*Queue)(nil)
-	_ queue.Sender    = (*Queue)(nil)
-	_ queue.Receiver  = (*Queue)(nil)
-)
+var _ queue.Broker = (*Queue)(nil)
 
 // New starts a queue. The caller closes it.
 func New(o Options) (*Queue, error) {
@@ -120,6 +116,7 @@ func New(o Options) (*Queue, error) {
 		jobs:  make(map[string]*job),
 		pools: make(map[string]*pool),
 		boxes: make(map[string]*mailbox),
+		ears:  make(map[string]*ear),
 	}
 	q.timer.Stop()
 	go q.sweep()
@@ -137,6 +134,19 @@ func (q *Queue) Close() error {
 	}
 	q.mu.Unlock()
 	<-q.swept
+	return nil
+}
+
+// Ready implements queue.Broker.
+func (q *Queue) Ready(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return fmt.Errorf("memory queue: %w", queue.ErrClosed)
+	}
 	return nil
 }
 

@@ -244,7 +244,7 @@ func usedUp(j *job, l *lease) *queuepb.Update {
 		// The action may be what ends its workers, so it is not UNAVAILABLE:
 		// that would invite the client to try for ever.
 		Code:    int32(code.Code_INTERNAL),
-		Message: fmt.Sprintf("%s: %s", queue.ReasonAttempts, strings.Join(j.history, "; ")),
+		Message: fmt.Sprintf("%s: %s", queue.ReasonAttempts, strings.Join(j.failures, "; ")),
 	}}
 	data, err := proto.Marshal(res)
 	if err != nil { // a worker's name that is not UTF-8

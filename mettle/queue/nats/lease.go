@@ -93,12 +93,22 @@ func (l *lease) Ack(ctx context.Context) error {
 
 // Release implements queue.Lease.
 func (l *lease) Release(ctx context.Context) error {
-	return l.do(ctx, "release", func() error {
+	return l.handBack(ctx, "release", "handed it back")
+}
+
+// Reject implements queue.Lease.
+func (l *lease) Reject(ctx context.Context, reason string) error {
+	return l.handBack(ctx, "reject", "could not run it: "+reason)
+}
+
+// handBack ends the lease but not the job.
+func (l *lease) handBack(ctx context.Context, verb, how string) error {
+	return l.do(ctx, verb, func() error {
 		r, err := l.change(ctx, func(r *record) {
 			if r.cancelled() {
 				r.State = stateEnded
 			} else {
-				r.endAttempt("handed it back")
+				r.endAttempt(how)
 			}
 		})
 		if err != nil {

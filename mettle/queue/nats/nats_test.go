@@ -102,7 +102,7 @@ func TestSuite(t *testing.T) {
 		},
 		Features: queuetest.Features{
 			// The suite's priorities come in an order that the bands keep.
-			LeaseTime: leaseTime, MaxAttempts: 3, Order: true, SharedDuplicates: true, MaxJobs: 1000,
+			LeaseTime: leaseTime, MaxAttempts: 3, ReleaseCounts: true, Order: true, SharedDuplicates: true, MaxJobs: 1000,
 			Patience: 20 * time.Second,
 		},
 	})

@@ -128,6 +128,9 @@ func (l *lease) Release(ctx context.Context) error {
 	return nil
 }
 
+// Reject implements queue.Lease.
+func (l *lease) Reject(ctx context.Context, _ string) error { return l.Release(ctx) }
+
 // check fails if the lease is gone.
 func (l *lease) check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {

@@ -3,6 +3,7 @@ package queuetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -41,6 +42,52 @@ func testRelease(t *testing.T, s *suite) {
 		t.Errorf("update on release is %v, want REQUEUED of attempt 1", u)
 	}
 	s.ack(again)
+}
+
+// testReleaseUncounted hands a job back more often than attempts may fail.
+func testReleaseUncounted(t *testing.T, s *suite) {
+	if s.o.ReleaseCounts {
+		t.Skip("this broker counts a released job as an attempt")
+	}
+	s.publish(job("a"))
+	n := uint32(s.o.MaxAttempts) + 2 //nolint:gosec // a small number
+	for i := range n {
+		if err := s.leaseOf("a", i+1).Release(t.Context()); err != nil {
+			t.Fatalf("release %d: %v", i+1, err)
+		}
+	}
+	s.ack(s.leaseOf("a", n+1))
+}
+
+// testReject has workers say that they can't run a job, until nobody else is asked.
+func testReject(t *testing.T, s *suite) {
+	updates := s.receive("api")
+	s.publish(job("a"))
+	for i := range s.o.MaxAttempts {
+		l := s.leaseOf("a", uint32(i+1)) //nolint:gosec // a small number
+		s.send(&queuepb.Update{Operation: "a", Attempt: l.Attempt(), Worker: fmt.Sprintf("w%d", i), Stage: queuepb.Update_EXECUTING})
+		if err := l.Reject(t.Context(), "no disk"); err != nil {
+			t.Fatalf("reject: %v", err)
+		}
+	}
+	for {
+		u := s.update(updates)
+		if u.GetStage() != queuepb.Update_COMPLETED {
+			continue
+		}
+		var resp repb.ExecuteResponse
+		if err := proto.Unmarshal(u.GetExecuteResponse(), &resp); err != nil {
+			t.Fatalf("final update: %v", err)
+		}
+		msg := resp.GetStatus().GetMessage()
+		for _, want := range []string{queue.ReasonAttempts, "no disk"} {
+			if !strings.Contains(msg, want) && !(s.o.DuplicatesApart && want == "no disk") {
+				t.Errorf("the final error is %q, want %q in it", msg, want)
+			}
+		}
+		break
+	}
+	s.noJob(2 * s.o.LeaseTime)
 }
 
 func testLapse(t *testing.T, s *suite) {

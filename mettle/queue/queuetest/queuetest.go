@@ -40,6 +40,8 @@ type Features struct {
 	// published twice is delivered twice. What is left to promise is that an API
 	// server hears of one end, which is the Receiver's to see to.
 	DuplicatesApart bool
+	// ReleaseCounts says that a job that is released comes nearer to its end.
+	ReleaseCounts bool
 	// MaxJobs is the number of jobs past which Publish fails with
 	// queue.ErrFull; 0 where it is too large to test.
 	MaxJobs int
@@ -80,6 +82,8 @@ func Run(t *testing.T, o Options) {
 		{"jobs/no name", testNoName},
 		{"leases/ack ends the job", testAck},
 		{"leases/release delivers again at once", testRelease},
+		{"leases/releasing does not use attempts up", testReleaseUncounted},
+		{"leases/rejecting does", testReject},
 		{"leases/a lapsed lease delivers again", testLapse},
 		{"leases/a lost lease can do nothing", testLostLease},
 		{"leases/extending keeps the job", testExtend},
@@ -94,6 +98,8 @@ func Run(t *testing.T, o Options) {
 		{"updates/receiving ends with the context", testReceiveContext},
 		{"updates/a slow receiver holds nobody up", testSlowReceiver},
 		{"updates/a job of two servers reports to both", testSharedDuplicate},
+		{"notices/everybody hears", testNotices},
+		{"notices/nobody listens", testNoListener},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o.Around(t, func(t *testing.T) { c.test(t, &suite{t: t, o: o, q: o.New(t)}) })

@@ -1,0 +1,103 @@
+package queuetest
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/mettle-build/mettle/mettle/queue"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+// notices is the part of a broker that the cases of notices need.
+type notices interface {
+	queue.Notifier
+	queue.Listener
+}
+
+func (s *suite) notices() notices {
+	s.t.Helper()
+	n, ok := s.q.(notices)
+	if !ok {
+		s.t.Skip("this broker has no notices")
+	}
+	return n
+}
+
+// listen listens to notices until the case ends.
+func (s *suite) listen(id string) <-chan *queuepb.Notice {
+	q := s.notices()
+	ch := make(chan *queuepb.Notice, 4096) // more than any case sends
+	ctx, cancel := context.WithCancel(s.t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- q.ListenNotices(ctx, id, func(n *queuepb.Notice) { ch <- n }) }()
+	s.t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			s.t.Errorf("listen to notices for %s: %v", id, err)
+		}
+	})
+	return ch
+}
+
+// hear waits until each of the listeners has heard n, which is said again and
+// again: one that has just begun may miss the first times.
+func (s *suite) hear(n *queuepb.Notice, ears ...<-chan *queuepb.Notice) {
+	s.t.Helper()
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	patience := time.After(s.o.Patience)
+	for i, ear := range ears {
+		for heard := false; !heard; {
+			select {
+			case got := <-ear:
+				if heard = got.GetCancellation().GetOperation() == n.GetCancellation().GetOperation(); heard {
+					equal(s.t, "notice", got, n)
+				}
+			case <-again.C:
+				if err := s.notices().Notify(s.t.Context(), n); err != nil {
+					s.t.Fatalf("notify: %v", err)
+				}
+			case <-patience:
+				s.t.Fatalf("listener %d heard nothing of %v", i, n)
+			}
+		}
+	}
+}
+
+func cancellation(operation string) *queuepb.Notice {
+	return &queuepb.Notice{About: &queuepb.Notice_Cancellation{Cancellation: &queuepb.Cancellation{Operation: operation}}}
+}
+
+func testNotices(t *testing.T, s *suite) {
+	s.notices()
+	one, two := s.listen("api-1"), s.listen("api-2")
+	s.hear(cancellation("a"), one, two)
+	worker := &queuepb.Notice{About: &queuepb.Notice_Worker{Worker: &queuepb.WorkerState{
+		Worker: "w", Pool: "p", Slots: 4, State: queuepb.WorkerState_TAKING,
+		Properties: []*queuepb.Property{{Name: "OSFamily", Value: "linux"}},
+	}}}
+	if err := s.notices().Notify(t.Context(), worker); err != nil {
+		t.Fatalf("notify: %v", err)
+	}
+	for _, ear := range []<-chan *queuepb.Notice{one, two} {
+		for {
+			var got *queuepb.Notice
+			select {
+			case got = <-ear:
+			case <-time.After(s.o.Patience):
+				t.Fatal("the worker's state was not heard")
+			}
+			if got.GetWorker() != nil {
+				equal(t, "notice", got, worker)
+				break
+			}
+		}
+	}
+}
+
+func testNoListener(t *testing.T, s *suite) {
+	if err := s.notices().Notify(t.Context(), cancellation("a")); err != nil {
+		t.Errorf("a notice that nobody hears: %v", err)
+	}
+}
