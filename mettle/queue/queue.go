@@ -31,6 +31,10 @@ var (
 	ErrFull = errors.New("queue is full")
 	// ErrUnavailable: the broker can't answer now; the same call may succeed later.
 	ErrUnavailable = errors.New("queue is unavailable")
+	// ErrRefused: the broker answers, and what it says only an operator can
+	// change: a right is lacking, or what mettle setup makes is not there. Such
+	// an error wraps ErrUnavailable too, because it ends when the cause does.
+	ErrRefused = errors.New("refused by the broker")
 	// ErrLeaseLost: the lease has lapsed, and the job may be with another worker.
 	ErrLeaseLost = errors.New("lease lost")
 )

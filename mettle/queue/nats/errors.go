@@ -58,6 +58,27 @@ func (q *Queue) classify(err error) error {
 	return fmt.Errorf("%w: %w", queue.ErrUnavailable, err)
 }
 
+// classifyConnect gives an error of connecting its class.
+func classifyConnect(err error) error {
+	for _, refusal := range []error{natsgo.ErrAuthorization, natsgo.ErrAuthExpired, natsgo.ErrAuthRevoked, natsgo.ErrAccountAuthExpired} {
+		if errors.Is(err, refusal) {
+			return fmt.Errorf("%w: %w: %w", queue.ErrUnavailable, queue.ErrRefused, err)
+		}
+	}
+	return fmt.Errorf("%w: %w", queue.ErrUnavailable, err)
+}
+
+// refusedOr makes err, of a connection that has just been made, a refusal where
+// the broker has said that a right is lacking.
+func (q *Queue) refusedOr(err error) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.violation != nil && errors.Is(err, queue.ErrUnavailable) {
+		return fmt.Errorf("%w: %w", queue.ErrRefused, err)
+	}
+	return err
+}
+
 func classifyAPI(err *jetstream.APIError) error {
 	switch {
 	case err.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence,

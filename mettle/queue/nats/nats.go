@@ -79,9 +79,12 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// DefaultLease is Options.LeaseTime where it is not set.
+const DefaultLease = 30 * time.Second
+
 func (o Options) withDefaults() Options {
 	setDefault(&o.Prefix, "mettle")
-	setDefault(&o.LeaseTime, 30*time.Second)
+	setDefault(&o.LeaseTime, DefaultLease)
 	setDefault(&o.MaxAttempts, 3)
 	setDefault(&o.MaxJobs, 1<<20)
 	setDefault(&o.MaxBytes, -1)
@@ -160,7 +163,8 @@ var (
 
 // New connects to a broker, and makes there what is lacking unless MustExist is
 // set. The context bounds that and no more. The caller closes the Queue. Errors
-// wrap queue.ErrUnavailable where no server answers.
+// wrap queue.ErrUnavailable where no server answers, and queue.ErrRefused where
+// one refuses us.
 func New(ctx context.Context, o Options) (*Queue, error) {
 	q, err := connect(ctx, o)
 	if err != nil {
@@ -176,7 +180,7 @@ func New(ctx context.Context, o Options) (*Queue, error) {
 	}
 	if err != nil {
 		_ = q.Close() // the error before says more
-		return nil, err
+		return nil, q.refusedOr(err)
 	}
 	return q, nil
 }
@@ -202,7 +206,7 @@ func connect(ctx context.Context, o Options) (*Queue, error) {
 		dialer.Timeout = min(dialer.Timeout, max(time.Until(deadline), time.Millisecond))
 	}
 	if q.nc, err = dialer.Connect(); err != nil {
-		return nil, fmt.Errorf("connect to %v: %w: %w", o.Servers, queue.ErrUnavailable, err)
+		return nil, fmt.Errorf("connect to %v: %w", o.Servers, classifyConnect(err))
 	}
 	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(o.Timeout)); err != nil {
 		q.nc.Close()

@@ -36,12 +36,12 @@ func Setup(ctx context.Context, o Options, pools ...string) error {
 	}
 	defer q.Close() //nolint:errcheck // there is nothing to lose
 	if err := q.setup(ctx); err != nil {
-		return err
+		return q.refusedOr(err)
 	}
 	for _, pool := range pools {
 		for b := range bands {
 			if err := q.makeConsumer(ctx, pool, b); err != nil {
-				return err
+				return q.refusedOr(err)
 			}
 		}
 	}
@@ -71,7 +71,7 @@ func (q *Queue) find(ctx context.Context) error {
 			return err
 		})
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return fmt.Errorf("the broker has no stream %s, run mettle setup: %w", s.config.Name, err)
+			return fmt.Errorf("the broker has no stream %s, run mettle setup: %w: %w: %w", s.config.Name, queue.ErrUnavailable, queue.ErrRefused, err)
 		}
 		if err != nil {
 			return fmt.Errorf("look for the stream %s, which takes the right to publish to $JS.API.STREAM.INFO.%[1]s: %w",

@@ -78,9 +78,9 @@ func (q *Queue) classify(ctx context.Context, t target, err error) error {
 	}
 	switch s := status.Convert(err); s.Code() {
 	case codes.NotFound:
-		return fmt.Errorf("%s: %w: %s is not there; run mettle setup", t.verb, queue.ErrUnavailable, t.resource)
+		return fmt.Errorf("%s: %w: %w: %s is not there; run mettle setup", t.verb, queue.ErrUnavailable, queue.ErrRefused, t.resource)
 	case codes.PermissionDenied, codes.Unauthenticated:
-		return fmt.Errorf("%s: %w: the right %s on %s is lacking: %s", t.verb, queue.ErrUnavailable, t.permission, t.resource, s.Message())
+		return fmt.Errorf("%s: %w: %w: the right %s on %s is lacking: %s", t.verb, queue.ErrUnavailable, queue.ErrRefused, t.permission, t.resource, s.Message())
 	default:
 		return fmt.Errorf("%s: %w: %s: %s: %s", t.verb, queue.ErrUnavailable, t.resource, s.Code(), s.Message())
 	}

@@ -87,9 +87,12 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// DefaultLease is Options.LeaseTime where it is not set.
+const DefaultLease = 60 * time.Second
+
 func (o Options) withDefaults() Options {
 	if o.LeaseTime == 0 {
-		o.LeaseTime = 60 * time.Second
+		o.LeaseTime = DefaultLease
 	}
 	if o.MaxAttempts == 0 {
 		o.MaxAttempts = 3
