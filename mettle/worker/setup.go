@@ -39,7 +39,7 @@ func emptyDir(dir string) error {
 func newExecutors(ctx context.Context, o Options) ([]*Executor, error) {
 	execs := make([]*Executor, o.Slots)
 	policy := inputroot.LinkAndAudit
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && o.Runner == nil {
 		var err error
 		if execs[0], err = tryIsolation(ctx, &o); err != nil {
 			return nil, err
@@ -121,6 +121,12 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Exec
 	}
 	if e.shelf, err = inputroot.NewShelf(filepath.Join(e.dir, shelfName), e.owner); err != nil {
 		return nil, err
+	}
+	if o.Runner != nil {
+		if e.runner, err = o.Runner(i); err != nil {
+			return nil, errors.Join(err, e.shelf.Close())
+		}
+		return e, nil
 	}
 	r, err := bare.New(bare.Options{User: user, Logger: o.Logger})
 	if err != nil {

@@ -39,6 +39,7 @@ import (
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/mettle/queue"
+	"github.com/mettle-build/mettle/mettle/worker/runner"
 )
 
 // Actions is the ActionCache as a worker needs it.
@@ -98,6 +99,10 @@ type Options struct {
 	// Two workers on one machine need bases apart. It matters to root only. 0:
 	// 65000. Negative: commands run as the worker's own user.
 	UIDBase int
+	// Runner makes the runner of a slot, which closes it. It is trusted to run
+	// commands, and to see to what they may do: UIDBase is of no account then.
+	// nil: a bare runner, which has shown that it can run a command.
+	Runner func(slot int) (runner.Runner, error)
 	// Logger gets what an operator should know. Default: discard.
 	Logger *slog.Logger
 	// Registerer takes the metrics. nil: there are none.
