@@ -65,6 +65,9 @@ var arrows = map[string][]string{
 	"mettle/queue/open":        {"mettle/queue/..."},
 	"mettle/worker/runner":     {},
 	"mettle/worker/runner/...": {"mettle/worker/runner"},
+	"mettle/queue/pubsub/pubsubtest/...": {
+		"mettle/queue/pubsub/pubsubtest",
+	},
 	"mettle/worker/inputroot": {
 		"elan/digest", "elan/blob", "elan/tree", "mettle/command",
 	},

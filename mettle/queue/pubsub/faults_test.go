@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -110,7 +109,9 @@ func TestQueue_faults(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s.SetFault(randomFaults(seed))
+			s.SetFault(pubsubtest.Chaos{
+				Seed: seed, Unavailable: 0.06, LoseAnswers: 0.03, Twice: 0.03, Delay: 0.03, MaxDelay: 50 * time.Millisecond,
+			}.Faults())
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			var g errgroup.Group
@@ -147,27 +148,6 @@ func TestQueue_faults(t *testing.T) {
 				t.Errorf("%d of %d operations ended", len(e.seen), jobs)
 			}
 		})
-	}
-}
-
-// randomFaults has about one call in six fail in some way.
-func randomFaults(seed uint64) func(string, any) pubsubtest.Fault {
-	var mu sync.Mutex
-	r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // chance
-	return func(string, any) pubsubtest.Fault {
-		mu.Lock()
-		defer mu.Unlock()
-		switch r.IntN(30) {
-		case 0, 1:
-			return pubsubtest.Fault{Before: status.Error(codes.Unavailable, "not now")}
-		case 2:
-			return pubsubtest.Fault{After: pubsubtest.Lost()}
-		case 3:
-			return pubsubtest.Fault{Twice: true}
-		case 4:
-			return pubsubtest.Fault{Delay: time.Duration(r.IntN(50)) * time.Millisecond}
-		}
-		return pubsubtest.Fault{}
 	}
 }
 

@@ -15,7 +15,8 @@ const (
 	attrReplyTo     = "reply_to"
 	attrPublication = "publication"  // random, one a Publish
 	attrBase        = "attempt_base" // what attempts are counted from
-	attrSeq         = "seq"          // of an update, rising
+	attrSeq         = "seq"          // of an update or a notice, rising
+	attrProcess     = "process"      // of a notice: who sent it
 	attrReason      = "reason"       // of a final update by the broker
 	attrWithdrawn   = "withdrawn"    // of a cancellation: publications
 )
@@ -60,6 +61,8 @@ func (q *Queue) jobSubscription(pool, band string) string {
 func (q *Queue) replySubscription(id string) string { return q.subscription("updates", token(id)) }
 
 func (q *Queue) cancelSubscription() string { return q.subscription("cancel", q.id) }
+
+func (q *Queue) noticeSubscription(id string) string { return q.subscription("notices", token(id)) }
 
 func (q *Queue) deadSubscription() string { return q.subscription("dead") }
 

@@ -194,3 +194,41 @@ func FuzzMessages(f *testing.F) {
 		}
 	})
 }
+
+// A listener hears each notice once, and of a worker nothing older than what it
+// has heard.
+func TestQueue_freshNotice(t *testing.T) {
+	q := idle(t)
+	worker := func(name string, running int32) *queuepb.Notice {
+		return &queuepb.Notice{About: &queuepb.Notice_Worker{Worker: &queuepb.WorkerState{Worker: name, Running: running}}}
+	}
+	cancellation := &queuepb.Notice{About: &queuepb.Notice_Cancellation{Cancellation: &queuepb.Cancellation{Operation: "a"}}}
+	heard := newFIFO[int64](100)
+	for i, tc := range []struct {
+		id, process string
+		seq         int
+		notice      *queuepb.Notice
+		want        bool
+	}{
+		{"m1", "p", 2, worker("w", 1), true},
+		{"m1", "p", 2, worker("w", 1), false}, // twice
+		{"m2", "p", 1, worker("w", 0), false}, // older
+		{"m3", "p", 3, worker("w", 2), true},
+		{"m4", "p", 1, worker("other", 0), true},
+		{"m5", "q", 1, worker("w", 0), true}, // another process has the name now
+		{"m6", "p", 1, cancellation, true},
+		{"m7", "p", 0, cancellation, true},
+		{"m6", "p", 1, cancellation, false}, // twice
+	} {
+		data, err := proto.Marshal(tc.notice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := q.freshNotice(heard, &pb.PubsubMessage{MessageId: tc.id, Data: data, Attributes: map[string]string{
+			attrProcess: tc.process, attrSeq: strconv.Itoa(tc.seq),
+		}})
+		if (n != nil) != tc.want {
+			t.Errorf("notice %d, %s: passed on is %v, want %v", i, tc.id, n != nil, tc.want)
+		}
+	}
+}

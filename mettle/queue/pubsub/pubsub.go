@@ -150,9 +150,10 @@ type Queue struct {
 	id      string // of this process, random
 	topics  *vkit.TopicAdminClient
 	subs    *vkit.SubscriptionAdminClient
+	pulse   pulse
 	seq     atomic.Int64 // the number of the last update that was sent
 
-	jobs, updates, cancels *batcher
+	jobs, updates, cancels, notices *batcher
 
 	done  chan struct{} // closed by Close
 	tasks sync.WaitGroup
@@ -167,6 +168,7 @@ type Queue struct {
 	mu        sync.Mutex
 	closed    bool
 	listening bool                 // this process hears of cancellations
+	ears      map[string]bool      // who listens to notices
 	replies   map[string]bool      // whose reply subscriptions are there; true: being received from
 	pools     map[string]time.Time // when a pool's subscription was seen last
 	sources   map[string]*source   // by subscription
@@ -177,12 +179,7 @@ type Queue struct {
 	ended     *fifo[struct{}]      // worker: the messages that need nothing but an acknowledgement
 }
 
-var (
-	_ queue.Publisher = (*Queue)(nil)
-	_ queue.Consumer  = (*Queue)(nil)
-	_ queue.Sender    = (*Queue)(nil)
-	_ queue.Receiver  = (*Queue)(nil)
-)
+var _ queue.Broker = (*Queue)(nil)
 
 // New opens a queue. It makes no calls yet; ctx bounds the search for
 // credentials. The caller closes the queue.
@@ -196,9 +193,9 @@ func New(ctx context.Context, o Options) (*Queue, error) {
 		return nil, fmt.Errorf("pub/sub queue: %w", err)
 	}
 	q := &Queue{
-		opts: o, log: o.Logger, metrics: m, id: rand.Text()[:16],
+		opts: o, log: o.Logger, metrics: m, id: rand.Text()[:16], pulse: pulse{began: time.Now()},
 		done: make(chan struct{}), making: make(chan struct{}, 1),
-		replies: make(map[string]bool), pools: make(map[string]time.Time),
+		ears: make(map[string]bool), replies: make(map[string]bool), pools: make(map[string]time.Time),
 		sources: make(map[string]*source), leases: make(map[string]*lease),
 		known: newFIFO[*operation](o.MaxOperations), withdrawn: newFIFO[*withdrawal](maxRemembered),
 		delivered: newFIFO[uint32](maxRemembered), ended: newFIFO[struct{}](maxRemembered),
@@ -222,6 +219,7 @@ func New(ctx context.Context, o Options) (*Queue, error) {
 	q.jobs = q.newBatcher(q.topic("jobs"))
 	q.updates = q.newBatcher(q.topic("updates"))
 	q.cancels = q.newBatcher(q.topic("cancel"))
+	q.notices = q.newBatcher(q.topic("notices"))
 	return q, nil
 }
 
@@ -232,7 +230,7 @@ const maxRemembered = 1 << 16
 func (q *Queue) dial(ctx context.Context) error {
 	opts := []option.ClientOption{
 		option.WithUserAgent("mettle"), option.WithTelemetryDisabled(),
-		option.WithGRPCDialOption(grpc.WithChainUnaryInterceptor(q.metrics.unary)),
+		option.WithGRPCDialOption(grpc.WithChainUnaryInterceptor(q.metrics.unary, q.pulse.unary)),
 		option.WithGRPCDialOption(grpc.WithChainStreamInterceptor(q.metrics.stream)),
 		option.WithGRPCDialOption(grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20))),
 	}

@@ -37,7 +37,7 @@ func (o Options) deadLetterAttempts() int32 {
 // error, so that what it returns names all the rights that are lacking.
 func (q *Queue) Setup(ctx context.Context) error {
 	var err error
-	for _, name := range []string{"dead", "jobs", "updates", "cancel"} {
+	for _, name := range []string{"dead", "jobs", "updates", "cancel", "notices"} {
 		err = errors.Join(err, q.ensureTopic(ctx, q.topic(name)))
 	}
 	never := &pb.ExpirationPolicy{}

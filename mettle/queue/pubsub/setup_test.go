@@ -29,8 +29,8 @@ func TestQueue_Setup_again(t *testing.T) {
 	}
 	calls := s.Calls()
 	subscriptions := 3*len(o.Pools) + 1
-	if calls["CreateTopic"] != 4 || calls["CreateSubscription"] != subscriptions || calls["UpdateSubscription"] != 0 {
-		t.Errorf("two times Setup: %v, want 4 topics and %d subscriptions made once, and nothing changed", calls, subscriptions)
+	if calls["CreateTopic"] != 5 || calls["CreateSubscription"] != subscriptions || calls["UpdateSubscription"] != 0 {
+		t.Errorf("two times Setup: %v, want 5 topics and %d subscriptions made once, and nothing changed", calls, subscriptions)
 	}
 
 	o.LeaseTime, o.Pools = 30*time.Second, append(o.Pools, "new")

@@ -72,6 +72,7 @@ func (q *Queue) stream(ctx context.Context, f feed) (got bool, err error) {
 	defer silence.Stop()
 	s, err := q.subs.StreamingPull(ctx)
 	if err != nil {
+		q.pulse.note("StreamingPull", err)
 		return false, err
 	}
 	err = s.Send(&pb.StreamingPullRequest{
@@ -83,6 +84,7 @@ func (q *Queue) stream(ctx context.Context, f feed) (got bool, err error) {
 	}
 	for {
 		res, err := s.Recv()
+		q.pulse.note("StreamingPull", err)
 		if err != nil {
 			return got, err
 		}

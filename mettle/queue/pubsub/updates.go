@@ -191,6 +191,26 @@ func (q *Queue) receiveUpdates(ctx context.Context, id string, handle func(*queu
 	if receiving {
 		return fmt.Errorf("there is a receiver already")
 	}
+	defer func() {
+		q.mu.Lock()
+		delete(q.replies, id)
+		q.mu.Unlock()
+	}()
+	return q.receiveOwn(ctx, feed{
+		subscription: q.replySubscription(id),
+		remake:       func(ctx context.Context) error { return q.makeReply(ctx, id) },
+		handle: func(_ context.Context, m *pb.PubsubMessage) bool {
+			if u := q.fresh(m); u != nil {
+				handle(u)
+			}
+			return true
+		},
+	}, feed{subscription: q.deadSubscription(), handle: q.bury})
+}
+
+// receiveOwn handles what comes by a subscription of this process's own, and by
+// others, until ctx is done or the queue is closed; then it removes the first.
+func (q *Queue) receiveOwn(ctx context.Context, own feed, others ...feed) error {
 	bound, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
 	parts.Go(func() {
@@ -200,29 +220,19 @@ func (q *Queue) receiveUpdates(ctx context.Context, id string, handle func(*queu
 		case <-bound.Done():
 		}
 	})
-	parts.Go(func() { q.receive(bound, feed{subscription: q.deadSubscription(), handle: q.bury}) })
-	q.receive(bound, feed{
-		subscription: q.replySubscription(id),
-		remake:       func(ctx context.Context) error { return q.makeReply(ctx, id) },
-		handle: func(_ context.Context, m *pb.PubsubMessage) bool {
-			if u := q.fresh(m); u != nil {
-				handle(u)
-			}
-			return true
-		},
-	})
+	for _, f := range others {
+		parts.Go(func() { q.receive(bound, f) })
+	}
+	q.receive(bound, own)
 	cancel()
 	parts.Wait()
-	q.mu.Lock()
-	delete(q.replies, id)
-	q.mu.Unlock()
 	if q.isClosed() && ctx.Err() == nil {
 		return queue.ErrClosed
 	}
 	// The server is going: nobody else reads it.
 	last, stop := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer stop()
-	q.dropSubscription(last, q.replySubscription(id))
+	q.dropSubscription(last, own.subscription)
 	return nil
 }
 

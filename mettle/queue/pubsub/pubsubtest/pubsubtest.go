@@ -6,8 +6,19 @@
 // answers or be delayed, streams can be cut. It is no emulator: messages are in
 // memory, and nothing checks rights or quotas.
 //
-// The tests of package pubsub use it, and those of Mettle, in their own process
-// or as one.
+// The tests of package pubsub use it in their own process, by New. Where several
+// processes are to meet at one, a test's TestMain begins with
+//
+//	if pubsubtest.RunAsProcess() {
+//		return
+//	}
+//
+// and the test calls Start, which starts the test's own program once more and
+// returns the address to be set as PUBSUB_EMULATOR_HOST for all of them. Such a
+// server outlives any kill of those who call it, ends with the test, and fails by
+// chance where its flags say so: Start(t, "--seed=7", "--drop_acks=0.01",
+// "--duplicate=0.01", "--burst_every=10s", "--burst=1s"). The command fakepubsub
+// is the same for trials by hand.
 package pubsubtest
 
 import (
@@ -55,6 +66,10 @@ type Fault struct {
 	Delay time.Duration
 	// Twice makes the call twice, and answers with the second answer.
 	Twice bool
+	// Drop answers an acknowledgement that is not made; those of streams too.
+	Drop bool
+	// Duplicate lets what a pull brings go to somebody else at once as well.
+	Duplicate bool
 }
 
 // Lost is the error of an answer that did not arrive.
@@ -146,11 +161,29 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			return nil, err
 		}
 	}
+	if f.Drop {
+		return &emptypb.Empty{}, nil
+	}
 	res, err := call(ctx, req)
+	if res, ok := res.(*pb.PullResponse); ok && f.Duplicate {
+		s.duplicate(ctx, req, res)
+	}
 	if f.After != nil {
 		return nil, f.After
 	}
 	return res, err
+}
+
+// duplicate makes the messages of a pull available again.
+func (s *Server) duplicate(ctx context.Context, req any, res *pb.PullResponse) {
+	pull, ok := req.(*pb.PullRequest)
+	if !ok {
+		return
+	}
+	for _, m := range res.GetReceivedMessages() {
+		s.fake.GServer.ModifyAckDeadline(ctx, &pb.ModifyAckDeadlineRequest{Subscription: pull.GetSubscription(), AckIds: []string{m.GetAckId()}}) //nolint:errcheck // it is there
+	}
+	s.wakeAll()
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, call grpc.StreamHandler) error {
@@ -294,7 +327,7 @@ func (v *service) StreamingPull(stream pb.Subscriber_StreamingPullServer) error 
 
 // answered passes on what a client says of messages.
 func (v *service) answered(ctx context.Context, name string, req *pb.StreamingPullRequest) {
-	if len(req.GetAckIds()) > 0 {
+	if len(req.GetAckIds()) > 0 && !v.s.faultOf("Acknowledge", nil).Drop {
 		v.Acknowledge(ctx, &pb.AcknowledgeRequest{Subscription: name, AckIds: req.GetAckIds()}) //nolint:errcheck // as the service: there is no answer
 	}
 	for i, id := range req.GetModifyDeadlineAckIds() {
@@ -304,6 +337,7 @@ func (v *service) answered(ctx context.Context, name string, req *pb.StreamingPu
 	}
 }
 
+// sleep waits, and returns false if ctx ends before.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
