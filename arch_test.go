@@ -52,6 +52,7 @@ var arrows = map[string][]string{
 	"elan/asset":               {"elan/digest", "elan/blob", "elan/tree"},
 	"elan/status":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action"},
 	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
+	"elan/relay":               {"elan/wire"},
 	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/asset", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
 	"elan/overview":            {"elan/flags", "metrics"},
 	"elan/tool":                {"elan/digest", "elan/blob", "elan/tree", "elan/inventory"},
@@ -93,7 +94,7 @@ var arrows = map[string][]string{
 //
 //nolint:gochecknoglobals // an immutable table
 var edges = []string{
-	"elan", "elan/rpc", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/e2e", "metrics", "creds",
+	"elan", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/e2e", "metrics", "creds",
 	"proto/store",
 	"mettle/queue/pubsub", "mettle/queue/pubsub/pubsubtest", // Pub/Sub is called by gRPC, and a fake of it serves that
 }
