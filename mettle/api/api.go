@@ -58,7 +58,11 @@ type Options struct {
 	// Jobs and Updates are the two directions of the queue. Required.
 	Jobs    queue.Publisher
 	Updates queue.Receiver
-	// Platforms says which pool runs what. Required.
+	// Notices is how this server hears of workers, and it and the others of each
+	// other. nil: there are none, and Platforms knows what it was told.
+	Notices Notices
+	// Platforms says which pool runs what; the server tells it what workers say of
+	// themselves. Required.
 	Platforms *platform.Set
 	// DefaultTimeout is that of an Action without one, and MaxTimeout the
 	// longest that an Action may have. Defaults 1 h and 24 h.
@@ -75,6 +79,13 @@ type Options struct {
 	Logger *slog.Logger
 	// Registerer gets the metrics. Default: none does.
 	Registerer prometheus.Registerer
+}
+
+// Notices are the parts of queue.Broker by which servers hear of workers and of
+// each other.
+type Notices interface {
+	queue.Notifier
+	queue.Listener
 }
 
 // maxKeepAlive is the longest silence that clients, proxies and balancers can
@@ -191,7 +202,7 @@ func (s *Server) Capabilities() *repb.ExecutionCapabilities {
 // receiveRetry is how long Run waits before it asks a broker again that failed.
 const receiveRetry = time.Second
 
-// Run receives the updates of workers and winds up abandoned operations, until
+// Run receives the updates and notices of workers and winds up abandoned operations, until
 // ctx is done, and returns nil then; or until the queue is closed, and returns
 // an error that wraps queue.ErrClosed. All that it started has ended when it
 // returns, and Shutdown has been called. There is one Run at a time.
@@ -200,19 +211,30 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.ops.Run(ctx) })
 	g.Go(func() error { return s.receive(ctx) })
+	if s.opts.Notices != nil {
+		g.Go(func() error { return s.listen(ctx) })
+		g.Go(func() error { return s.echo(ctx) })
+	}
 	return g.Wait()
 }
 
 func (s *Server) receive(ctx context.Context) error {
+	return s.again(ctx, "updates not received, trying again", func() error {
+		return s.opts.Updates.ReceiveUpdates(ctx, s.opts.ID, s.ops.Update)
+	})
+}
+
+// again calls f until ctx is done or the queue is closed.
+func (s *Server) again(ctx context.Context, trouble string, f func() error) error {
 	for {
-		err := s.opts.Updates.ReceiveUpdates(ctx, s.opts.ID, s.ops.Update)
+		err := f()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, queue.ErrClosed):
 			return err
 		case err != nil:
-			s.log.WarnContext(ctx, "updates not received, trying again", "error", err)
+			s.log.WarnContext(ctx, trouble, "error", err) //nolint:sloglint // a constant of the caller's
 		}
 		select {
 		case <-ctx.Done():

@@ -61,7 +61,7 @@ func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.
 	if err := command.Validate(cmd); err != nil {
 		return nil, 0, err
 	}
-	pool, err := s.opts.Platforms.Match(platformOf(act, cmd))
+	pool, err := s.pool(ctx, platformOf(act, cmd))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -146,6 +146,31 @@ func (s *Server) timeout(act *repb.Action) (time.Duration, error) {
 		return 0, fmt.Errorf("%w: action: the timeout %v is longer than this server's maximum, %v", errInvalid, d, s.opts.MaxTimeout)
 	default:
 		return d, nil
+	}
+}
+
+// pool finds the pool for an action. Where none fits, and the server may not have
+// heard of all workers yet, it waits until it has.
+func (s *Server) pool(ctx context.Context, want *repb.Platform) (string, error) {
+	for {
+		changed, left, unsettled := s.opts.Platforms.Unsettled()
+		pool, err := s.opts.Platforms.Match(want)
+		if err == nil || !unsettled {
+			return pool, err
+		}
+		timer := time.NewTimer(left)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-s.draining:
+			err = errDraining
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		timer.Stop()
+		if errors.Is(err, errDraining) || ctx.Err() != nil {
+			return "", err
+		}
 	}
 }
 

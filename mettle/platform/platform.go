@@ -1,260 +1,265 @@
 // Package platform turns the platform properties of an action into the name of
-// the pool whose workers may run it, or into a refusal that names the property
-// and says what would be accepted. Nothing waits in a queue that nobody serves.
+// the pool whose workers may run it, or into a refusal that names the property,
+// says what would be accepted, and which pool comes nearest. Nothing waits in a
+// queue that nobody serves.
 //
 // The properties are those of the REAPI's lexicon (platform.md, in its
 // repository): OSFamily takes one value, in any case; ISA may be given several
-// times, and a worker must have them all; likewise any property that the
-// operator has declared. container-image is refused unless it is empty or
-// "none", because workers run on their own system. Names, and the values of all
-// properties but OSFamily, are compared exactly.
+// times, and a worker must have them all; likewise any property that is declared.
+// container-image is refused unless it is empty or "none", or declared: workers
+// run on their own system. Names, and the values of all properties but OSFamily,
+// are compared exactly.
 //
-// mettle/api, its caller, decides whether the Action's or the Command's platform counts.
+// Of the pools that have all that is asked for, the one with the fewest
+// properties beside it is taken, so that what is special stays free for those who
+// need it; among equals the default pool, then the first by name. An action that
+// asks for nothing goes to the default pool, if there is one.
+//
+// Which pools there are, a Set hears from two sides. The operator declares pools,
+// which are there for good, with workers or without: jobs wait for a fleet that
+// is scaled from zero. And workers tell of themselves (queue.Notifier): a pool
+// that nobody declared is there from its first worker on until a while (Linger)
+// after its last, so that jobs wait while workers are restarted. It has the
+// properties that all its workers declare.
+//
+// What a Set has not heard it does not know. While it can't hear, and until it
+// has listened for as long as every worker needs to tell of itself, it forgets no
+// pool, and Unsettled says that an action that fits none should wait.
+//
+// It does no I/O, has no goroutine, and looks at the clock when it is asked.
+// mettle/api, its caller, tells it the notices, and decides whether the Action's
+// or the Command's platform counts.
 package platform
 
 import (
 	"errors"
 	"fmt"
-	"runtime"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
 	"github.com/mettle-build/mettle/mettle/queue"
 )
 
-// ErrUnsupported is wrapped by the errors of Match.
-var ErrUnsupported = errors.New("unsupported platform")
-
-// The names of properties that mean something here.
-const (
-	osFamily       = "OSFamily"
-	containerImage = "container-image"
+// The classes of errors.
+var (
+	// ErrUnsupported is wrapped by the errors of Match.
+	ErrUnsupported = errors.New("unsupported platform")
+	// errNonsense: what a worker or an operator declares can't be.
+	errNonsense = errors.New("nonsense")
 )
-
-// AnyValue as the value of a pool's Property accepts every value.
-const AnyValue = "*"
-
-// Property is a name and one of its values.
-type Property struct{ Name, Value string }
-
-// String is the form of the --platform flag: name=value.
-func (p Property) String() string { return p.Name + "=" + p.Value }
-
-// ParseProperty reads name=value.
-func ParseProperty(s string) (Property, error) {
-	name, value, ok := strings.Cut(s, "=")
-	if !ok || name == "" {
-		return Property{}, fmt.Errorf("platform property %q is not of the form name=value", s)
-	}
-	return Property{Name: name, Value: value}, nil
-}
-
-// Pool is a set of workers that are alike.
-type Pool struct {
-	// Name is the name by which the queue knows it.
-	Name string
-	// Properties are all that the pool's workers have. A name may occur several times.
-	Properties []Property
-}
 
 // Options are the settings of a Set.
 type Options struct {
-	// Pools are those with workers. The first that has all that an action asks
-	// for gets it, so the first is the default. Default: one pool,
+	// Pools are those that are there for good. Default, unless FromWorkers: one,
 	// queue.DefaultPool, of workers like this machine: see Host.
 	Pools []Pool
-	// Properties are added to every pool: what the operator declares.
+	// Properties are added to all of Pools: what the operator declares.
 	Properties map[string]string
+	// FromWorkers says that there are as many pools more as workers tell of. The
+	// caller tells Observe and Heard what it hears.
+	FromWorkers bool
+	// Linger is how long a pool that was not declared stays after its last
+	// worker. Default 5 min.
+	Linger time.Duration
+	// Settle is how long a Set must have heard to know all that is there: a bit
+	// more than a worker takes to tell of itself again. Default 25 s.
+	Settle time.Duration
+	// Logger is told of workers that differ from others of their pool, and of
+	// nonsense. Default: none.
+	Logger *slog.Logger
 }
 
-// Set knows the pools. It is immutable and safe for concurrent use.
+// The bounds of what a Set takes from workers. Past them it takes no more: the
+// first are served.
+const (
+	maxPools   = 256
+	maxWorkers = 1 << 16
+	maxSlots   = 1 << 12 // of one worker
+)
+
+// deafAfter is how long after the last notice a Set takes itself for deaf. The
+// API server has itself told something more often than that.
+const deafAfter = 20 * time.Second
+
+func (o Options) withDefaults() Options {
+	if len(o.Pools) == 0 && !o.FromWorkers {
+		o.Pools = []Pool{{Name: queue.DefaultPool, Properties: Host()}}
+	}
+	if o.Linger == 0 {
+		o.Linger = 5 * time.Minute
+	}
+	if o.Settle == 0 {
+		o.Settle = 25 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Set knows the pools. It is safe for concurrent use.
 type Set struct {
-	pools []pool
+	o Options
+	// view is what Match reads, so that it need not wait for who writes.
+	view atomic.Pointer[view]
+
+	mu      sync.Mutex // guards the rest
+	pools   map[string]*pool
+	workers map[workerKey]*worker
+	// heard is when the last notice came, and hearing since when there was no
+	// time of deafness.
+	heard, hearing time.Time
+	changed        chan struct{} // closed when there is another view, or it can hear again
+	refused        int           // how many notices made no sense
 }
 
-type pool struct {
-	name   string
-	values map[string][]string // by property
+// view is the pools as they are offered, until due. It is immutable.
+type view struct {
+	offers []offer
+	due    time.Time // when something may be over; zero: never
 }
 
 // New checks the options and makes a Set.
 func New(o Options) (*Set, error) {
-	if len(o.Pools) == 0 {
-		o.Pools = []Pool{{Name: queue.DefaultPool, Properties: Host()}}
+	o = o.withDefaults()
+	if o.Linger < 0 || o.Settle < 0 {
+		return nil, errors.New("platform: a negative time")
 	}
-	p := &Set{}
+	s := &Set{o: o, pools: make(map[string]*pool), workers: make(map[workerKey]*worker), changed: make(chan struct{})}
 	for _, in := range o.Pools {
-		if slices.ContainsFunc(p.pools, func(q pool) bool { return q.name == in.Name }) {
+		if err := checkName(in.Name); err != nil {
+			return nil, fmt.Errorf("platform: pool: %w", err)
+		}
+		if s.pools[in.Name] != nil {
 			return nil, fmt.Errorf("platform: there are two pools %q", in.Name)
 		}
-		out := pool{name: in.Name, values: make(map[string][]string)}
 		props := slices.Clone(in.Properties)
 		for name, value := range o.Properties {
 			props = append(props, Property{name, value})
 		}
-		for _, prop := range props {
-			if prop.Name == "" {
-				return nil, fmt.Errorf("platform: pool %q has a property without a name", in.Name)
-			}
-			if !slices.Contains(out.values[prop.Name], prop.Value) {
-				out.values[prop.Name] = append(out.values[prop.Name], prop.Value)
-			}
+		if err := checkProperties(props); err != nil {
+			return nil, fmt.Errorf("platform: pool %q: %w", in.Name, err)
 		}
-		p.pools = append(p.pools, out)
+		p := newPool(in.Name)
+		p.declared, p.declares, p.slots = true, sorted(props), float64(max(in.Slots, 1))
+		s.pools[in.Name] = p
 	}
-	return p, nil
+	s.show(time.Now())
+	return s, nil
 }
 
 // Names lists the names of the pools, the default one first.
-func (p *Set) Names() []string {
-	names := make([]string, len(p.pools))
-	for i, q := range p.pools {
-		names[i] = q.name
+func (s *Set) Names() []string {
+	offers := s.offers(time.Now())
+	names := make([]string, len(offers))
+	for i, o := range offers {
+		names[i] = o.name
 	}
 	return names
 }
 
 // Match finds the pool for an action that asks for the given properties, which
-// may be nil. The error wraps ErrUnsupported and names a property that cannot be had.
-func (p *Set) Match(want *repb.Platform) (string, error) {
-	props := want.GetProperties()
-	if len(props) == 0 {
-		return p.pools[0].name, nil
+// may be nil. The error wraps ErrUnsupported and names a property that cannot be
+// had. It waits for nothing: see Unsettled.
+func (s *Set) Match(want *repb.Platform) (string, error) {
+	offers := s.offers(time.Now())
+	props := demands(want)
+	if len(props) == 0 && len(offers) > 0 && offers[0].name == queue.DefaultPool {
+		return queue.DefaultPool, nil
 	}
 	if err := check(props); err != nil {
 		return "", err
 	}
-	for _, q := range p.pools {
-		if !slices.ContainsFunc(props, func(pr *repb.Platform_Property) bool { return !q.has(pr) }) {
-			return q.name, nil
+	if o := choose(offers, props); o != nil {
+		return o.name, nil
+	}
+	return "", refuse(offers, props)
+}
+
+// offers are the pools that there are now, the default one first, then by name.
+func (s *Set) offers(now time.Time) []offer {
+	v := s.view.Load()
+	if v.due.IsZero() || now.Before(v.due) {
+		return v.offers
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire(now)
+	return s.view.Load().offers
+}
+
+// show makes the view of what there is. The mutex is held, or nobody else has s.
+func (s *Set) show(now time.Time) {
+	v := &view{offers: make([]offer, 0, len(s.pools)), due: s.due(now)}
+	for _, p := range s.pools {
+		v.offers = append(v.offers, offer{name: p.name, props: p.props()})
+	}
+	slices.SortFunc(v.offers, func(a, b offer) int {
+		switch queue.DefaultPool {
+		case a.name:
+			return -1
+		case b.name:
+			return 1
 		}
-	}
-	return "", p.refuse(props)
+		return strings.Compare(a.name, b.name)
+	})
+	s.view.Store(v)
+	s.wake()
 }
 
-// check refuses what no pool can make good.
-func check(props []*repb.Platform_Property) error {
-	family := ""
-	for _, pr := range props {
-		switch name, value := pr.GetName(), pr.GetValue(); name {
-		case "":
-			return fmt.Errorf("%w: a property without a name, of value %.100q", ErrUnsupported, value)
-		case osFamily:
-			if family != "" && !strings.EqualFold(family, value) {
-				return fmt.Errorf("%w: property %s has the values %.100q and %.100q, but takes one", ErrUnsupported, name, family, value)
-			}
-			family = value
-		}
-	}
-	return nil
+// wake wakes those who wait for a change. The mutex is held.
+func (s *Set) wake() {
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
-// has reports whether the pool's workers have one property.
-func (q pool) has(pr *repb.Platform_Property) bool {
-	name, value := pr.GetName(), pr.GetValue()
-	values := q.values[name]
-	if name == containerImage && (value == "" || value == "none") {
-		return true
-	}
-	if name == osFamily {
-		return slices.ContainsFunc(values, func(v string) bool { return strings.EqualFold(v, value) }) || slices.Contains(values, AnyValue)
-	}
-	return slices.Contains(values, value) || slices.Contains(values, AnyValue)
+// Heard says that a notice has come, whatever it is about: so the Set would hear
+// of workers too, if there were any.
+func (s *Set) Heard() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hear(time.Now())
 }
 
-// refuse says which of the properties is the trouble.
-func (p *Set) refuse(props []*repb.Platform_Property) error {
-	for _, pr := range props {
-		if slices.ContainsFunc(p.pools, func(q pool) bool { return q.has(pr) }) {
-			continue
-		}
-		asked := fmt.Sprintf("%.100q of value %.200q", pr.GetName(), pr.GetValue())
-		if pr.GetName() == containerImage {
-			return fmt.Errorf("%w: property %s: workers run no containers, accepted are \"none\" and \"\"", ErrUnsupported, asked)
-		}
-		if values := p.values(pr.GetName()); len(values) > 0 {
-			return fmt.Errorf("%w: property %s: accepted are %s", ErrUnsupported, asked, list(values))
-		}
-		return fmt.Errorf("%w: property %s: no worker declares that property, accepted are %s", ErrUnsupported, asked, list(p.names()))
+// hear is Heard with the mutex held.
+func (s *Set) hear(now time.Time) {
+	if s.deaf(now) {
+		s.hearing = now
+		s.wake()
 	}
-	return fmt.Errorf("%w: workers have each of the properties asked for, but none has all of %s", ErrUnsupported, list(asked(props)))
+	s.heard = now
 }
 
-// maxListed bounds what a message lists.
-const maxListed = 20
-
-func list(ss []string) string {
-	if len(ss) == 0 {
-		return "none"
-	}
-	more := ""
-	if len(ss) > maxListed {
-		more = fmt.Sprintf(" and %d more", len(ss)-maxListed)
-		ss = ss[:maxListed]
-	}
-	return strings.Join(ss, ", ") + more
+func (s *Set) deaf(now time.Time) bool {
+	return s.heard.IsZero() || now.Sub(s.heard) >= deafAfter
 }
 
-func asked(props []*repb.Platform_Property) []string {
-	out := make([]string, len(props))
-	for i, pr := range props {
-		out[i] = fmt.Sprintf("%.100s=%.200s", pr.GetName(), pr.GetValue())
-	}
-	return out
+// settled reports whether s has heard for long enough. The mutex is held.
+func (s *Set) settled(now time.Time) bool {
+	return !s.o.FromWorkers || !s.deaf(now) && now.Sub(s.hearing) >= s.o.Settle
 }
 
-// values lists the values that some pool has for a name, sorted.
-func (p *Set) values(name string) []string {
-	var out []string
-	for _, q := range p.pools {
-		out = append(out, q.values[name]...)
+// Unsettled tells whether the Set may not know all pools yet, so that an action
+// that Match has refused should wait, and then ask again: until changed is
+// closed, or for the time left. It is to be called before Match.
+func (s *Set) Unsettled() (changed <-chan struct{}, left time.Duration, unsettled bool) {
+	if !s.o.FromWorkers {
+		return nil, 0, false
 	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
-// names lists the names of the properties that some pool has, sorted.
-func (p *Set) names() []string {
-	var out []string
-	for _, q := range p.pools {
-		for name := range q.values {
-			out = append(out, name)
-		}
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.settled(now):
+		return nil, 0, false
+	case s.deaf(now):
+		return s.changed, deafAfter, true // whoever hears again wakes those who wait
 	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
-// Host returns the properties of the machine that this program runs on, as far
-// as the lexicon has words for them.
-func Host() []Property {
-	return host(runtime.GOOS, runtime.GOARCH)
-}
-
-func host(goos, goarch string) []Property {
-	family := goos
-	switch goos {
-	case "darwin":
-		family = "macos"
-	case "solaris", "illumos":
-		family = "sunos"
-	}
-	props := []Property{{osFamily, family}, {"Arch", goarch}}
-	isa := map[string][]string{
-		"386":     {"x86-32"},
-		"amd64":   {"x86-64"},
-		"arm":     {"arm-a32"},
-		"arm64":   {"arm-a64", "armv8"},
-		"loong64": {"la64v100"},
-		"ppc64":   {"power-isa-be"},
-		"ppc64le": {"power-isa-le"},
-		"riscv64": {"rv64g"},
-		"sparc64": {"sparc-v9"},
-	}
-	for _, v := range isa[goarch] {
-		props = append(props, Property{"ISA", v})
-	}
-	return props
+	return s.changed, s.hearing.Add(s.o.Settle).Sub(now), true
 }
