@@ -43,11 +43,24 @@ var (
 type Publisher interface {
 	// Publish makes job available to one worker of its pool. Once it returns
 	// nil the job is delivered until somebody acknowledges it, it is cancelled,
-	// or its attempts are used up. Errors wrap ErrFull, ErrUnavailable or ErrClosed.
+	// or its attempts are used up. Where a job of that name waits already, it is
+	// raised as Raiser says, by brokers that can. Errors wrap ErrFull, ErrUnavailable or ErrClosed.
 	Publish(ctx context.Context, job *queuepb.Job) error
 	// Cancel withdraws the job of an operation: a waiting one is dropped, a
 	// leased one's worker is told. It is no error if there is none.
 	Cancel(ctx context.Context, operation string) error
+}
+
+// A Raiser is a Publisher that can make a job more urgent while it waits. API
+// servers ask for that when a client joins an operation of another one. Others
+// don't have it: a broker that can't reach into its queue leaves the job where
+// it is, and publishing it again could be to run it twice.
+type Raiser interface {
+	// Raise gives the job of an operation the priority, if that is the lower
+	// number, and lets it wait among the jobs of the invocation, if it comes
+	// to its turn sooner there. It is no error if there is no such job; none is
+	// made. Errors wrap ErrUnavailable or ErrClosed.
+	Raise(ctx context.Context, operation string, priority int32, invocation string) error
 }
 
 // Consumer is the worker's side of the jobs.

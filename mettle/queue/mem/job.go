@@ -1,17 +1,27 @@
 package mem
 
 import (
+	"time"
+
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
 // A job is one that waits or is leased. Its fields are guarded by Queue.mu.
 type job struct {
 	msg  *queuepb.Job
-	seq  uint64 // the order of publishing
-	size int64  // what it counts for in Queue.bytes
+	size int64 // what it counts for in Queue.bytes
 
-	// index is the job's place in its pool's heap, or notWaiting.
-	index int
+	// due orders the jobs of one invocation and priority, and seq, the order
+	// of publishing, those that are due at the same time.
+	due time.Duration
+	seq uint64
+	// priority and invocation are the message's, or of a later and more urgent
+	// publication.
+	priority   int32
+	invocation string
+	line       *line // where it waits, at index; nil while it does not
+	index      int
+
 	// attempt is the number of the last delivery, and fence that of the last
 	// one of an earlier, withdrawn job of the same name, whose reports are not
 	// about this one.
@@ -26,88 +36,38 @@ type job struct {
 	executing *queuepb.Update
 }
 
-const notWaiting = -1
-
 // maxReplies bounds job.replies. More than two API servers that ask for one
 // operation means that all but the last are gone.
 const maxReplies = 4
 
+// maxExpected bounds what a job's expected time counts for: a day is as long as
+// actions may run by default.
+const maxExpected = 24 * time.Hour
+
 // overheadBytes is what a waiting job takes beside its message's own bytes: the
-// structs, the map's and the heap's slots.
+// structs, the map's and the heaps' slots.
 const overheadBytes = 768
+
+// newJob makes a job of a message that is published at the time now, counted
+// from any fixed moment.
+func newJob(msg *queuepb.Job, now time.Duration) *job {
+	return &job{
+		msg: msg, size: sizeOf(msg), due: now - min(max(msg.GetExpected().AsDuration(), 0), maxExpected),
+		priority: msg.GetPriority(), invocation: msg.GetInvocation(), index: nowhere,
+	}
+}
 
 // sizeOf estimates the memory that a job takes, in bytes, without walking the message.
 func sizeOf(m *queuepb.Job) int64 {
 	return overheadBytes + int64(len(m.GetOperation())+len(m.GetInstanceName())+len(m.GetActionDigest())+
-		len(m.GetAction())+len(m.GetCommand())+len(m.GetRequestMetadata()))
+		len(m.GetAction())+len(m.GetCommand())+len(m.GetRequestMetadata())+len(m.GetInvocation())+len(m.GetInputRoot()))
 }
 
 func (j *job) before(k *job) bool {
-	if a, b := j.msg.GetPriority(), k.msg.GetPriority(); a != b {
-		return a < b
+	if j.due != k.due {
+		return j.due < k.due
 	}
 	return j.seq < k.seq
 }
 
-// A pool is the jobs that wait for a worker, or the workers that wait for a
-// job. At any time only one of the two is not empty.
-type pool struct {
-	waiting jobHeap
-	idle    []*waiter // the one that waits the shortest is last
-}
-
-// jobHeap is a heap of jobs that know their places in it.
-type jobHeap []*job
-
-func (h *jobHeap) push(j *job) {
-	j.index = len(*h)
-	*h = append(*h, j)
-	h.up(j.index)
-}
-
-// remove takes out the job at index i.
-func (h *jobHeap) remove(i int) *job {
-	old := *h
-	j, last := old[i], len(old)-1
-	h.swap(i, last)
-	old[last] = nil
-	*h = old[:last]
-	if i < last {
-		h.down(i)
-		h.up(i)
-	}
-	j.index = notWaiting
-	return j
-}
-
-func (h jobHeap) swap(i, k int) {
-	h[i], h[k] = h[k], h[i]
-	h[i].index, h[k].index = i, k
-}
-
-func (h jobHeap) up(i int) {
-	for i > 0 {
-		parent := (i - 1) / 2
-		if !h[i].before(h[parent]) {
-			return
-		}
-		h.swap(i, parent)
-		i = parent
-	}
-}
-
-func (h jobHeap) down(i int) {
-	for {
-		least := i
-		for c := 2*i + 1; c <= 2*i+2 && c < len(h); c++ {
-			if h[c].before(h[least]) {
-				least = c
-			}
-		}
-		if least == i {
-			return
-		}
-		h.swap(i, least)
-		i = least
-	}
-}
+func (j *job) place() *int { return &j.index }

@@ -4,17 +4,18 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/mettle-build/mettle/mettle/queue"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
-// A waiter is a consumer that waits for a job.
+// A waiter is a consumer that waits for a job. All but its pools and the channel
+// are guarded by Queue.mu.
 type waiter struct {
-	pools []string
-	given *lease        // guarded by Queue.mu
+	pools []*pool
+	given *lease
+	gone  bool          // it waits no more, though pools may still have it
 	ready chan struct{} // of capacity 1, for the one signal that given is set
 }
 
@@ -28,15 +29,16 @@ func (q *Queue) Lease(ctx context.Context, pools []string) (queue.Lease, error) 
 		q.mu.Unlock()
 		return nil, fmt.Errorf("lease: %w", queue.ErrClosed)
 	}
-	if j := q.next(pools); j != nil {
-		l := q.take(j)
+	if p, first := q.next(pools); p != nil {
+		l := q.take(p, first)
 		q.mu.Unlock()
 		return l, nil
 	}
-	w := &waiter{pools: pools, ready: make(chan struct{}, 1)}
+	w := &waiter{ready: make(chan struct{}, 1)}
 	for _, name := range pools {
 		p := q.pool(name)
-		p.idle = append(p.idle, w)
+		p.waits(w)
+		w.pools = append(w.pools, p)
 	}
 	q.mu.Unlock()
 
@@ -52,39 +54,60 @@ func (q *Queue) Lease(ctx context.Context, pools []string) (queue.Lease, error) 
 	}
 }
 
-// next takes the first of the jobs that wait in pools out of its heap. It
-// returns nil where there is none. The mutex is held.
-func (q *Queue) next(pools []string) *job {
-	var best *job
+// next is the line of the pools whose turn it is; nil where no job waits. The
+// mutex is held.
+func (q *Queue) next(pools []string) (*pool, *line) {
+	var pool *pool
+	var best *line
 	for _, name := range pools {
-		if p := q.pools[name]; p != nil && len(p.waiting) > 0 && (best == nil || p.waiting[0].before(best)) {
-			best = p.waiting[0]
+		p := q.pools[name]
+		if p == nil {
+			continue
 		}
+		l := p.first()
+		if l == nil || best != nil && !l.band.before(best.band) && (best.band.before(l.band) || !l.before(best)) {
+			continue
+		}
+		pool, best = p, l
 	}
-	if best != nil {
-		q.pool(best.msg.GetPool()).waiting.remove(0)
-	}
-	return best
+	return pool, best
+}
+
+// take leases the first job of a line of p. The mutex is held.
+func (q *Queue) take(p *pool, first *line) *lease {
+	j, s := first.jobs[0], first.share
+	q.turns++
+	p.began(s, q.turns) // first, so that s is not forgotten when it has nothing else
+	p.remove(j)
+	return q.deliver(j, p, s)
 }
 
 // offer gives j to a consumer that waits, or has it wait. The mutex is held;
 // the caller sends the signals once it is not.
 func (q *Queue) offer(j *job) signals {
 	p := q.pool(j.msg.GetPool())
-	if len(p.idle) == 0 {
-		p.waiting.push(j)
+	s := p.share(j.invocation, &q.turns)
+	w := p.waiter()
+	if w == nil {
+		p.add(j, s)
 		return signals{}
 	}
-	w := p.idle[len(p.idle)-1]
-	q.forget(w)
-	w.given = q.take(j)
+	w.gone = true
+	for _, other := range w.pools {
+		if other != p {
+			other.left()
+		}
+	}
+	q.turns++
+	p.began(s, q.turns)
+	w.given = q.deliver(j, p, s)
 	return signals{waiter: w}
 }
 
-// take begins the next delivery of j. The mutex is held.
-func (q *Queue) take(j *job) *lease {
+// deliver begins the next delivery of j, which counts for s. The mutex is held.
+func (q *Queue) deliver(j *job, p *pool, s *share) *lease {
 	j.attempt++
-	l := &lease{q: q, job: j, attempt: j.attempt, cancelled: make(chan struct{})}
+	l := &lease{q: q, job: j, attempt: j.attempt, pool: p, share: s, cancelled: make(chan struct{})}
 	j.lease = l
 	q.start(l)
 	return l
@@ -100,35 +123,25 @@ func (q *Queue) start(l *lease) {
 	}
 }
 
-// forget makes w wait no more. The mutex is held.
-func (q *Queue) forget(w *waiter) {
-	for _, name := range w.pools {
-		p := q.pools[name]
-		for i, idle := range slices.Backward(p.idle) {
-			if idle == w {
-				p.idle = slices.Delete(p.idle, i, i+1)
-				break
-			}
-		}
-	}
-}
-
 // unwait makes w wait no more. A job that it was given and will not look at
 // has not been delivered: that attempt does not count.
 func (q *Queue) unwait(w *waiter) {
 	q.mu.Lock()
 	var sig signals
 	if l := w.given; l == nil {
-		q.forget(w)
+		w.gone = true
+		for _, p := range w.pools {
+			p.left()
+		}
 	} else if j := l.job; l.valid() {
-		q.leases.remove(l)
-		j.lease = nil
+		q.end(l)
 		j.attempt--
 		if j.cancelled {
 			q.drop(j)
 		} else {
 			sig = q.offer(j)
 		}
+		l.pool.ended(l.share)
 	}
 	q.mu.Unlock()
 	sig.send()
@@ -139,8 +152,9 @@ func (q *Queue) unwait(w *waiter) {
 // it has not. The mutex is held; the caller sends the signals once it is not.
 func (q *Queue) giveBack(l *lease, failure string) signals {
 	j := l.job
-	q.leases.remove(l)
-	j.lease = nil
+	q.end(l)
+	// Last, so that a share that is to have the job again is not forgotten.
+	defer l.pool.ended(l.share)
 	if j.cancelled {
 		q.drop(j)
 		return signals{}
@@ -164,11 +178,18 @@ func (q *Queue) giveBack(l *lease, failure string) signals {
 	return sig
 }
 
-// drop forgets j, which is in no heap. The mutex is held.
+// end ends l, which is valid. The caller sees to its job and its share. The
+// mutex is held.
+func (q *Queue) end(l *lease) {
+	q.leases.remove(l)
+	l.job.lease = nil
+}
+
+// drop forgets j, which waits nowhere. The mutex is held.
 func (q *Queue) drop(j *job) {
-	if j.lease != nil {
-		q.leases.remove(j.lease)
-		j.lease = nil
+	if l := j.lease; l != nil {
+		q.end(l)
+		l.pool.ended(l.share)
 	}
 	delete(q.jobs, j.msg.GetOperation())
 	q.bytes -= j.size
@@ -179,7 +200,7 @@ func (q *Queue) drop(j *job) {
 func (q *Queue) pool(name string) *pool {
 	p := q.pools[name]
 	if p == nil {
-		p = &pool{}
+		p = newPool()
 		q.pools[name] = p
 	}
 	return p
@@ -191,6 +212,8 @@ type lease struct {
 	job       *job
 	attempt   uint32
 	cancelled chan struct{} // closed by Queue.Cancel
+	pool      *pool
+	share     *share // what it counts for
 
 	// The rest is guarded by Queue.mu.
 	worker     string // who has it, as far as its updates have told

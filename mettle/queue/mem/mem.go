@@ -5,16 +5,35 @@
 //
 // A published job goes straight to a waiting consumer of its pool, the one that
 // has waited the shortest, whose caches are the warmest. Where none waits, it
-// waits in its pool's heap, by priority and then in the order of publishing. It
-// costs no goroutine: one timer serves all leases, because the lease that was
-// taken or extended first is the first to lapse.
+// waits. It costs no goroutine: one timer serves all leases, because the lease
+// that was taken or extended first is the first to lapse.
+//
+// Who is next when a consumer comes:
+//
+//   - the lowest priority, strictly;
+//   - within it the invocation that has the fewest workers of the pool, and of
+//     several the one that has waited the longest for one. So those who want
+//     workers come to have equally many, however many jobs each has queued: a
+//     job counts for as long as it runs, which needs no estimate, as virtual
+//     times would; and what an invocation did not use it is not owed later.
+//     Whoever has come is served in turn, so nobody starves;
+//   - within that the job whose time in the queue and expected time are the
+//     longest together. That is the longest of those that came together, which
+//     a build should not end with; and a job is overtaken only by those that
+//     came later by less than they take longer, so the short ones get their
+//     turn too. A job of unknown length is as if it took no time;
+//   - and then the one that was published first.
+//
+// A job that an equal one with a lower priority number is published for, or
+// raised by, gets that priority. One that a second invocation wants, at the same
+// priority, waits in the shorter of their lines: the few jobs of a small build
+// do not wait with a large one's because it happens to want them too.
 //
 // A job that is published again by another API server stays the same job, and
 // from then on reports to both. A mailbox holds, for each operation, only the
 // newest update that its API server has not fetched.
 //
-// It does not survive a restart, does not reach other processes, and does not
-// share workers fairly between invocations.
+// It does not survive a restart, and does not reach other processes.
 package mem
 
 import (
@@ -81,6 +100,7 @@ func (o Options) validate() error {
 type Queue struct {
 	opts  Options
 	log   *slog.Logger
+	epoch time.Time     // from which job.due counts
 	timer *time.Timer   // fires when the oldest lease may have lapsed
 	done  chan struct{} // closed by Close
 	swept chan struct{} // closed when the goroutine has ended
@@ -91,6 +111,7 @@ type Queue struct {
 	jobs   map[string]*job // by operation, waiting and leased
 	bytes  int64           // the sum of the jobs' sizes
 	seq    uint64          // counts publications
+	turns  uint64          // counts when somebody came or got a worker: see share
 	pools  map[string]*pool
 	leases leaseList // the first to lapse first
 	armed  bool      // timer will fire
@@ -99,7 +120,10 @@ type Queue struct {
 	ears   map[string]*ear
 }
 
-var _ queue.Broker = (*Queue)(nil)
+var (
+	_ queue.Broker = (*Queue)(nil)
+	_ queue.Raiser = (*Queue)(nil)
+)
 
 // New starts a queue. The caller closes it.
 func New(o Options) (*Queue, error) {
@@ -110,6 +134,7 @@ func New(o Options) (*Queue, error) {
 	q := &Queue{
 		opts:  o,
 		log:   o.Logger,
+		epoch: time.Now(),
 		timer: time.NewTimer(o.LeaseTime),
 		done:  make(chan struct{}),
 		swept: make(chan struct{}),
@@ -183,6 +208,7 @@ func (q *Queue) publish(msg *queuepb.Job) (signals, error) {
 	var fence uint32
 	if j := q.jobs[msg.GetOperation()]; j != nil {
 		if !j.cancelled {
+			q.raise(j, msg.GetPriority(), msg.GetInvocation())
 			return q.addReply(j, msg.GetReplyTo()), nil
 		}
 		// It was withdrawn and its worker has not let go of it yet. That
@@ -190,19 +216,64 @@ func (q *Queue) publish(msg *queuepb.Job) (signals, error) {
 		fence = j.attempt
 		q.drop(j)
 	}
-	size := sizeOf(msg)
+	j := newJob(msg, time.Since(q.epoch))
 	if len(q.jobs) >= q.opts.MaxJobs {
 		return signals{}, fmt.Errorf("%w: %d jobs", queue.ErrFull, len(q.jobs))
 	}
-	if q.bytes+size > q.opts.MaxBytes {
+	if q.bytes+j.size > q.opts.MaxBytes {
 		return signals{}, fmt.Errorf("%w: %d bytes in %d jobs", queue.ErrFull, q.bytes, len(q.jobs))
 	}
 	q.seq++
-	j := &job{msg: msg, seq: q.seq, size: size, attempt: fence, fence: fence, index: notWaiting}
+	j.seq, j.attempt, j.fence = q.seq, fence, fence
 	q.jobs[msg.GetOperation()] = j
-	q.bytes += size
+	q.bytes += j.size
 	q.box(msg.GetReplyTo())
 	return q.offer(j), nil
+}
+
+// Raise implements queue.Raiser.
+func (q *Queue) Raise(ctx context.Context, operation string, priority int32, invocation string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return fmt.Errorf("raise %s: %w", operation, queue.ErrClosed)
+	}
+	if j := q.jobs[operation]; j != nil && !j.cancelled {
+		q.raise(j, priority, invocation)
+	}
+	return nil
+}
+
+// raise gives j the priority, if that is the more urgent one, and has it wait in
+// the line of the invocation, where that is so or the line is the shorter one.
+// The mutex is held.
+func (q *Queue) raise(j *job, priority int32, invocation string) {
+	if priority > j.priority || priority == j.priority && invocation == j.invocation {
+		return
+	}
+	if j.line == nil { // a worker has it; this is for when it is handed back
+		if priority < j.priority {
+			j.priority, j.invocation = priority, invocation
+		}
+		return
+	}
+	p := q.pool(j.msg.GetPool())
+	s := p.share(invocation, &q.turns)
+	if priority == j.priority {
+		if l := s.line(priority); l != nil && len(l.jobs)+1 >= len(j.line.jobs) {
+			return
+		}
+		if len(j.line.jobs) == 1 {
+			p.tidy(s)
+			return
+		}
+	}
+	p.remove(j)
+	j.priority, j.invocation = priority, invocation
+	p.add(j, s)
 }
 
 // Cancel implements queue.Publisher.
@@ -216,7 +287,7 @@ func (q *Queue) Cancel(_ context.Context, operation string) error {
 	switch {
 	case j == nil || j.cancelled:
 	case j.lease == nil:
-		q.pool(j.msg.GetPool()).waiting.remove(j.index)
+		q.pool(j.msg.GetPool()).remove(j)
 		q.drop(j)
 	default:
 		j.cancelled = true

@@ -43,7 +43,7 @@ func TestSuite(t *testing.T) {
 		New:    func(t *testing.T) queuetest.Queue { return newQueue(t, mem.Options{MaxJobs: 1000}) },
 		Around: synctest.Test,
 		Features: queuetest.Features{
-			LeaseTime: 30 * time.Second, MaxAttempts: 3, Order: true, SharedDuplicates: true, MaxJobs: 1000,
+			LeaseTime: 30 * time.Second, MaxAttempts: 3, Order: true, SharedDuplicates: true, Raises: true, MaxJobs: 1000,
 			Patience: 10 * time.Minute,
 		},
 	})

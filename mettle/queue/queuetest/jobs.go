@@ -163,6 +163,43 @@ func testDuplicatesApart(t *testing.T, s *suite) {
 	}
 }
 
+func testPublishRaises(t *testing.T, s *suite) {
+	if !s.o.Raises {
+		t.Skip("this broker leaves a job where it is")
+	}
+	low, urgent := job("low"), job("low")
+	low.Priority, urgent.Priority = 5, -5
+	s.publish(low, job("a"), urgent, low)
+	s.ack(s.leaseOf("low", 1))
+	s.ack(s.leaseOf("a", 1))
+	s.noJob(10 * time.Millisecond)
+}
+
+func testRaise(t *testing.T, s *suite) {
+	r, ok := s.q.(queue.Raiser)
+	if !ok {
+		t.Skip("this broker raises no jobs")
+	}
+	raise := func(operation string, priority int32) {
+		t.Helper()
+		if err := r.Raise(t.Context(), operation, priority, ""); err != nil {
+			t.Fatalf("raise %s: %v", operation, err)
+		}
+	}
+	low := job("low")
+	low.Priority = 5
+	s.publish(low, job("a"))
+	raise("low", -5)
+	raise("low", 7) // is no more urgent
+	raise("nothing", -5)
+	l := s.leaseOf("low", 1)
+	raise("low", -6) // it is with a worker
+	s.ack(s.leaseOf("a", 1))
+	s.ack(l)
+	raise("low", -7) // it has ended
+	s.noJob(10 * time.Millisecond)
+}
+
 func testManyConsumers(t *testing.T, s *suite) {
 	const jobs, consumers, publishers = 400, 16, 4
 	ctx, cancel := context.WithTimeout(t.Context(), s.o.Patience)

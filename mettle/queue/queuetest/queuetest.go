@@ -36,6 +36,10 @@ type Features struct {
 	Order bool
 	// SharedDuplicates says that a job published by two API servers reports to both.
 	SharedDuplicates bool
+	// Raises says that a job that is published again with a lower priority number
+	// while it waits is delivered by that one. A broker that is a queue.Raiser
+	// does so.
+	Raises bool
 	// DuplicatesApart says that the broker does not know equal jobs: one that is
 	// published twice is delivered twice. What is left to promise is that an API
 	// server hears of one end, which is the Receiver's to see to.
@@ -77,6 +81,8 @@ func Run(t *testing.T, o Options) {
 		{"jobs/pools are apart", testPools},
 		{"jobs/by priority and order", testOrder},
 		{"jobs/an equal name is the same job", testDuplicate},
+		{"jobs/a more urgent publication raises the job", testPublishRaises},
+		{"jobs/raised", testRaise},
 		{"jobs/each goes to one of many consumers", testManyConsumers},
 		{"jobs/full", testFull},
 		{"jobs/no name", testNoName},
