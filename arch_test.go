@@ -58,6 +58,7 @@ var arrows = map[string][]string{
 	"elan/tool":                {"elan/digest", "elan/blob", "elan/tree", "elan/inventory"},
 	"elan":                     {"elan/...", "metrics", "creds"},
 	"mettle/command":           {"elan/digest"},
+	"mettle/history":           {},
 	"mettle/operation":         {"elan/digest", "proto/..."},
 	"mettle/platform":          {"mettle/queue", "proto/..."},
 	"mettle/queue":             {"elan/digest", "proto/..."},
@@ -83,7 +84,7 @@ var arrows = map[string][]string{
 	},
 	"mettle/api": {
 		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",
-		"mettle/command", "mettle/operation", "mettle/platform", "mettle/queue", "proto/...",
+		"mettle/command", "mettle/history", "mettle/operation", "mettle/platform", "mettle/queue", "proto/...",
 	},
 	"mettle/bench": {"elan/digest"},
 	"mettle/e2e":   {"elan/...", "mettle/...", "proto/...", "metrics", "creds"},

@@ -38,6 +38,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/command"
+	"github.com/mettle-build/mettle/mettle/history"
 	"github.com/mettle-build/mettle/mettle/operation"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
@@ -139,7 +140,9 @@ type Server struct {
 	log       *slog.Logger
 	ops       *operation.Registry
 	store     func(instance string) blob.Opener
-	cacheable *recent // the digests of Actions without do_not_cache
+	history   *history.History
+	raiser    queue.Raiser // nil: the queue is none
+	cacheable *recent      // the digests of Actions without do_not_cache
 	metrics   *metrics
 
 	drainOnce sync.Once
@@ -162,6 +165,11 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("execution service: %w", err)
 	}
+	times, err := history.New(history.Options{Registerer: o.Registerer})
+	if err != nil {
+		return nil, fmt.Errorf("execution service: %w", err)
+	}
+	raiser, _ := o.Jobs.(queue.Raiser)
 	store := func(string) blob.Opener { return o.Store }
 	if o.Stores != nil {
 		store = func(instance string) blob.Opener { return o.Stores(instance) }
@@ -171,6 +179,8 @@ func New(o Options) (*Server, error) {
 		store:     store,
 		log:       o.Logger,
 		ops:       ops,
+		history:   times,
+		raiser:    raiser,
 		cacheable: newRecent(),
 		metrics:   m,
 		draining:  make(chan struct{}),

@@ -14,6 +14,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/resource"
+	"github.com/mettle-build/mettle/mettle/history"
 	"github.com/mettle-build/mettle/mettle/operation"
 )
 
@@ -32,8 +33,10 @@ type call struct {
 	hints  hints
 	// metadata is the part of the operations' metadata that never changes.
 	metadata []byte
-	resumed  bool // it is a WaitExecution
-	sent     bool // the client has had a message
+	kind     history.Key // of its action
+	resumed  bool        // it is a WaitExecution
+	ours     bool        // it is the one that began the operation
+	sent     bool        // the client has had a message
 	outcome  outcome
 }
 
@@ -212,7 +215,10 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 	op, created := s.ops.Join(c.name, merge)
 	if created {
 		s.publish(ctx, op, job)
+	} else if u := urgencyOf(job); s.ops.Raise(op, u) {
+		s.raise(ctx, op, u)
 	}
+	c.ours = created
 	return answer{op: op}
 }
 

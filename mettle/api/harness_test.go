@@ -177,6 +177,13 @@ func (j *jobs) fail(err error) {
 	j.err = err
 }
 
+// hold makes Publish wait until ch is closed.
+func (j *jobs) hold(ch chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.wait = ch
+}
+
 func (j *jobs) published() int {
 	j.mu.Lock()
 	defer j.mu.Unlock()

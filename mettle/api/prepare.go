@@ -46,7 +46,8 @@ func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.
 		return nil, 0, err
 	}
 	fn := n.Action.Function()
-	if _, err := digest.FromProto(fn, act.GetInputRootDigest()); err != nil {
+	inputs, err := digest.FromProto(fn, act.GetInputRootDigest())
+	if err != nil {
 		return nil, 0, fmt.Errorf("action: input_root_digest: %w", err)
 	}
 	cmdDigest, err := digest.FromProto(fn, act.GetCommandDigest())
@@ -75,6 +76,7 @@ func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.
 		Pool:            pool,
 		Queued:          timestamppb.New(n.Created),
 		Timeout:         durationpb.New(timeout),
+		InputRoot:       inputs.String(),
 	}
 	if len(actBytes) <= maxInlineBytes {
 		job.Action = actBytes
@@ -83,6 +85,7 @@ func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.
 		job.Command = cmdBytes
 	}
 	addHeaders(ctx, job)
+	s.schedule(ctx, c, job, cmd)
 	if act.GetDoNotCache() {
 		return job, operation.NotMergeable, nil
 	}
@@ -211,4 +214,7 @@ func (s *Server) publish(ctx context.Context, op *operation.Operation, job *queu
 		err = fmt.Errorf("%w: %w", errPublish, err)
 	}
 	s.ops.Published(op, err)
+	if u, ok := s.ops.Raised(op); ok && err == nil {
+		s.raise(ctx, op, u)
+	}
 }

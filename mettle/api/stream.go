@@ -59,6 +59,9 @@ func (c *call) send(snap *operation.Snapshot) error {
 		response := snap.Response
 		if c.outcome == outcomeNone {
 			c.outcome = outcomeOf(response)
+			if c.ours {
+				c.s.learn(c, response)
+			}
 			response = c.s.inlineInto(c.stream.Context(), c, response)
 		}
 		msg.Result = &longrunningpb.Operation_Response{Response: &anypb.Any{TypeUrl: responseType, Value: response}}

@@ -80,6 +80,8 @@ type Operation struct {
 
 	// The rest is guarded by Registry.mu.
 	machine    Machine
+	urgency    Urgency   // the greatest of those who wait
+	raised     bool      // the broker has yet to hear of urgency
 	due        time.Time // when it is abandoned or forgotten, if it is in a list
 	finishedAt time.Time
 	prev, next *Operation
@@ -146,7 +148,7 @@ func (r *Registry) Join(n Name, merge Merge) (op *Operation, created bool) {
 		op = lookUp(r.inFlight, key)
 	}
 	if created = op == nil; created {
-		op = &Operation{text: text, key: key, merge: merge == Mergeable}
+		op = &Operation{text: text, key: key, merge: merge == Mergeable, urgency: Urgency{Priority: n.Priority}}
 		op.view.Store(&view{changed: make(chan struct{})})
 		r.byName[text] = op
 		if op.merge {
@@ -164,6 +166,39 @@ func (r *Registry) Join(n Name, merge Merge) (op *Operation, created bool) {
 	r.step(op, Event{Kind: Joined})
 	r.unlock()
 	return op, created
+}
+
+// Urgency is what clients that wait for the same operation may differ in.
+type Urgency struct {
+	Priority   int32  // as in ExecutionPolicy: lower is more urgent
+	Invocation string // as in queue's Job
+}
+
+// Raise takes in the urgency of a client that has joined op, and reports whether
+// its job is to be raised at once (queue.Raiser): it waits for a worker, and the
+// client's priority is a lower number than those of all before, or its
+// invocation is another than the last one for which this was so. Where the job
+// is still on its way to the broker, Raised tells it afterwards.
+func (r *Registry) Raise(op *Operation, u Urgency) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have := &op.urgency
+	if op.machine.snap.Stage != Queued || u.Priority > have.Priority || u == *have {
+		return false
+	}
+	*have = u
+	op.raised = !op.machine.published
+	return !op.raised
+}
+
+// Raised is to be called after Published: the urgency of clients that have joined
+// op in the meantime, if it is not what op was created with.
+func (r *Registry) Raised(op *Operation) (Urgency, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	raised := op.raised
+	op.raised = false
+	return op.urgency, raised
 }
 
 // Merge says whether an operation may be merged with others.
