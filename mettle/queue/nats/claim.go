@@ -137,7 +137,7 @@ func decide(r record, sequence uint64, name string, lapsedLease bool) (next reco
 		next.endAttempt("fell silent")
 		next.Job = sequence
 	case r.Job != sequence && r.Job != 0: // withdrawn since
-		next.Fence, next.History = r.Attempt, nil
+		next.Fence, next.Released, next.History = r.Attempt, 0, nil
 	}
 	next.Job = sequence
 	return next, verdictTake, lapsed

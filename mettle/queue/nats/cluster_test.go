@@ -72,6 +72,7 @@ func leader(t *testing.T, servers []string, stream string) string {
 // Of three servers one is lost, the one that leads the jobs: none is lost, and
 // none ends twice.
 func TestQueue_clusterLosesItsLeader(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("an election takes several seconds")
 	}

@@ -40,6 +40,7 @@ func closed(ch <-chan struct{}) bool {
 
 // An API server cancels what another one published and a third process runs.
 func TestQueue_Cancel_fromAnotherProcess(t *testing.T) {
+	t.Parallel()
 	qs := fleet(t, newBroker(t, nil), 3)
 	mustPublish(t, qs[0], "waits", "runs")
 	mustLease(t, qs[2], "waits", 1)
@@ -55,6 +56,7 @@ func TestQueue_Cancel_fromAnotherProcess(t *testing.T) {
 // A worker that was cut off when its job was cancelled learns of it when it next
 // extends, and its job goes to nobody.
 func TestQueue_Cancel_whileCutOff(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, nil)
 	proxy := newProxy(t, b.url())
 	prefix := fmt.Sprint("cut", queues.Add(1))
@@ -91,6 +93,7 @@ func TestQueue_Cancel_whileCutOff(t *testing.T) {
 // A worker that was cut off for longer than the lease time finds its lease lost,
 // and the one after it is not disturbed.
 func TestQueue_cutOffWorkerLosesItsLease(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, nil)
 	proxy := newProxy(t, b.url())
 	prefix := fmt.Sprint("cut", queues.Add(1))
@@ -119,6 +122,7 @@ func TestQueue_cutOffWorkerLosesItsLease(t *testing.T) {
 
 // The same operation in another band is the same job while a worker has it.
 func TestQueue_Publish_otherPriority(t *testing.T) {
+	t.Parallel()
 	qs := fleet(t, newBroker(t, nil), 2)
 	mustPublish(t, qs[0], "a")
 	l := mustLease(t, qs[1], "a", 1)
@@ -139,6 +143,7 @@ func TestQueue_Publish_otherPriority(t *testing.T) {
 
 // A response that the broker can't pass on is made smaller, or said to be too large.
 func TestQueue_SendUpdate_tooLarge(t *testing.T) {
+	t.Parallel()
 	q := newQueue(t, newBroker(t, func(o *server.Options) { o.MaxPayload = 64 << 10 }), nil)
 	mustPublish(t, q, "a") // from here on updates are kept
 	updates := receive(t, q)
@@ -172,6 +177,7 @@ func TestQueue_SendUpdate_tooLarge(t *testing.T) {
 
 // Setup may be run again, and changes what is there.
 func TestSetup(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, nil)
 	o := nats.Options{Servers: []string{b.url()}, Prefix: "setup", MustExist: true, Timeout: patience}
 	if _, err := nats.New(t.Context(), o); err == nil || !strings.Contains(err.Error(), "mettle setup") {
@@ -195,6 +201,7 @@ func TestSetup(t *testing.T) {
 
 // Setup by somebody who may not names the right.
 func TestSetup_lacksRights(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, func(o *server.Options) {
 		o.Users = []*server.User{{Username: "u", Password: "p", Permissions: &server.Permissions{
 			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.STREAM.CREATE.>"}},
@@ -212,6 +219,7 @@ func TestSetup_lacksRights(t *testing.T) {
 }
 
 func TestQueue_Close(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, nil)
 	q := newQueue(t, b, nil)
 	mustPublish(t, q, "a")
@@ -238,6 +246,7 @@ func TestQueue_Close(t *testing.T) {
 }
 
 func TestQueue_ReceiveUpdates_oneReceiver(t *testing.T) {
+	t.Parallel()
 	q := newQueue(t, newBroker(t, nil), nil)
 	mustPublish(t, q, "a")
 	updates := receive(t, q)

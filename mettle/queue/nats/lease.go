@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	natsgo "github.com/nats-io/nats.go"
@@ -93,22 +94,31 @@ func (l *lease) Ack(ctx context.Context) error {
 
 // Release implements queue.Lease.
 func (l *lease) Release(ctx context.Context) error {
-	return l.handBack(ctx, "release", "handed it back")
+	return l.handBack(ctx, "release", func(r *record) {
+		r.Released++
+		r.State = stateWaiting
+	})
 }
 
 // Reject implements queue.Lease.
 func (l *lease) Reject(ctx context.Context, reason string) error {
-	return l.handBack(ctx, "reject", "could not run it: "+reason)
+	reason = strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "?")
+	return l.handBack(ctx, "reject", func(r *record) { r.endAttempt("could not run it: " + reason) })
 }
 
-// handBack ends the lease but not the job.
-func (l *lease) handBack(ctx context.Context, verb, how string) error {
+// maxReason bounds what a record has of a reason, in bytes: it is to be a short
+// phrase, and a record holds that of every attempt.
+const maxReason = 1 << 10
+
+// handBack ends the lease but not the job; end changes the record of one that has
+// not been withdrawn.
+func (l *lease) handBack(ctx context.Context, verb string, end func(*record)) error {
 	return l.do(ctx, verb, func() error {
 		r, err := l.change(ctx, func(r *record) {
 			if r.cancelled() {
 				r.State = stateEnded
 			} else {
-				r.endAttempt(how)
+				end(r)
 			}
 		})
 		if err != nil {

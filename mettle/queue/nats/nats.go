@@ -53,7 +53,8 @@ type Options struct {
 	// LeaseTime is how long a worker may be silent before its job goes to
 	// another. Default 30 s.
 	LeaseTime time.Duration
-	// MaxAttempts is how many times a job is delivered. Default 3.
+	// MaxAttempts is how many deliveries of a job may fail: by a worker that falls
+	// silent, or rejects it. Default 3.
 	MaxAttempts int
 	// MaxJobs bounds the jobs that wait or run. Default 1,048,576.
 	MaxJobs int
@@ -146,20 +147,22 @@ type Queue struct {
 	violation   error         // the broker's last refusal for want of a right
 	consumers   map[string]bool
 	inboxes     map[string]bool // the API servers whose consumer has been made
-	receiving   map[string]bool
+	receiving   map[string]bool // the API servers that receive updates here
+	listening   map[string]bool // and those that hear notices
 	held        map[leaseKey]*lease
 	fences      map[string]uint32             // updates of these operations count from the attempt after
 	tries       map[uint64]context.CancelFunc // the requests that await an answer
 	lastTry     uint64
 	watched     map[string]*watch // the jobs of our API servers that workers have
+
+	// saidMu guards what the workers of this process say, and the order in which
+	// that is repeated.
+	saidMu    sync.Mutex
+	answering bool // listeners that begin are heard
+	sayings   map[string]saying
 }
 
-var (
-	_ queue.Publisher = (*Queue)(nil)
-	_ queue.Consumer  = (*Queue)(nil)
-	_ queue.Sender    = (*Queue)(nil)
-	_ queue.Receiver  = (*Queue)(nil)
-)
+var _ queue.Broker = (*Queue)(nil)
 
 // New connects to a broker, and makes there what is lacking unless MustExist is
 // set. The context bounds that and no more. The caller closes the Queue. Errors
@@ -195,6 +198,7 @@ func connect(ctx context.Context, o Options) (*Queue, error) {
 		opts: o, log: o.Logger, id: nuid.Next(),
 		done: make(chan struct{}), reconnected: make(chan struct{}), stop: func() {},
 		consumers: map[string]bool{}, inboxes: map[string]bool{}, receiving: map[string]bool{},
+		listening: map[string]bool{}, sayings: map[string]saying{},
 		held: map[leaseKey]*lease{}, fences: map[string]uint32{}, watched: map[string]*watch{},
 		tries: map[uint64]context.CancelFunc{}, making: make(chan struct{}, 1),
 	}

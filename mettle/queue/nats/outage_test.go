@@ -78,6 +78,7 @@ func await(t *testing.T, ch <-chan *queuepb.Update, operation string, stage queu
 // A broker that is restarted loses neither jobs nor leases nor updates, and those
 // who wait for something go on waiting.
 func TestQueue_brokerRestarts(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, nil)
 	quick := func(o *nats.Options) {
 		o.Prefix, o.Timeout, o.LeaseTime, o.Heartbeat = "restart", 15*time.Second, 5*time.Second, time.Second
@@ -136,6 +137,7 @@ func TestQueue_brokerRestarts(t *testing.T) {
 // While the broker is away, every call ends within its bound, with an error that
 // says that it is worth trying again.
 func TestQueue_brokerAway(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, nil)
 	q := newQueue(t, b, func(o *nats.Options) { o.Timeout = 300 * time.Millisecond })
 	mustPublish(t, q, "a")
@@ -172,6 +174,7 @@ func TestQueue_brokerAway(t *testing.T) {
 }
 
 func TestNew_noBroker(t *testing.T) {
+	t.Parallel()
 	o := nats.Options{Servers: []string{"nats://127.0.0.1:1"}, Timeout: 200 * time.Millisecond}
 	if _, err := nats.New(t.Context(), o); !errors.Is(err, queue.ErrUnavailable) {
 		t.Errorf("New without a broker: %v, want %v", err, queue.ErrUnavailable)
@@ -181,6 +184,7 @@ func TestNew_noBroker(t *testing.T) {
 // Where a pool has no worker left, the API server itself finds out that one has
 // died, and in the end that the attempts are used up.
 func TestQueue_lastWorkerDies(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, nil)
 	same := func(o *nats.Options) { o.Prefix, o.MaxAttempts = "last", 2 }
 	api := newQueue(t, b, same)

@@ -32,6 +32,9 @@ type record struct {
 	// of an earlier, withdrawn job of the same name.
 	Attempt uint32 `json:"attempt,omitempty"`
 	Fence   uint32 `json:"fence,omitempty"`
+	// Released is how many deliveries since then were handed back through no
+	// fault of the job's.
+	Released uint32 `json:"released,omitempty"`
 	// Lease is the last delivery's own name, Holder the connection that has or
 	// had it, and Worker who that is, as far as is known.
 	Lease  string `json:"lease,omitempty"`
@@ -41,7 +44,7 @@ type record struct {
 	Cancelled uint64 `json:"cancelled,omitempty"`
 	// Replies are the API servers that want to know.
 	Replies []string `json:"replies,omitempty"`
-	// History is who had the job and how that ended, by attempt.
+	// History is who failed at the job and how, by attempt.
 	History []string `json:"history,omitempty"`
 }
 
@@ -59,7 +62,7 @@ func (r record) cancelled() bool { return r.Cancelled != 0 && r.Job <= r.Cancell
 
 // usedUp reports whether there is to be no further attempt.
 func (r record) usedUp(maxAttempts int) bool {
-	return int64(r.Attempt)-int64(r.Fence) >= int64(maxAttempts)
+	return int64(r.Attempt)-int64(r.Fence)-int64(r.Released) >= int64(maxAttempts)
 }
 
 // addReply adds an API server, and reports whether it was not there yet.
@@ -74,14 +77,20 @@ func (r *record) addReply(api string) bool {
 	return true
 }
 
+// maxHistory bounds record.History, for brokers with more attempts than are told of.
+const maxHistory = 16
+
 // maxWorkerName bounds what a record has of a worker's name, in bytes.
 const maxWorkerName = 256
 
-// endAttempt ends the delivery that the record is about.
+// endAttempt ends the delivery that the record is about, as one that failed.
 func (r *record) endAttempt(how string) {
 	who := r.Worker
 	if who == "" {
 		who = "a worker that had not reported"
+	}
+	if len(r.History) >= maxHistory {
+		r.History = slices.Delete(r.History, 0, len(r.History)-maxHistory+1)
 	}
 	r.History = append(r.History, fmt.Sprintf("attempt %d: %s %s", r.Attempt-r.Fence, who, how))
 	r.State = stateWaiting
@@ -109,8 +118,8 @@ func parseRecord(data []byte) (record, error) {
 	if r.State != stateWaiting && r.State != stateLeased && r.State != stateEnded {
 		return record{}, fmt.Errorf("a lease's record in the state %q", r.State)
 	}
-	if r.Fence > r.Attempt {
-		return record{}, fmt.Errorf("a lease's record of attempt %d has the fence %d", r.Attempt, r.Fence)
+	if r.Fence > r.Attempt || r.Released > r.Attempt-r.Fence {
+		return record{}, fmt.Errorf("a lease's record of attempt %d has the fence %d and %d released", r.Attempt, r.Fence, r.Released)
 	}
 	return r, nil
 }

@@ -17,7 +17,7 @@ func TestDecide(t *testing.T) {
 	}
 	withdrawn := with(leased, func(r *record) { r.Cancelled = 5 })
 	ended := with(leased, func(r *record) { r.State = stateEnded })
-	waiting := with(leased, func(r *record) { r.State, r.History = stateWaiting, []string{"attempt 1: w handed it back"} })
+	waiting := with(leased, func(r *record) { r.State, r.History = stateWaiting, []string{"attempt 1: w fell silent"} })
 	for name, tc := range map[string]struct {
 		record   record
 		sequence uint64
@@ -70,6 +70,26 @@ func TestRecord_addReply(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{"b", "c", "d", "e"}, r.Replies); d != "" {
 		t.Errorf("replies (-want +got):\n%s", d)
+	}
+}
+
+// What was handed back through no fault of the job's does not count, and one who
+// fails at it time and again is told of so long as there is room.
+func TestRecord_usedUp(t *testing.T) {
+	r := record{Attempt: 7, Fence: 2, Released: 3}
+	if r.usedUp(3) || !r.usedUp(2) {
+		t.Errorf("of 5 attempts 3 were released: used up are 3 is %v, 2 is %v", r.usedUp(3), r.usedUp(2))
+	}
+	for i := range 3 * maxHistory {
+		r.Attempt++
+		r.Worker = strings.Repeat("w", maxWorkerName)
+		r.endAttempt(strings.Repeat("x", maxReason))
+		if data, err := json.Marshal(r); err != nil || len(data) > maxRecord {
+			t.Fatalf("a record with the history of %d attempts takes %d bytes: %v", i+1, len(data), err)
+		}
+	}
+	if last := r.History[len(r.History)-1]; len(r.History) != maxHistory || !strings.HasPrefix(last, "attempt 53:") {
+		t.Errorf("%d of them are told of, the last as %.20s", len(r.History), last)
 	}
 }
 

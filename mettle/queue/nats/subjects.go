@@ -105,6 +105,13 @@ func (q *Queue) workerSubject(id string) string { return q.opts.Prefix + ".worke
 // noteSubject is where an API server is told that a worker has taken a job.
 func (q *Queue) noteSubject(api string) string { return q.opts.Prefix + ".notes." + token(api) }
 
+// noticeSubject is that of the notices to all API servers; with one's token
+// behind it, that of the ones which are repeated to it.
+func (q *Queue) noticeSubject() string { return q.opts.Prefix + ".notices" }
+
+// helloSubject is where an API server that begins to listen says so.
+func (q *Queue) helloSubject() string { return q.opts.Prefix + ".hello" }
+
 func consumerName(pool string, band int) string {
 	return "pool_" + token(pool) + "_" + strconv.Itoa(band)
 }

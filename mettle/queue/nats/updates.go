@@ -149,10 +149,10 @@ func (q *Queue) receive(ctx context.Context, id string, handle func(*queuepb.Upd
 	if ctx.Err() != nil {
 		return nil
 	}
-	if !q.beginReceiving(id) {
+	if !q.begin(q.receiving, id) {
 		return errors.New("there is a receiver already")
 	}
-	defer q.endReceiving(id)
+	defer q.end(q.receiving, id)
 	consumer, err := q.inbox(ctx, id)
 	if err != nil {
 		return err
@@ -215,20 +215,21 @@ func (q *Queue) onClose(f func()) (stop func()) {
 	}
 }
 
-func (q *Queue) beginReceiving(id string) bool {
+// begin enters an API server into a set, unless it is there.
+func (q *Queue) begin(set map[string]bool, id string) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.receiving[id] {
+	if set[id] {
 		return false
 	}
-	q.receiving[id] = true
+	set[id] = true
 	return true
 }
 
-func (q *Queue) endReceiving(id string) {
+func (q *Queue) end(set map[string]bool, id string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	delete(q.receiving, id)
+	delete(set, id)
 }
 
 // accept reads an update. It returns nil where it is not to be handled. Newest is
