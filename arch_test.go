@@ -64,7 +64,7 @@ var arrows = map[string][]string{
 	"mettle/queue":             {"elan/digest", "proto/..."},
 	"mettle/queue/...":         {"elan/digest", "mettle/queue", "proto/..."}, // brokers: each alone
 	"mettle/queue/pubsub/...":  {"mettle/queue", "proto/..."},
-	"mettle/queue/open":        {"mettle/queue/..."},
+	"mettle/queue/open":        {"mettle/queue/...", "proto/..."},
 	"mettle/worker/runner":     {},
 	"mettle/worker/runner/...": {"mettle/worker/runner"},
 	"mettle/queue/pubsub/pubsubtest/...": {

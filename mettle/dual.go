@@ -24,7 +24,6 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/instances"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
-	"github.com/mettle-build/mettle/elan/overview"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/api"
@@ -49,21 +48,13 @@ type dualCmd struct {
 	flags.Serving
 	flags.Assets
 
-	Slots          int               `help:"How many actions run at once. Default: the number of CPUs."`
-	Platform       map[string]string `help:"Platform properties that this machine serves beside OSFamily and ISA, as key=value." placeholder:"KEY=VALUE"`
-	UIDBase        int               `name:"uid_base" help:"Where root runs this: the user and group of the first slot's actions, the second slot has the next. -1: root itself, which no action is kept from anything then." default:"65000"`
-	DefaultTimeout time.Duration     `help:"How long an action may run that sets no timeout." default:"1h"`
-	MaxTimeout     time.Duration     `help:"The longest timeout that an action may set." default:"24h"`
-	AbandonAfter   time.Duration     `help:"How long an action goes on that no client waits for." default:"5m"`
-	DrainTimeout   time.Duration     `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
+	slotFlags
+	executeFlags
 }
 
 // Validate is called by kong, before Run.
 func (c *dualCmd) Validate() error {
-	if c.Slots < 0 {
-		return fmt.Errorf("--slots: %d is negative", c.Slots)
-	}
-	return c.Check(rpc.MaxBatch)
+	return errors.Join(c.slotFlags.check(), c.executeFlags.check(), c.Check(rpc.MaxBatch))
 }
 
 // Run serves until ctx is done and everything has been brought to an end.
@@ -78,7 +69,9 @@ func (c *dualCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) erro
 		return err
 	}
 	d := &dual{cmd: c, dir: dir, listener: listener, log: log, registry: metrics.NewRegistry()}
+	d.admin = adminPage{name: "mettle dual", registry: d.registry, log: log}
 	if err := d.wire(ctx); err != nil {
+		d.admin.close()
 		return errors.Join(err, listener.Close(), d.close())
 	}
 	d.announce(out)
@@ -119,7 +112,7 @@ type dual struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 
-	admin   net.Listener // nil without HTTP
+	admin   adminPage
 	storage *file.Store
 	blobs   *chunked.Local // what is in storage, for everybody
 	// stores gives the blobs of an instance; nil where all have the same.
@@ -135,10 +128,8 @@ type dual struct {
 // wire makes the parts, in the order in which they need each other.
 func (d *dual) wire(ctx context.Context) (err error) {
 	c := d.cmd
-	if c.HTTPPort >= 0 {
-		if d.admin, err = flags.Listen(ctx, c.Host, c.HTTPPort, "--http_port"); err != nil {
-			return err
-		}
+	if err := d.admin.listen(ctx, c.Host, c.HTTPPort); err != nil {
+		return err
 	}
 	if err := makeDir(d.dir); err != nil {
 		return err
@@ -199,12 +190,9 @@ func (d *dual) wire(ctx context.Context) (err error) {
 
 func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 	c := d.cmd
-	hostname, err := os.Hostname()
-	if err != nil {
-		hostname = "localhost"
-	}
+	name := hostname()
 	if d.api, err = api.New(api.Options{
-		ID:             hostname,
+		ID:             name,
 		Store:          d.blobs,
 		Stores:         d.stores,
 		Actions:        d.actions,
@@ -232,7 +220,7 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 		Failures:       d.failures,
 		Dir:            filepath.Join(d.dir, "work"),
 		Slots:          slots,
-		Name:           hostname,
+		Name:           name,
 		DefaultTimeout: c.DefaultTimeout,
 		MaxTimeout:     c.MaxTimeout,
 		// Less than what the store leaves free, so that a full store stops nothing.
@@ -253,9 +241,7 @@ func (d *dual) announce(out io.Writer) {
   Please  [remote]
           url = %s
 `, version, d.worker.Slots(), d.dir, addr, addr)
-	if d.admin != nil {
-		fmt.Fprintf(out, "  Metrics, health and profiles: http://%s/\n", d.admin.Addr())
-	}
+	d.admin.announce(out)
 }
 
 // serve runs the parts until ctx is done, and then ends them in the order in
@@ -269,19 +255,7 @@ func (d *dual) serve(ctx context.Context) error {
 	defer stopParts()
 	group, groupCtx := errgroup.WithContext(parts)
 	group.Go(func() error { return d.api.Run(groupCtx) })
-	if d.admin != nil {
-		figures, err := overview.New(overview.Options{Gatherer: d.registry})
-		if err != nil {
-			return err
-		}
-		admin, err := metrics.New(metrics.Options{
-			Name: "mettle dual", Registry: d.registry, Ready: d.ready, Notes: d.notes, Pages: figures.Pages(), Tables: figures.Tables, Logger: d.log,
-		})
-		if err != nil {
-			return err
-		}
-		group.Go(func() error { return admin.Serve(groupCtx, d.admin) })
-	}
+	group.Go(func() error { return d.admin.serve(groupCtx, d.ready, d.notes) })
 	working, stopWork := context.WithCancel(groupCtx)
 	worked := make(chan struct{})
 	group.Go(func() error {
@@ -295,15 +269,7 @@ func (d *dual) serve(ctx context.Context) error {
 		defer stopServing()
 		context.AfterFunc(groupCtx, stopServing)
 		return d.serveRPC(serving, func() {
-			d.log.Info("shutting down: running actions end, a second signal ends them at once", "drain_timeout", d.cmd.DrainTimeout)
-			stopWork()
-			select {
-			case <-worked:
-			case <-time.After(d.cmd.DrainTimeout):
-				d.log.Warn("running actions did not end within the drain timeout, they are cut off")
-				d.worker.Abort()
-				<-worked
-			}
+			drain{worker: d.worker, stop: stopWork, ended: worked, timeout: d.cmd.DrainTimeout, log: d.log}.wait()
 			d.sync()
 			d.api.Shutdown()
 		})

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/mettle-build/mettle/elan/flags"
+	"github.com/mettle-build/mettle/elan/relay"
+	"github.com/mettle-build/mettle/elan/rpc"
+	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/mettle/api"
+	"github.com/mettle-build/mettle/mettle/platform"
+	"github.com/mettle-build/mettle/mettle/queue"
+)
+
+// apiCmd is one of a fleet's API servers, of which there may be any number
+// behind one address.
+type apiCmd struct {
+	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can run commands on the workers." default:"127.0.0.1"`
+	Port     int    `help:"The port for clients (gRPC)." default:"7778"`
+	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7779"`
+
+	queueFlags
+	storageFlags
+	executeFlags
+}
+
+// Validate is called by kong, before Run.
+func (c *apiCmd) Validate() error {
+	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check())
+}
+
+// Run serves until ctx is done.
+func (c *apiCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	// Ports first: a port in use is the commonest mistake, and costs nothing to find.
+	listener, err := flags.Listen(ctx, c.Host, c.Port, "--port")
+	if err != nil {
+		return err
+	}
+	s := &apiServer{cmd: c, listener: listener, log: log, registry: metrics.NewRegistry()}
+	s.admin = adminPage{name: "mettle api", registry: s.registry, log: log}
+	if err := s.wire(ctx); err != nil {
+		s.admin.close()
+		return errors.Join(err, listener.Close(), s.closers.close())
+	}
+	s.announce(out)
+	return errors.Join(s.serve(ctx), s.closers.close())
+}
+
+// apiServer is the parts of a running apiCmd.
+type apiServer struct {
+	cmd      *apiCmd
+	listener net.Listener
+	log      *slog.Logger
+	registry *prometheus.Registry
+
+	admin   adminPage
+	storage *remoteStorage
+	conns   []*grpc.ClientConn // of relay
+	relay   *relay.Relay
+	jobs    queue.Broker
+	api     *api.Server
+	needs   needs
+	closers closers
+}
+
+// wire makes the parts, in the order in which they need each other.
+func (s *apiServer) wire(ctx context.Context) (err error) {
+	c := s.cmd
+	if err := s.admin.listen(ctx, c.Host, c.HTTPPort); err != nil {
+		return err
+	}
+	if s.jobs, err = c.queueFlags.open(ctx, queueOptions{log: s.log, registry: s.registry}); err != nil {
+		return err
+	}
+	s.closers.add(s.jobs.Close)
+	if err := s.wireStorage(); err != nil {
+		return err
+	}
+	s.needs = needs{{"queue " + c.url.String(), s.jobs.Ready}, {"storage " + c.Storage, s.storage.ready}}
+	platforms, err := platform.New(platform.Options{Logger: s.log})
+	if err != nil {
+		return err
+	}
+	if s.api, err = api.New(api.Options{
+		ID:             uniqueName(),
+		Store:          s.storage.blobs,
+		Actions:        s.storage.actions,
+		Jobs:           s.jobs,
+		Updates:        s.jobs,
+		Platforms:      platforms,
+		DefaultTimeout: c.DefaultTimeout,
+		MaxTimeout:     c.MaxTimeout,
+		AbandonAfter:   c.AbandonAfter,
+		Logger:         s.log,
+		Registerer:     s.registry,
+	}); err != nil {
+		return err
+	}
+	s.relay, err = relay.New(relay.Options{
+		Conns: s.conns, Execution: s.api.Capabilities(), MaxBatchBytes: rpc.MaxBatch, Logger: s.log, Registerer: s.registry,
+	})
+	return err
+}
+
+// maxConns is how many connections clients' calls are spread over: one is as much
+// as a CPU can handle.
+const maxConns = 4
+
+// wireStorage connects to the storage: for this server's own calls, and for what
+// clients send.
+func (s *apiServer) wireStorage() (err error) {
+	if s.storage, err = s.cmd.storageFlags.open(); err != nil {
+		return err
+	}
+	s.closers.add(s.storage.close)
+	for range min(maxConns, runtime.NumCPU()) {
+		conn, err := s.cmd.connect()
+		if err != nil {
+			return err
+		}
+		s.closers.add(conn.Close)
+		s.conns = append(s.conns, conn)
+	}
+	return nil
+}
+
+// announce prints what the user puts into a configuration.
+func (s *apiServer) announce(out io.Writer) {
+	addr := s.listener.Addr()
+	fmt.Fprintf(out, `Mettle %s takes actions for the workers of %s, with the storage of %s.
+  Bazel   build --remote_executor=grpc://%s    (in .bazelrc)
+  Please  [remote]
+          url = %s
+`, version, s.cmd.url, s.cmd.Storage, addr, addr)
+	s.admin.announce(out)
+}
+
+// serve serves until ctx is done, and then cuts the streams of what is queued or
+// runs, upon which clients resume them at another API server.
+func (s *apiServer) serve(ctx context.Context) error {
+	// parts outlive ctx: they are needed until the last call has ended.
+	parts, stopParts := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopParts()
+	group, groupCtx := errgroup.WithContext(parts)
+	group.Go(func() error { return s.api.Run(groupCtx) })
+	group.Go(func() error { return s.admin.serve(groupCtx, s.ready(ctx), nil) })
+	group.Go(func() error { return s.needs.report(groupCtx, s.log) })
+	group.Go(func() error {
+		defer stopParts()
+		serving, stopServing := context.WithCancel(ctx)
+		defer stopServing()
+		context.AfterFunc(groupCtx, stopServing)
+		return s.serveRPC(serving)
+	})
+	return group.Wait()
+}
+
+// ready is what /readyz says: not once life is over.
+func (s *apiServer) ready(life context.Context) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if life.Err() != nil {
+			return errors.New("shutting down")
+		}
+		return s.needs.ready(ctx)
+	}
+}
+
+// apiGrace is how long transfers may take to end after SIGTERM.
+const apiGrace = 30 * time.Second
+
+func (s *apiServer) serveRPC(ctx context.Context) error {
+	observed, err := metrics.NewRPC(metrics.RPCOptions{Prefix: "mettle", Registerer: s.registry, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	server, health := rpc.NewServer(observed.ServerOptions()...)
+	s.relay.Register(server) //nolint:contextcheck // streams have contexts of their own
+	s.api.Register(server)
+	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: s.listener, Health: health, Drain: s.api.Shutdown, Grace: apiGrace})
+}

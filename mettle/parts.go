@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mettle-build/mettle/elan/flags"
+	"github.com/mettle-build/mettle/elan/overview"
+	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/mettle/worker"
+)
+
+// What dual, api and worker have in common: flags, the page for the operator, and
+// how a worker is brought to its end.
+
+// executeFlags are those of all who answer Execute.
+type executeFlags struct {
+	DefaultTimeout time.Duration `help:"How long an action may run that sets no timeout." default:"1h"`
+	MaxTimeout     time.Duration `help:"The longest timeout that an action may set." default:"24h"`
+	AbandonAfter   time.Duration `help:"How long an action goes on that no client waits for." default:"5m"`
+}
+
+func (f executeFlags) check() error {
+	switch {
+	case f.DefaultTimeout <= 0 || f.DefaultTimeout > f.MaxTimeout:
+		return fmt.Errorf("--default_timeout: %v is not above 0 and up to --max_timeout, %v", f.DefaultTimeout, f.MaxTimeout)
+	case f.AbandonAfter <= 0:
+		return fmt.Errorf("--abandon_after: %v is not above 0", f.AbandonAfter)
+	}
+	return nil
+}
+
+// slotFlags are those of all who run actions.
+type slotFlags struct {
+	Slots        int               `help:"How many actions run at once. Default: the number of CPUs."`
+	Platform     map[string]string `help:"Platform properties that this machine serves beside OSFamily and ISA, as key=value." placeholder:"KEY=VALUE"`
+	UIDBase      int               `name:"uid_base" help:"Where root runs this: the user and group of the first slot's actions, the second slot has the next. -1: root itself, which no action is kept from anything then." default:"65000"`
+	DrainTimeout time.Duration     `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
+}
+
+func (f slotFlags) check() error {
+	switch {
+	case f.Slots < 0:
+		return fmt.Errorf("--slots: %d is negative", f.Slots)
+	case f.DrainTimeout < 0:
+		return fmt.Errorf("--drain_timeout: %v is negative; 0 ends running actions at once", f.DrainTimeout)
+	}
+	return nil
+}
+
+// adminPage is the HTTP port: metrics, health, profiles, and an overview.
+type adminPage struct {
+	name     string
+	registry *prometheus.Registry
+	log      *slog.Logger
+	listener net.Listener // nil without HTTP
+}
+
+// listen opens the port, unless it is -1.
+func (a *adminPage) listen(ctx context.Context, host string, port int) (err error) {
+	if port >= 0 {
+		a.listener, err = flags.Listen(ctx, host, port, "--http_port")
+	}
+	return err
+}
+
+// serve serves until ctx is done, if there is a port.
+func (a *adminPage) serve(ctx context.Context, ready func(context.Context) error, notes func() []string) error {
+	if a.listener == nil {
+		return nil
+	}
+	figures, err := overview.New(overview.Options{Gatherer: a.registry})
+	if err != nil {
+		return err
+	}
+	admin, err := metrics.New(metrics.Options{
+		Name: a.name, Registry: a.registry, Ready: ready, Notes: notes, Pages: figures.Pages(), Tables: figures.Tables, Logger: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	return admin.Serve(ctx, a.listener)
+}
+
+// announce prints where the page is.
+func (a *adminPage) announce(out io.Writer) {
+	if a.listener != nil {
+		fmt.Fprintf(out, "  Metrics, health and profiles: http://%s/\n", a.listener.Addr())
+	}
+}
+
+// close closes the port if nobody has served on it.
+func (a *adminPage) close() {
+	if a.listener != nil {
+		_ = a.listener.Close() // closed already where it served
+	}
+}
+
+// drain is the end of a worker.
+type drain struct {
+	worker  *worker.Worker
+	stop    context.CancelFunc // has it take no more jobs
+	ended   <-chan struct{}    // closed when what runs has ended
+	timeout time.Duration
+	hurry   <-chan struct{} // nil: nothing cuts it short
+	log     *slog.Logger
+}
+
+// wait returns when what runs has ended, or has been cut off and handed back.
+func (d drain) wait() {
+	d.log.Info("shutting down: running actions end, a second signal ends them at once", "drain_timeout", d.timeout)
+	d.stop()
+	late := time.NewTimer(d.timeout)
+	defer late.Stop()
+	select {
+	case <-d.ended:
+		return
+	case <-late.C:
+		d.log.Warn("running actions did not end within the drain timeout, they are cut off")
+	case <-d.hurry:
+		d.log.Warn("a second signal: running actions are cut off")
+	}
+	d.worker.Abort()
+	<-d.ended
+}
+
+// hostname is the machine's name.
+func hostname() string {
+	if name, err := os.Hostname(); err == nil {
+		return name
+	}
+	return "localhost"
+}
+
+// uniqueName is a name that no other process has, nor this one after a restart.
+func uniqueName() string { return hostname() + "-" + strings.ToLower(rand.Text()[:8]) }
+
+// closers is what is to be closed, the last first.
+type closers []func() error
+
+func (c *closers) add(f func() error) { *c = append(*c, f) }
+
+// close closes all, once.
+func (c *closers) close() error {
+	var errs []error
+	for _, f := range slices.Backward(*c) {
+		errs = append(errs, f())
+	}
+	*c = nil
+	return errors.Join(errs...)
+}

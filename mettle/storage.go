@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/file"
+	"github.com/mettle-build/mettle/elan/blob/tiered"
+	"github.com/mettle-build/mettle/elan/client"
+)
+
+// storageFlags are those of all whose storage is another server.
+type storageFlags struct {
+	Storage string `help:"The storage: the address of an elan, HOST:PORT, or of several that have the same blobs and take turns, by commas or as dns:///NAME:PORT." placeholder:"HOST:PORT"`
+
+	targets []string // set by check
+}
+
+func (f *storageFlags) check() (err error) {
+	const want = "want HOST:PORT of an elan, or of several, by commas"
+	if f.Storage == "" {
+		return errors.New("--storage: none is named, " + want)
+	}
+	if f.targets, err = client.ParseTargets(f.Storage); err != nil {
+		return fmt.Errorf("--storage: %w", err)
+	}
+	for _, t := range f.targets {
+		host, port, err := net.SplitHostPort(t[strings.LastIndexByte(t, '/')+1:])
+		if scheme, _, found := strings.Cut(t, "://"); err != nil || host == "" || port == "" || found && scheme != "dns" {
+			return fmt.Errorf("--storage: %q is no server's address, %s", t, want)
+		}
+	}
+	return nil
+}
+
+// connect is a connection to the storage, which need not be there yet.
+func (f *storageFlags) connect() (*grpc.ClientConn, error) { return client.Connect(f.targets) }
+
+// remoteStorage is another server's storage, as the parts here use it.
+type remoteStorage struct {
+	conn    *grpc.ClientConn
+	blobs   blob.Store
+	actions *client.Client
+}
+
+// open makes the parts, and does not wait for the storage.
+func (f *storageFlags) open() (*remoteStorage, error) {
+	conn, err := f.connect()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(client.Options{Conn: conn})
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return &remoteStorage{conn: conn, blobs: c, actions: c}, nil
+}
+
+// ready asks for a sign of life.
+func (s *remoteStorage) ready(ctx context.Context) error {
+	_, err := repb.NewCapabilitiesClient(s.conn).GetCapabilities(ctx, &repb.GetCapabilitiesRequest{})
+	return err
+}
+
+func (s *remoteStorage) close() error { return s.conn.Close() }
+
+// cacheOptions are those of withCache.
+type cacheOptions struct {
+	dir               string
+	maxBytes, minFree int64
+	log               *slog.Logger
+	registry          *prometheus.Registry
+}
+
+// cacheLifetime is for how long what is in a worker's cache stays at least:
+// hardly, so that what is used now pushes out what was.
+const cacheLifetime = time.Minute
+
+// cachedStorage is the storage with a directory of this machine in front, from
+// which inputs are hard links.
+type cachedStorage struct {
+	tiered.Closer
+	cache *file.Store
+}
+
+func (s *remoteStorage) withCache(ctx context.Context, o cacheOptions) (*cachedStorage, error) {
+	cache, err := file.New(file.Options{
+		Dir: o.dir, MaxBytes: o.maxBytes, MinFreeBytes: o.minFree, MinLifetime: cacheLifetime, Logger: o.log, Registerer: o.registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	tiers, err := tiered.New(ctx, tiered.Options{
+		Tiers:  []tiered.Tier{{Name: "cache", Store: cache}, {Name: "storage", Store: s.blobs}},
+		Logger: o.log, Registerer: o.registry,
+	})
+	if err != nil {
+		return nil, errors.Join(err, cache.Close())
+	}
+	return &cachedStorage{Closer: tiers, cache: cache}, nil
+}
+
+// Unwrap lets the abilities of the tiers be found.
+func (c *cachedStorage) Unwrap() blob.Store { return c.Closer }
+
+// close ends the tiers, and then the directory.
+func (c *cachedStorage) close() error { return errors.Join(c.Close(), c.cache.Close()) }
