@@ -74,6 +74,14 @@ func (r *run) key() blob.EntryKey {
 	return blob.EntryKey{Instance: r.job.GetInstanceName(), Action: r.digest}
 }
 
+// waited is how long the job was in the queue, as far as the clocks agree.
+func (r *run) waited() time.Duration {
+	if r.job.GetQueued() == nil {
+		return 0
+	}
+	return time.Since(r.job.GetQueued().AsTime())
+}
+
 // load finds out what job asks for. The run is never nil, and has its metadata.
 func (e *Executor) load(ctx context.Context, job *queuepb.Job, attempt uint32) (*run, error) {
 	r := &run{job: job, attempt: attempt, metadata: &repb.ExecutedActionMetadata{Worker: e.o.Name}}

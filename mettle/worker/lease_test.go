@@ -17,6 +17,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
@@ -181,21 +182,26 @@ func TestWorker_reportFails(t *testing.T) {
 func TestWorker_redelivered(t *testing.T) {
 	for name, tc := range map[string]struct {
 		attempt uint32
+		waited  time.Duration // hours, so that the test may be slow
 		skip    bool
 		own     bool // the result is from an earlier attempt of this very job
 		want    string
 	}{
-		"first attempt looks nowhere": {1, false, false, "EXECUTING COMPLETED ack"},
-		"someone's result":            {2, false, false, "COMPLETED(cached) ack"},
-		"own result":                  {2, false, true, "COMPLETED ack"},
-		"skip_cache_lookup":           {2, true, false, "EXECUTING COMPLETED ack"},
-		"skip_cache_lookup, but own":  {2, true, true, "COMPLETED ack"},
-		"third attempt, own result":   {3, false, true, "COMPLETED ack"},
+		"first attempt looks nowhere": {1, -time.Hour, false, false, "EXECUTING COMPLETED ack"}, // also by a clock that runs ahead
+		"someone's result":            {2, -time.Hour, false, false, "COMPLETED(cached) ack"},
+		"own result":                  {2, -time.Hour, false, true, "COMPLETED ack"},
+		"skip_cache_lookup":           {2, -time.Hour, true, false, "EXECUTING COMPLETED ack"},
+		"skip_cache_lookup, but own":  {2, -time.Hour, true, true, "COMPLETED ack"},
+		"third attempt, own result":   {3, -time.Hour, false, true, "COMPLETED ack"},
+		"first, after a wait":         {1, time.Hour, false, false, "COMPLETED(cached) ack"},
+		"first, after a wait, skip":   {1, time.Hour, true, false, "EXECUTING COMPLETED ack"},
+		"published twice, skip":       {1, time.Hour, true, true, "COMPLETED ack"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBroker()
 			b.attempt = tc.attempt
 			f := withBroker(t, b, request{script: "true", job: &queuepb.Job{SkipCacheLookup: tc.skip}})
+			b.job.Queued = timestamppb.New(time.Now().Add(-tc.waited))
 			result := &repb.ActionResult{ExecutionMetadata: &repb.ExecutedActionMetadata{Worker: "other"}}
 			if tc.own {
 				result.ExecutionMetadata.QueuedTimestamp = b.job.Queued

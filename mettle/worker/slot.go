@@ -185,11 +185,17 @@ func (s *slot) fail(r *run, lease queue.Lease, err error) *repb.ExecuteResponse 
 	return resp
 }
 
+// longWait is how long a job has been in the queue that looks for a result before
+// its first attempt, too. In less time than that, hardly anything has ended that
+// runs longer than the look takes.
+const longWait = 200 * time.Millisecond
+
 // earlierResult looks whether an earlier attempt got as far as storing its
-// result. A job that must not use the cache may use what it has put there
-// itself, which is told by the time at which it was queued.
+// result, or, where the job had to wait, another job for the same action: one
+// that another API server published. A job that must not use the cache may use
+// what it has put there itself, which is told by the time at which it was queued.
 func (s *slot) earlierResult(ctx context.Context, r *run) *repb.ExecuteResponse {
-	if r.attempt <= 1 || r.action.DoNotCache {
+	if r.action.DoNotCache || r.attempt <= 1 && r.waited() < longWait {
 		return nil
 	}
 	result, err := s.w.o.Actions.Get(ctx, r.key())
