@@ -36,7 +36,7 @@ import (
 type dualCmd struct {
 	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can run commands here." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7778"`
-	Admin    bool   `help:"Let whoever reaches the server list, remove and verify what is in the store (elan ls, rm, ...) even if it listens on other than loopback."`
+	Admin    bool   `help:"Let whoever reaches the server list, remove and verify what is in the store (elan ls, rm, ...), and list operations, even if it listens on other than loopback."`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7779"`
 
 	Dir         string        `help:"The directory for everything that is kept. Default: mettle in the user's cache directory, /var/cache/mettle for root." type:"path"`
@@ -198,6 +198,7 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 		Actions:        d.actions,
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
+		List:           c.Admin || loopback(d.listener.Addr()),
 		Platforms:      platforms,
 		DefaultTimeout: c.DefaultTimeout,
 		MaxTimeout:     c.MaxTimeout,
@@ -231,6 +232,12 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 		Registerer:       d.registry,
 	})
 	return err
+}
+
+// loopback reports whether only this machine can reach addr.
+func loopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
 }
 
 // announce prints what the user puts into a configuration.

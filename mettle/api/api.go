@@ -29,6 +29,7 @@ import (
 	"sync"
 	"time"
 
+	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -42,6 +43,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/operation"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
 // Options are the settings of a Server.
@@ -76,6 +78,8 @@ type Options struct {
 	KeepAlive time.Duration
 	// MaxActionBytes bounds an Action, and a Command. Default 16 MiB.
 	MaxActionBytes int64
+	// List lets whoever reaches the server list its operations, of all clients.
+	List bool
 	// Logger is told of what operators should know. Default: none.
 	Logger *slog.Logger
 	// Registerer gets the metrics. Default: none does.
@@ -132,9 +136,11 @@ func (o Options) validate() error {
 	return nil
 }
 
-// Server is the Execution service. It is safe for concurrent use.
+// Server is the Execution service, and google.longrunning.Operations for what
+// that one has begun. It is safe for concurrent use.
 type Server struct {
 	repb.UnimplementedExecutionServer
+	longrunningpb.UnimplementedOperationsServer
 
 	opts      Options
 	log       *slog.Logger
@@ -144,6 +150,8 @@ type Server struct {
 	raiser    queue.Raiser // nil: the queue is none
 	cacheable *recent      // the digests of Actions without do_not_cache
 	metrics   *metrics
+	unsaid    chan *queuepb.Notice // what the other API servers are to be told
+	answers   *answers
 
 	drainOnce sync.Once
 	draining  chan struct{} // closed by Shutdown
@@ -157,39 +165,37 @@ func New(o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	ops, err := operation.NewRegistry(operation.RegistryOptions{Jobs: o.Jobs, AbandonAfter: o.AbandonAfter, Logger: o.Logger})
+	s := &Server{
+		opts:      o,
+		store:     func(string) blob.Opener { return o.Store },
+		log:       o.Logger,
+		cacheable: newRecent(),
+		unsaid:    make(chan *queuepb.Notice, maxUnsaid),
+		answers:   newAnswers(),
+		draining:  make(chan struct{}),
+	}
+	if o.Stores != nil {
+		s.store = func(instance string) blob.Opener { return o.Stores(instance) }
+	}
+	var err error
+	s.ops, err = operation.NewRegistry(operation.RegistryOptions{Jobs: withdrawer{s}, AbandonAfter: o.AbandonAfter, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
-	m, err := newMetrics(o.Registerer, ops)
-	if err != nil {
+	if s.metrics, err = newMetrics(o.Registerer, s.ops); err != nil {
 		return nil, fmt.Errorf("execution service: %w", err)
 	}
-	times, err := history.New(history.Options{Registerer: o.Registerer})
-	if err != nil {
+	if s.history, err = history.New(history.Options{Registerer: o.Registerer}); err != nil {
 		return nil, fmt.Errorf("execution service: %w", err)
 	}
-	raiser, _ := o.Jobs.(queue.Raiser)
-	store := func(string) blob.Opener { return o.Store }
-	if o.Stores != nil {
-		store = func(instance string) blob.Opener { return o.Stores(instance) }
-	}
-	return &Server{
-		opts:      o,
-		store:     store,
-		log:       o.Logger,
-		ops:       ops,
-		history:   times,
-		raiser:    raiser,
-		cacheable: newRecent(),
-		metrics:   m,
-		draining:  make(chan struct{}),
-	}, nil
+	s.raiser, _ = o.Jobs.(queue.Raiser)
+	return s, nil
 }
 
-// Register makes r serve the Execution service.
+// Register makes r serve the Execution and the Operations service.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	repb.RegisterExecutionServer(r, s)
+	longrunningpb.RegisterOperationsServer(r, s)
 }
 
 // Capabilities is what the server can do, as Capabilities of the API tells it.
@@ -224,13 +230,14 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.opts.Notices != nil {
 		g.Go(func() error { return s.listen(ctx) })
 		g.Go(func() error { return s.echo(ctx) })
+		g.Go(func() error { return s.speak(ctx) })
 	}
 	return g.Wait()
 }
 
 func (s *Server) receive(ctx context.Context) error {
 	return s.again(ctx, "updates not received, trying again", func() error {
-		return s.opts.Updates.ReceiveUpdates(ctx, s.opts.ID, s.ops.Update)
+		return s.opts.Updates.ReceiveUpdates(ctx, s.opts.ID, s.update)
 	})
 }
 

@@ -34,7 +34,7 @@ type call struct {
 	// metadata is the part of the operations' metadata that never changes.
 	metadata []byte
 	kind     history.Key // of its action
-	resumed  bool        // it is a WaitExecution
+	resumed  bool        // it is a WaitExecution, or begins anew
 	ours     bool        // it is the one that began the operation
 	sent     bool        // the client has had a message
 	outcome  outcome
@@ -102,18 +102,28 @@ func (s *Server) wait(c *call, req *repb.WaitExecutionRequest) error {
 	if s.isDraining() {
 		return toStatus(errDraining)
 	}
-	n, err := operation.ParseName(req.GetName())
-	if err == nil && resource.CheckInstance(n.Instance) != nil {
-		err = fmt.Errorf("%w: no operation has its instance name", operation.ErrBadName)
-	}
+	n, err := parseName(req.GetName())
 	if err != nil {
 		return toStatus(err)
 	}
 	c.setName(n)
-	if op, ok := s.ops.Find(n); ok {
-		return c.follow(op)
+	if w, ok := s.ops.Find(n); ok {
+		err := c.follow(w)
+		if !errors.Is(err, operation.ErrWithdrawn) {
+			return err
+		}
 	}
 	return c.run()
+}
+
+// parseName takes the name of an operation apart. The errors are those of a name
+// that no server of this kind gave.
+func parseName(name string) (operation.Name, error) {
+	n, err := operation.ParseName(name)
+	if err == nil && resource.CheckInstance(n.Instance) != nil {
+		err = fmt.Errorf("%w: no operation has its instance name", operation.ErrBadName)
+	}
+	return n, err
 }
 
 func (s *Server) isDraining() bool {
@@ -136,14 +146,29 @@ func (c *call) store() blob.Opener { return c.s.store(c.name.Instance) }
 // An answer is what begin has found: a response, or an operation to follow.
 type answer struct {
 	response []byte // a marshalled ExecuteResponse
-	op       *operation.Operation
+	wait     *operation.Wait
 	err      error
 }
 
-// run finds or begins what the client waits for, and sees to it that the
-// client hears something in the meantime.
+// maxBegins is how often a call begins anew whose job somebody else withdraws.
+const maxBegins = 5
+
+// run finds or begins what the client waits for, and stays with it to the end.
 func (c *call) run() error {
-	ctx := c.stream.Context()
+	for range maxBegins {
+		err := c.runOnce()
+		if !errors.Is(err, operation.ErrWithdrawn) {
+			return err
+		}
+		c.resumed = true
+	}
+	return toStatus(operation.ErrWithdrawn)
+}
+
+// runOnce sees to it that the client hears something before there is an answer.
+func (c *call) runOnce() error {
+	ctx, cancel := context.WithCancel(c.stream.Context())
+	defer cancel()
 	begun := make(chan answer, 1) // so that the goroutine ends in any case
 	go func() { begun <- c.s.beginSafely(ctx, c) }()
 	timer := time.NewTimer(firstMessageAfter)
@@ -153,6 +178,10 @@ func (c *call) run() error {
 		case a := <-begun:
 			return c.answer(a)
 		case <-timer.C:
+			if c.s.ops.Cancelled(c.name) {
+				cancel()
+				return c.leave(<-begun, c.failed(operation.ErrCancelled))
+			}
 			if err := c.send(&operation.Snapshot{Stage: operation.CacheCheck}); err != nil {
 				return c.leave(<-begun, err)
 			}
@@ -163,8 +192,8 @@ func (c *call) run() error {
 
 // leave ends a call whose client has gone before it was begun.
 func (c *call) leave(a answer, err error) error {
-	if a.op != nil {
-		c.s.ops.Leave(a.op)
+	if a.wait != nil {
+		c.s.ops.Leave(a.wait)
 	}
 	return err
 }
@@ -178,8 +207,8 @@ func (c *call) answer(a answer) error {
 		return c.send(&operation.Snapshot{Stage: operation.Completed, Response: failure(a.err)})
 	case a.err != nil:
 		return toStatus(a.err)
-	case a.op != nil:
-		return c.follow(a.op)
+	case a.wait != nil:
+		return c.follow(a.wait)
 	}
 	c.outcome = outcomeCached
 	return c.send(&operation.Snapshot{Stage: operation.Completed, Response: a.response})
@@ -212,14 +241,17 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 	if err != nil {
 		return answer{err: err}
 	}
-	op, created := s.ops.Join(c.name, merge)
+	w, created := s.ops.Join(c.name, merge)
 	if created {
-		s.publish(ctx, op, job)
-	} else if u := urgencyOf(job); s.ops.Raise(op, u) {
-		s.raise(ctx, op, u)
+		s.publish(ctx, w, job)
+		if c.resumed {
+			s.takeOver(c.text)
+		}
+	} else if u := urgencyOf(job); s.ops.Raise(w, u) {
+		s.raise(ctx, w, u)
 	}
 	c.ours = created
-	return answer{op: op}
+	return answer{wait: w}
 }
 
 // cached is the result that the ActionCache has and that may answer the call;

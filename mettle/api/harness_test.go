@@ -171,6 +171,16 @@ func (j *jobs) Publish(ctx context.Context, job *queuepb.Job) error {
 	return j.Queue.Publish(ctx, job)
 }
 
+func (j *jobs) Cancel(ctx context.Context, operation string) error {
+	j.mu.Lock()
+	err := j.err
+	j.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return j.Queue.Cancel(ctx, operation)
+}
+
 func (j *jobs) fail(err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -197,7 +207,17 @@ type bench struct {
 	jobs   *jobs
 	server *api.Server
 	client repb.ExecutionClient
+	ops    longrunningpb.OperationsClient
 	stop   func() // ends the server, once
+}
+
+// another is a second server over the same storage and queue.
+func (b *bench) another(id string) *bench {
+	b.t.Helper()
+	other := &bench{t: b.t, store: b.store, jobs: b.jobs}
+	b.t.Cleanup(func() { other.stop() })
+	other.start(func(o *api.Options) { o.ID = id })
+	return other
 }
 
 // inBubble runs f in a synctest bubble with a bench.
@@ -232,7 +252,7 @@ func (b *bench) start(change func(*api.Options)) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	o := api.Options{ID: "api", Store: b.store, Actions: b.store, Jobs: b.jobs, Updates: b.jobs, Platforms: platforms}
+	o := api.Options{ID: "api", Store: b.store, Actions: b.store, Jobs: b.jobs, Updates: b.jobs, Notices: b.jobs, Platforms: platforms, List: true}
 	if change != nil {
 		change(&o)
 	}
@@ -253,6 +273,7 @@ func (b *bench) start(change func(*api.Options)) {
 		b.t.Fatal(err)
 	}
 	b.client = repb.NewExecutionClient(conn)
+	b.ops = longrunningpb.NewOperationsClient(conn)
 	b.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ran; err != nil && !errors.Is(err, queue.ErrClosed) {

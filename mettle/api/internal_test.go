@@ -218,7 +218,7 @@ func TestMetrics_lint(t *testing.T) {
 	}
 	want := map[string]float64{
 		"mettle_executes_total cached": 1, "mettle_executes_total left": 1, "mettle_executes_total refused": 1,
-		"mettle_executes_total unavailable": 1, "mettle_executes_total executed": 0, "mettle_executes_total failed": 0,
+		"mettle_executes_total unavailable": 1, "mettle_executes_total executed": 0, "mettle_executes_total failed": 0, "mettle_executes_total cancelled": 0,
 		"mettle_operations queued": 0, "mettle_operations executing": 0, "mettle_executes_in_flight": 0,
 		"mettle_history_keys": 0, "mettle_history_unknown_total": 0,
 	}

@@ -17,6 +17,7 @@ const (
 	outcomeNone        outcome = iota
 	outcomeCached              // answered from the ActionCache
 	outcomeExecuted            // a worker ran the action, whatever its exit code
+	outcomeCancelled           // by CancelOperation
 	outcomeFailed              // the action could not be run to its end
 	outcomeRefused             // the client's fault: the request, the action, missing blobs
 	outcomeUnavailable         // the server's fault
@@ -25,7 +26,7 @@ const (
 )
 
 func (o outcome) String() string {
-	return [...]string{"none", "cached", "executed", "failed", "refused", "unavailable", "left"}[o]
+	return [...]string{"none", "cached", "executed", "cancelled", "failed", "refused", "unavailable", "left"}[o]
 }
 
 // outcomeOf tells the outcome from a response.

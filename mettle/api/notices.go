@@ -22,6 +22,16 @@ func (s *Server) notice(n *queuepb.Notice) {
 	switch about := n.GetAbout().(type) {
 	case *queuepb.Notice_Worker:
 		s.opts.Platforms.Observe(about.Worker)
+	case *queuepb.Notice_Cancellation:
+		s.hearCancellation(about.Cancellation)
+	case *queuepb.Notice_Takeover:
+		if about.Takeover.GetServer() != s.opts.ID {
+			s.ops.TakenOver(about.Takeover.GetOperation())
+		}
+	case *queuepb.Notice_Withdrawal:
+		if about.Withdrawal.GetServer() != s.opts.ID {
+			s.ops.Withdrawn(&queuepb.Update{Operation: about.Withdrawal.GetOperation()})
+		}
 	default: // of this server's own, or of a version to come
 	}
 }

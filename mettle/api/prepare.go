@@ -203,18 +203,18 @@ func addHeaders(ctx context.Context, job *queuepb.Job) {
 	}
 }
 
-// publish gives the broker the job of op, and tells the registry the outcome,
-// which is for all clients that wait for op: so it does not end with the call
+// publish gives the broker the job of w's operation, and tells the registry the outcome,
+// which is for all clients that wait for it: so it does not end with the call
 // of the first of them.
-func (s *Server) publish(ctx context.Context, op *operation.Operation, job *queuepb.Job) {
+func (s *Server) publish(ctx context.Context, w *operation.Wait, job *queuepb.Job) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
 	defer cancel()
 	err := s.opts.Jobs.Publish(ctx, job)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", errPublish, err)
 	}
-	s.ops.Published(op, err)
-	if u, ok := s.ops.Raised(op); ok && err == nil {
-		s.raise(ctx, op, u)
+	s.ops.Published(w, err)
+	if u, ok := s.ops.Raised(w); ok && err == nil {
+		s.raise(ctx, w, u)
 	}
 }

@@ -73,16 +73,16 @@ func urgencyOf(job *queuepb.Job) operation.Urgency {
 	return operation.Urgency{Priority: job.GetPriority(), Invocation: job.GetInvocation()}
 }
 
-// raise has the queue know that one more client waits for op, which is more
-// urgent for it than for those before.
-func (s *Server) raise(ctx context.Context, op *operation.Operation, u operation.Urgency) {
+// raise has the queue know that one more client waits for w's operation, which is
+// more urgent for it than for those before.
+func (s *Server) raise(ctx context.Context, w *operation.Wait, u operation.Urgency) {
 	if s.raiser == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
 	defer cancel()
-	if err := s.raiser.Raise(ctx, op.Name(), u.Priority, u.Invocation); err != nil {
-		s.log.WarnContext(ctx, "job not raised", "operation", op.Name(), "error", err)
+	if err := s.raiser.Raise(ctx, w.Job(), u.Priority, u.Invocation); err != nil {
+		s.log.WarnContext(ctx, "job not raised", "operation", w.Job(), "error", err)
 	}
 }
 

@@ -17,9 +17,11 @@ import (
 
 // The classes of errors of this package.
 var (
-	errInvalid  = errors.New("invalid request")
-	errPublish  = errors.New("the action was not queued")
-	errDraining = errors.New("the server is shutting down: call WaitExecution, or try again")
+	errInvalid   = errors.New("invalid request")
+	errPublish   = errors.New("the action was not queued")
+	errNotListed = errors.New("the server listens where others than its operator may reach it, and so it lists operations to nobody, unless one starts it with --admin")
+	errWithdraw  = errors.New("the operation was not cancelled everywhere")
+	errDraining  = errors.New("the server is shutting down: call WaitExecution, or try again")
 )
 
 // code is the status code of the errors that elan knows nothing of. The order
@@ -36,8 +38,12 @@ func code(err error) (codes.Code, bool) {
 		{platform.ErrUnsupported, codes.FailedPrecondition},
 		{operation.ErrBadName, codes.NotFound},
 		{operation.ErrAbandoned, codes.Unavailable},
+		{operation.ErrWithdrawn, codes.Unavailable},
+		{operation.ErrCancelled, codes.Canceled},
+		{errNotListed, codes.PermissionDenied},
 		{queue.ErrFull, codes.ResourceExhausted},
 		{errPublish, codes.Unavailable},
+		{errWithdraw, codes.Unavailable},
 		{errDraining, codes.Unavailable},
 	} {
 		if errors.Is(err, row.class) {

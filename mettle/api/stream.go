@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
@@ -14,19 +15,20 @@ import (
 // result that a worker has sent and that is still on its way.
 const drainGrace = 250 * time.Millisecond
 
-// follow sends the client the states of op until it has ended. The client has
-// joined op already.
-func (c *call) follow(op *operation.Operation) error {
-	defer c.s.ops.Leave(op)
+// follow sends the client the states of what it waits for until that has ended.
+// The client is one of those that w counts. The error is operation.ErrWithdrawn
+// as it is where the call is to begin anew.
+func (c *call) follow(w *operation.Wait) error {
+	defer c.s.ops.Leave(w)
 	done := c.stream.Context().Done()
 	draining := c.s.draining
 	timer := time.NewTimer(c.s.opts.KeepAlive)
 	defer timer.Stop()
 	var grace <-chan time.Time
 	for {
-		snap, changed := op.Watch()
+		snap, changed := w.Watch()
 		if snap.Stage == operation.Failed {
-			return toStatus(snap.Err)
+			return c.failed(snap.Err)
 		}
 		if err := c.send(snap); err != nil {
 			return err
@@ -48,24 +50,48 @@ func (c *call) follow(op *operation.Operation) error {
 	}
 }
 
+// failed ends the call for an operation that has Failed.
+func (c *call) failed(err error) error {
+	switch {
+	case errors.Is(err, operation.ErrWithdrawn):
+		return err
+	case errors.Is(err, operation.ErrCancelled):
+		c.outcome = outcomeCancelled
+		return c.send(cancelled())
+	default:
+		return toStatus(err)
+	}
+}
+
+// cancelled is the end that was asked for, as clients see it.
+func cancelled() *operation.Snapshot {
+	return &operation.Snapshot{Stage: operation.Completed, Response: failure(operation.ErrCancelled)}
+}
+
 // send sends one state of the operation under the client's own name for it.
 func (c *call) send(snap *operation.Snapshot) error {
+	if snap.Stage == operation.Completed && c.outcome == outcomeNone {
+		c.outcome = outcomeOf(snap.Response)
+		if c.ours {
+			c.s.learn(c, snap.Response)
+		}
+		with := *snap
+		with.Response = c.s.inlineInto(c.stream.Context(), c, snap.Response)
+		snap = &with
+	}
+	c.sent = true
+	return c.stream.Send(c.message(snap))
+}
+
+// message is a state as clients see it.
+func (c *call) message(snap *operation.Snapshot) *longrunningpb.Operation {
 	msg := &longrunningpb.Operation{
 		Name:     c.text,
 		Metadata: &anypb.Any{TypeUrl: metadataType, Value: c.metadataOf(snap)},
 	}
 	if snap.Stage == operation.Completed {
 		msg.Done = true
-		response := snap.Response
-		if c.outcome == outcomeNone {
-			c.outcome = outcomeOf(response)
-			if c.ours {
-				c.s.learn(c, response)
-			}
-			response = c.s.inlineInto(c.stream.Context(), c, response)
-		}
-		msg.Result = &longrunningpb.Operation_Response{Response: &anypb.Any{TypeUrl: responseType, Value: response}}
+		msg.Result = &longrunningpb.Operation_Response{Response: &anypb.Any{TypeUrl: responseType, Value: snap.Response}}
 	}
-	c.sent = true
-	return c.stream.Send(msg)
+	return msg
 }

@@ -1,6 +1,9 @@
 package operation
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // step feeds e to op's machine and does what follows from it, short of I/O. The
 // mutex is held.
@@ -18,8 +21,7 @@ func (r *Registry) step(op *Operation, e Event) {
 		}
 	}
 	if effects.Has(Notify) {
-		old := op.view.Swap(&view{Snapshot: op.machine.snap, changed: make(chan struct{})})
-		close(old.changed)
+		r.show(op)
 	}
 	if effects.Has(Withdraw) {
 		r.withdrawals = append(r.withdrawals, op.text)
@@ -40,10 +42,21 @@ func (r *Registry) step(op *Operation, e Event) {
 	}
 }
 
+// show has all who watch op look again. The mutex is held.
+func (r *Registry) show(op *Operation) {
+	old := op.view.Swap(&view{Snapshot: op.machine.snap, changed: make(chan struct{})})
+	close(old.changed)
+}
+
 // retire keeps op, which has ended, for those who ask for it later. The mutex
 // is held.
 func (r *Registry) retire(op *Operation) {
 	r.unmerge(op)
+	for _, w := range slices.Backward(op.others) { // unname moves only what was seen
+		if w.waiters == 0 {
+			r.unname(w) // its action finds op, if it comes back
+		}
+	}
 	op.finishedAt = time.Now()
 	op.due = op.finishedAt.Add(r.opts.KeepFinished)
 	r.ended.add(op)
@@ -62,8 +75,12 @@ func (r *Registry) retire(op *Operation) {
 // forget makes op one that nobody can find. The mutex is held.
 func (r *Registry) forget(op *Operation) {
 	r.unmerge(op)
-	if r.byName[op.text] == op {
+	if r.byName[op.text] == &op.own {
 		delete(r.byName, op.text)
+		r.order.remove(op.seq)
+	}
+	for len(op.others) > 0 {
+		r.unname(op.others[len(op.others)-1])
 	}
 	if r.finished[op.key] == op {
 		delete(r.finished, op.key)

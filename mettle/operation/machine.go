@@ -8,8 +8,17 @@ import (
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
-// ErrAbandoned is the end of an operation that nobody waited for any more.
-var ErrAbandoned = errors.New("the operation was abandoned")
+// Why an operation has Failed that could be published.
+var (
+	// ErrAbandoned is the end of an operation that nobody waited for any more.
+	ErrAbandoned = errors.New("the operation was abandoned")
+	// ErrCancelled is the end of an operation, or of the wait by one of its
+	// names, that somebody has asked for.
+	ErrCancelled = errors.New("the operation was cancelled")
+	// ErrWithdrawn is the end of an operation whose job somebody else has
+	// withdrawn. Who waits for it all the same begins anew.
+	ErrWithdrawn = errors.New("the job of the operation was withdrawn")
+)
 
 // Stage is where an operation is. The stages that clients know have the numbers
 // that they have in REAPI's ExecutionStage.Value.
@@ -22,8 +31,8 @@ const (
 	Queued                  // it waits for a worker
 	Executing               // a worker has it
 	Completed               // it has a response
-	// Failed: it never reached the queue, or was abandoned. It is not there any
-	// more, and a client starts anew.
+	// Failed: it never reached the queue, was abandoned, cancelled or withdrawn.
+	// It is not there any more.
 	Failed
 )
 
@@ -51,7 +60,9 @@ const (
 	Joined                        // one client more waits
 	Left                          // one client fewer
 	Abandoned                     // the abandonment timer has fired
-	Cancelled                     // somebody with the right to do so ends it: Response
+	Cancelled                     // all who wait have asked for its end
+	Withdrawn                     // somebody else has withdrawn the job; Update may tell which attempt
+	TakenOver                     // another API server looks after the job from now on
 )
 
 // An Event is something that has happened to an operation.
@@ -132,6 +143,8 @@ type Machine struct {
 	timing bool
 	// published says that the broker may have the job.
 	published bool
+	// elsewhere says that another API server withdraws the job, if anybody does.
+	elsewhere bool
 }
 
 // progress orders the stages within an attempt. News may arrive late, but
@@ -162,7 +175,7 @@ func (m *Machine) Step(e Event) Effects {
 		return m.updated(e.Update)
 	}
 	if m.snap.Ended() {
-		return 0
+		return m.afterEnd(e)
 	}
 	switch e.Kind {
 	case Accepted:
@@ -188,7 +201,27 @@ func (m *Machine) Step(e Event) Effects {
 	case Abandoned:
 		return m.abandoned()
 	case Cancelled:
-		return m.complete(e.Response) | Withdraw
+		return m.fail(ErrCancelled) | m.withdraw()
+	case Withdrawn:
+		if a := e.Update.GetAttempt(); a > 0 && a < m.snap.Attempt {
+			return 0
+		}
+		return m.fail(ErrWithdrawn)
+	case TakenOver:
+		return m.takenOver()
+	}
+	return 0
+}
+
+// afterEnd sees to a Publish that was under way when the operation was
+// cancelled: what was withdrawn then, if anything, was not that job.
+func (m *Machine) afterEnd(e Event) Effects {
+	if e.Kind != Published && e.Kind != PublishFailed || m.published {
+		return 0
+	}
+	m.published = true
+	if m.snap.Stage == Failed && !errors.Is(m.snap.Err, ErrWithdrawn) {
+		return m.withdraw()
 	}
 	return 0
 }
@@ -228,8 +261,8 @@ func (m *Machine) publishFailed(err error) Effects {
 	if m.published || m.progress != unheard || m.snap.Attempt > 0 {
 		return 0
 	}
-	m.snap.Stage, m.snap.Err = Failed, err
-	return Notify | Forget | m.stopTimer()
+	m.published = true // or not, but nothing is under way any more
+	return m.fail(err)
 }
 
 func (m *Machine) abandoned() Effects {
@@ -237,8 +270,30 @@ func (m *Machine) abandoned() Effects {
 		return 0
 	}
 	m.timing = false
-	m.snap.Stage, m.snap.Err = Failed, ErrAbandoned
-	return Notify | Withdraw | Forget
+	return m.fail(ErrAbandoned) | m.withdraw()
+}
+
+func (m *Machine) fail(err error) Effects {
+	m.snap.Stage, m.snap.Err = Failed, err
+	return Notify | Forget | m.stopTimer()
+}
+
+// withdraw is the effect Withdraw, unless that is another API server's to see to.
+func (m *Machine) withdraw() Effects {
+	if m.elsewhere {
+		return 0
+	}
+	return Withdraw
+}
+
+// takenOver leaves the job to another API server: at once where nobody waits
+// here, otherwise when they have gone.
+func (m *Machine) takenOver() Effects {
+	m.elsewhere = true
+	if m.waiters > 0 {
+		return 0
+	}
+	return m.fail(ErrAbandoned)
 }
 
 // updated takes in news of the job. The attempt is a fencing number: what is

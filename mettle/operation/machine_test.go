@@ -19,7 +19,7 @@ import (
 //	step              events, one a line:
 //	  accept [skip] | hit RESPONSE | miss | published | publish-failed ERROR
 //	  executing ATTEMPT WORKER [METADATA] | requeued ATTEMPT | completed ATTEMPT WORKER RESPONSE
-//	  join | leave | timer | cancel RESPONSE
+//	  join | leave | timer | cancel | withdrawn [ATTEMPT] | taken-over
 func TestMachine_transcripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/machine", func(t *testing.T, path string) {
 		m := &operation.Machine{}
@@ -105,7 +105,15 @@ func parseEvent(f []string) (operation.Event, error) {
 	case "timer":
 		return operation.Event{Kind: operation.Abandoned}, nil
 	case "cancel":
-		return operation.Event{Kind: operation.Cancelled, Response: []byte(arg(1))}, nil
+		return operation.Event{Kind: operation.Cancelled}, nil
+	case "withdrawn":
+		e := operation.Event{Kind: operation.Withdrawn}
+		if arg(1) != "" {
+			e.Update = update(queuepb.Update_COMPLETED).Update
+		}
+		return e, nil
+	case "taken-over":
+		return operation.Event{Kind: operation.TakenOver}, nil
 	}
 	return operation.Event{}, errors.New("unknown event")
 }

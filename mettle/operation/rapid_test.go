@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,20 +17,29 @@ import (
 
 // model is what must be true of one operation.
 type model struct {
-	op      *operation.Operation
-	name    operation.Name
-	waiters int
+	op      *operation.Wait // of the client that created it
+	action  string
+	clients []client // that wait
 	attempt uint32
 	ended   bool
 	result  string
-	left    time.Time // when the last waiter left
+	left    time.Time // when the last client left
+}
+
+// client is one that waits, or has waited, by a name of its own.
+type client struct {
+	name operation.Name
+	wait *operation.Wait
 }
 
 // registryMachine drives a Registry and a simple model of it side by side.
 type registryMachine struct {
-	r   *operation.Registry
-	w   *withdrawals
-	all []*model
+	r         *operation.Registry
+	w         *withdrawals
+	all       []*model
+	names     []client // all that were given, with what they waited for last
+	cancelled map[operation.Name]bool
+	withdrawn map[string]bool // what must be withdrawn the next time that somebody looks
 }
 
 const abandonAfter = time.Minute
@@ -42,57 +52,137 @@ func (m *registryMachine) pick(t *rapid.T) *model {
 }
 
 func (m *registryMachine) join(t *rapid.T) {
-	n := name(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "action"))
-	op, created := m.r.Join(n, operation.Mergeable)
-	if created {
-		for _, o := range m.all {
-			if !o.ended && o.name.Action == n.Action {
-				t.Fatalf("%s was not merged with %s", n, o.op.Name())
-			}
-		}
-		m.all = append(m.all, &model{op: op, name: n, waiters: 1})
-		if rapid.IntRange(0, 4).Draw(t, "publish fails") == 0 {
-			m.r.Published(op, errors.New("down"))
-			m.all[len(m.all)-1].ended = true
-		} else {
-			m.r.Published(op, nil)
-		}
+	action := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "action")
+	n := name(action)
+	w, created := m.r.Join(n, operation.Mergeable)
+	m.names = append(m.names, client{n, w})
+	if !created {
+		m.joined(t, client{n, w})
 		return
 	}
 	for _, o := range m.all {
-		if o.op == op {
-			if o.ended {
-				t.Fatalf("merged with %s, which has ended", op.Name())
-			}
-			o.waiters++
+		if !o.ended && o.action == action {
+			t.Fatalf("%s was not merged with %s", n, o.op.Job())
+		}
+	}
+	o := &model{op: w, action: action, clients: []client{{n, w}}}
+	m.all = append(m.all, o)
+	var err error
+	if rapid.IntRange(0, 4).Draw(t, "publish fails") == 0 {
+		err, o.ended = errors.New("down"), true
+	}
+	m.r.Published(w, err)
+}
+
+// joined counts one client more of an operation that is there.
+func (m *registryMachine) joined(t *rapid.T, c client) {
+	for _, o := range m.all {
+		if o.op.Job() == c.wait.Job() {
+			o.clients = append(o.clients, c)
 			return
 		}
 	}
 	t.Fatalf("merged with an operation that was never made")
 }
 
+// find is a client that comes back.
 func (m *registryMachine) find(t *rapid.T) {
-	o := m.pick(t)
-	op, ok := m.r.Find(o.name)
-	if !o.ended && (!ok || op != o.op) {
-		t.Fatalf("%s, which is in flight, is not found", o.op.Name())
+	if len(m.names) == 0 {
+		t.Skip("nobody was there")
 	}
-	for _, p := range m.all {
-		if ok && p.op == op {
-			p.waiters++
+	i := rapid.IntRange(0, len(m.names)-1).Draw(t, "name")
+	c := m.names[i]
+	w, ok := m.r.Find(c.name)
+	if m.cancelled[c.name] {
+		if s, _ := w.Watch(); !ok || !errors.Is(s.Err, operation.ErrCancelled) {
+			t.Fatalf("%s, which was cancelled, is found in %v", c.name, s.Stage)
+		}
+		return
+	}
+	for _, o := range m.all {
+		if !o.ended && o.action == m.actionOf(c) && !ok {
+			t.Fatalf("%s, which is in flight, is not found", c.name)
 		}
 	}
+	if ok {
+		m.names[i].wait = w
+		m.joined(t, client{c.name, w})
+	}
+}
+
+func (m *registryMachine) actionOf(c client) string {
+	for _, a := range []string{"a", "b", "c"} {
+		if name(a).Action == c.name.Action {
+			return a
+		}
+	}
+	return ""
 }
 
 func (m *registryMachine) leave(t *rapid.T) {
 	o := m.pick(t)
-	if o.waiters == 0 {
+	if len(o.clients) == 0 {
 		t.Skip("nobody waits")
 	}
-	m.r.Leave(o.op)
-	if o.waiters--; o.waiters == 0 {
+	i := rapid.IntRange(0, len(o.clients)-1).Draw(t, "client")
+	m.r.Leave(o.clients[i].wait)
+	o.clients = slices.Delete(o.clients, i, i+1)
+	if len(o.clients) == 0 {
 		o.left = time.Now()
 	}
+}
+
+// cancel is a client that wants no result any more. It has left when it hears of
+// the end.
+func (m *registryMachine) cancel(t *rapid.T) {
+	if len(m.names) == 0 {
+		t.Skip("nobody was there")
+	}
+	c := rapid.SampledFrom(m.names).Draw(t, "name")
+	before := m.known(c)
+	held := m.r.Cancel(c.name)
+	if before == nil {
+		m.cancelled[c.name] = m.cancelled[c.name] || m.r.Cancelled(c.name)
+		return
+	}
+	if held != operation.Held {
+		t.Fatalf("%s, which is in flight, is not held", c.name)
+	}
+	m.cancelled[c.name] = true
+	var rest []client
+	for _, other := range before.clients {
+		if other.name != c.name {
+			rest = append(rest, other)
+			if s, _ := other.wait.Watch(); errors.Is(s.Err, operation.ErrCancelled) {
+				t.Fatalf("%s is cancelled, it was %s that should be", other.name, c.name)
+			}
+			continue
+		}
+		if s, _ := other.wait.Watch(); !errors.Is(s.Err, operation.ErrCancelled) {
+			t.Fatalf("%s is in %v after it was cancelled", c.name, s.Stage)
+		}
+		m.r.Leave(other.wait)
+	}
+	before.clients = rest
+	if len(rest) == 0 {
+		before.ended = true
+		m.withdrawn[before.op.Job()] = true
+	}
+}
+
+// known is the operation in flight that is known by that name.
+func (m *registryMachine) known(c client) *model {
+	for _, o := range m.all {
+		if o.ended || m.cancelled[c.name] {
+			continue
+		}
+		for _, w := range append(slices.Clone(o.clients), m.names...) {
+			if w.name == c.name && w.wait.Job() == o.op.Job() {
+				return o
+			}
+		}
+	}
+	return nil
 }
 
 func (m *registryMachine) execute(t *rapid.T) {
@@ -123,26 +213,27 @@ func (m *registryMachine) pass(t *rapid.T) {
 		withdrawn[name] = true
 	}
 	for _, o := range m.all {
-		due := !o.ended && o.waiters == 0 && time.Since(o.left) >= abandonAfter
-		if due != withdrawn[o.op.Name()] && !o.ended {
-			t.Fatalf("%s: withdrawn is %v, want %v", o.op.Name(), withdrawn[o.op.Name()], due)
+		due := !o.ended && len(o.clients) == 0 && time.Since(o.left) >= abandonAfter
+		if want := due || m.withdrawn[o.op.Job()]; want != withdrawn[o.op.Job()] && (want || !o.ended) {
+			t.Fatalf("%s: withdrawn is %v, want %v", o.op.Job(), withdrawn[o.op.Job()], want)
 		}
 		o.ended = o.ended || due
 	}
+	clear(m.withdrawn)
 }
 
 func (m *registryMachine) check(t *rapid.T) {
 	running := 0
 	for _, o := range m.all {
-		s, _ := o.op.Watch()
+		s := operation.State(o.op)
 		if s.Ended() != o.ended {
-			t.Fatalf("%s: stage is %v, ended should be %v", o.op.Name(), s.Stage, o.ended)
+			t.Fatalf("%s: stage is %v, ended should be %v", o.op.Job(), s.Stage, o.ended)
 		}
 		if o.result != "" && string(s.Response) != o.result {
-			t.Fatalf("%s: response is %s, want %s", o.op.Name(), s.Response, o.result)
+			t.Fatalf("%s: response is %s, want %s", o.op.Job(), s.Response, o.result)
 		}
 		if !o.ended && s.Attempt != o.attempt {
-			t.Fatalf("%s: attempt is %d, want %d", o.op.Name(), s.Attempt, o.attempt)
+			t.Fatalf("%s: attempt is %d, want %d", o.op.Job(), s.Attempt, o.attempt)
 		}
 		if !o.ended {
 			running++
@@ -157,7 +248,7 @@ func TestRegistry_againstModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := &withdrawals{}
-			r, err := operation.NewRegistry(operation.RegistryOptions{Jobs: w, AbandonAfter: abandonAfter})
+			r, err := operation.NewRegistry(operation.RegistryOptions{Jobs: w, AbandonAfter: abandonAfter, KeepFinished: 24 * time.Hour})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -170,9 +261,10 @@ func TestRegistry_againstModel(t *testing.T) {
 					t.Error(err)
 				}
 			}()
-			m := &registryMachine{r: r, w: w}
+			m := &registryMachine{r: r, w: w, cancelled: make(map[operation.Name]bool), withdrawn: make(map[string]bool)}
 			rt.Repeat(map[string]func(*rapid.T){
 				"join": m.join, "find": m.find, "leave": m.leave,
+				"cancel":  m.cancel,
 				"execute": m.execute, "complete": m.complete, "pass": m.pass,
 				"": m.check,
 			})

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/mettle-build/mettle/elan/digest"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
@@ -37,8 +39,12 @@ type RegistryOptions struct {
 	Logger *slog.Logger
 }
 
-// withdrawTimeout bounds one call of Withdrawer.Cancel.
-const withdrawTimeout = 10 * time.Second
+const (
+	// withdrawTimeout bounds one call of Withdrawer.Cancel.
+	withdrawTimeout = 10 * time.Second
+	// maxWithdrawing bounds the calls at once.
+	maxWithdrawing = 16
+)
 
 // Registry holds the operations of one API server: those in flight, as many as
 // the broker takes jobs, and for a while those that have ended. It is safe for
@@ -51,7 +57,7 @@ type Registry struct {
 
 	// mu guards everything below, and the Machines.
 	mu          sync.Mutex
-	byName      map[string]*Operation
+	byName      map[string]*Wait        // also by the names of merged clients
 	inFlight    map[mergeKey]*Operation // those that others may be merged with
 	finished    map[mergeKey]*Operation // the newest that has ended
 	abandoned   list                    // nobody waits; the next one due is first
@@ -59,6 +65,8 @@ type Registry struct {
 	endedBytes  int64
 	stages      [Failed + 1]int // how many operations in flight are where
 	withdrawals []string        // the jobs to be withdrawn by Run
+	cancelled   names           // by which nobody may wait
+	order       order           // all that are in byName by their first name
 	due         time.Time       // when timer fires; zero: it does not
 }
 
@@ -70,8 +78,7 @@ type mergeKey struct {
 	skip     bool
 }
 
-// An Operation is one execution, and whoever waits for it. It stays readable
-// after the Registry has forgotten it. It is safe for concurrent use.
+// An Operation is one execution, and whoever waits for it.
 type Operation struct {
 	text  string
 	key   mergeKey
@@ -79,6 +86,9 @@ type Operation struct {
 	view  atomic.Pointer[view]
 
 	// The rest is guarded by Registry.mu.
+	own        Wait    // that by text
+	others     []*Wait // those by the names of merged clients
+	seq        uint64  // the place in Registry.order
 	machine    Machine
 	urgency    Urgency   // the greatest of those who wait
 	raised     bool      // the broker has yet to hear of urgency
@@ -91,13 +101,6 @@ type Operation struct {
 type view struct {
 	Snapshot
 	changed chan struct{}
-}
-
-// Watch returns the newest state, and a channel that is closed once there is a
-// newer one. A slow reader misses states in between, never the newest.
-func (o *Operation) Watch() (*Snapshot, <-chan struct{}) {
-	v := o.view.Load()
-	return &v.Snapshot, v.changed
 }
 
 // NewRegistry makes a Registry. The caller runs it by Run.
@@ -127,7 +130,7 @@ func NewRegistry(o RegistryOptions) (*Registry, error) {
 		opts:     o,
 		wake:     make(chan struct{}, 1),
 		timer:    time.NewTimer(o.AbandonAfter),
-		byName:   make(map[string]*Operation),
+		byName:   make(map[string]*Wait),
 		inFlight: make(map[mergeKey]*Operation),
 		finished: make(map[mergeKey]*Operation),
 	}
@@ -135,137 +138,16 @@ func NewRegistry(o RegistryOptions) (*Registry, error) {
 	return r, nil
 }
 
-// Join makes one more client wait for the operation of that name. Where merge
-// is Mergeable, that may be an operation of another name that runs the same
-// action. Where there is none, it is created, and the caller publishes its job
-// and tells the outcome to Published. The client that no longer waits says so
-// by Leave.
-func (r *Registry) Join(n Name, merge Merge) (op *Operation, created bool) {
-	text, key := n.String(), keyOf(n)
-	r.mu.Lock()
-	op = r.byName[text]
-	if op == nil && merge == Mergeable {
-		op = lookUp(r.inFlight, key)
-	}
-	if created = op == nil; created {
-		op = &Operation{text: text, key: key, merge: merge == Mergeable, urgency: Urgency{Priority: n.Priority}}
-		op.view.Store(&view{changed: make(chan struct{})})
-		r.byName[text] = op
-		if op.merge {
-			r.inFlight[key] = op
-		}
-		r.stages[Unknown]++
-		if n.SkipCacheLookup {
-			r.step(op, Event{Kind: AcceptedSkip})
-		} else {
-			// The caller has asked the ActionCache, on behalf of the client alone.
-			r.step(op, Event{Kind: Accepted})
-			r.step(op, Event{Kind: CacheMiss})
-		}
-	}
-	r.step(op, Event{Kind: Joined})
-	r.unlock()
-	return op, created
-}
-
-// Urgency is what clients that wait for the same operation may differ in.
-type Urgency struct {
-	Priority   int32  // as in ExecutionPolicy: lower is more urgent
-	Invocation string // as in queue's Job
-}
-
-// Raise takes in the urgency of a client that has joined op, and reports whether
-// its job is to be raised at once (queue.Raiser): it waits for a worker, and the
-// client's priority is a lower number than those of all before, or its
-// invocation is another than the last one for which this was so. Where the job
-// is still on its way to the broker, Raised tells it afterwards.
-func (r *Registry) Raise(op *Operation, u Urgency) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	have := &op.urgency
-	if op.machine.snap.Stage != Queued || u.Priority > have.Priority || u == *have {
-		return false
-	}
-	*have = u
-	op.raised = !op.machine.published
-	return !op.raised
-}
-
-// Raised is to be called after Published: the urgency of clients that have joined
-// op in the meantime, if it is not what op was created with.
-func (r *Registry) Raised(op *Operation) (Urgency, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	raised := op.raised
-	op.raised = false
-	return op.urgency, raised
-}
-
-// Merge says whether an operation may be merged with others.
-type Merge uint8
-
-// Do_not_cache makes an Action NotMergeable.
-const (
-	NotMergeable Merge = iota
-	Mergeable
-)
-
-// Find makes one more client wait for the operation of that name, or for one
-// that it was or would have been merged with: the same action, in flight, or
-// ended after the name was given. The client that no longer waits says so by
-// Leave.
-func (r *Registry) Find(n Name) (*Operation, bool) {
-	text, key := n.String(), keyOf(n)
-	r.mu.Lock()
-	defer r.unlock()
-	op := r.byName[text]
-	if op == nil {
-		op = lookUp(r.inFlight, key)
-	}
-	if op == nil {
-		if op = lookUp(r.finished, key); op != nil && op.finishedAt.Before(n.Created) {
-			op = nil
-		}
-	}
-	if op == nil {
-		return nil, false
-	}
-	r.step(op, Event{Kind: Joined})
-	return op, true
-}
-
-func keyOf(n Name) mergeKey {
-	return mergeKey{instance: n.Instance, action: n.Action, skip: n.SkipCacheLookup}
-}
-
-// lookUp finds what k may be merged with. A client that wants no cached result
-// may not join one whose job may be answered from the cache when it is
-// delivered again; the other way round is fine.
-func lookUp(m map[mergeKey]*Operation, k mergeKey) *Operation {
-	op := m[k]
-	if op == nil && !k.skip {
-		k.skip = true
-		op = m[k]
-	}
-	return op
-}
-
-// Leave makes one client fewer wait for op.
-func (r *Registry) Leave(op *Operation) {
-	r.mu.Lock()
-	r.step(op, Event{Kind: Left})
-	r.unlock()
-}
-
-// Published tells what became of the Publish of op's job. After an error op is
-// forgotten, and whoever waits for it sees a Failed Snapshot with that error.
-func (r *Registry) Published(op *Operation, err error) {
+// Published tells what became of the Publish of the job of w's operation, which
+// Join created. After an error the operation is forgotten, and whoever waits for
+// it sees a Failed Snapshot with that error.
+func (r *Registry) Published(w *Wait, err error) {
 	e := Event{Kind: Published}
 	if err != nil {
 		e = Event{Kind: PublishFailed, Err: err}
 	}
 	r.mu.Lock()
-	r.step(op, e)
+	r.step(w.op, e)
 	r.unlock()
 }
 
@@ -273,14 +155,19 @@ func (r *Registry) Published(op *Operation, err error) {
 // that nobody knows changes nothing. It does not block.
 func (r *Registry) Update(u *queuepb.Update) {
 	r.mu.Lock()
-	if op := r.byName[u.GetOperation()]; op != nil {
+	if op := r.job(u.GetOperation()); op != nil {
 		r.step(op, Event{Kind: Updated, Update: u})
 	}
 	r.unlock()
 }
 
-// Name is the name under which op was created, and by which its job is known.
-func (o *Operation) Name() string { return o.text }
+// job finds the operation whose job has that name. The mutex is held.
+func (r *Registry) job(name string) *Operation {
+	if w := r.byName[name]; w != nil && w == &w.op.own {
+		return w.op
+	}
+	return nil
+}
 
 // Counts tells how many operations wait for a worker and how many are with one.
 func (r *Registry) Counts() (queued, running int) {
@@ -305,19 +192,26 @@ func (r *Registry) Run(ctx context.Context) error {
 	}
 }
 
-// withdraw withdraws the jobs that are to be.
+// withdraw withdraws the jobs that are to be, some at a time: a build that is
+// cancelled may have thousands.
 func (r *Registry) withdraw(ctx context.Context) {
 	r.mu.Lock()
 	names := r.withdrawals
 	r.withdrawals = nil
 	r.mu.Unlock()
+	var group errgroup.Group
+	group.SetLimit(maxWithdrawing)
 	for _, name := range names {
-		ctx, cancel := context.WithTimeout(ctx, withdrawTimeout)
-		if err := r.opts.Jobs.Cancel(ctx, name); err != nil {
-			r.opts.Logger.Warn("job not withdrawn", "operation", name, "error", err)
-		}
-		cancel()
+		group.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, withdrawTimeout)
+			defer cancel()
+			if err := r.opts.Jobs.Cancel(ctx, name); err != nil {
+				r.opts.Logger.Warn("job not withdrawn", "operation", name, "error", err)
+			}
+			return nil
+		})
 	}
+	_ = group.Wait() // each has told its error
 }
 
 // expire does what is due and sets the timer for what is due next.
@@ -332,7 +226,11 @@ func (r *Registry) expire() {
 	for op := r.ended.first; op != nil && !op.due.After(now); op = r.ended.first {
 		r.forget(op)
 	}
+	r.cancelled.expire(now)
 	r.due = time.Time{}
+	if due := r.cancelled.due(); !due.IsZero() {
+		r.arm(due)
+	}
 	for _, op := range []*Operation{r.abandoned.first, r.ended.first} {
 		if op != nil {
 			r.arm(op.due)

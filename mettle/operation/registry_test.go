@@ -72,15 +72,15 @@ func skipName(action string) operation.Name {
 	return n
 }
 
-func update(op *operation.Operation, attempt uint32, stage queuepb.Update_Stage, worker string) *queuepb.Update {
-	u := &queuepb.Update{Operation: op.Name(), Attempt: attempt, Stage: stage, Worker: worker}
+func update(op *operation.Wait, attempt uint32, stage queuepb.Update_Stage, worker string) *queuepb.Update {
+	u := &queuepb.Update{Operation: op.Job(), Attempt: attempt, Stage: stage, Worker: worker}
 	if stage == queuepb.Update_COMPLETED {
 		u.ExecuteResponse = []byte(worker)
 	}
 	return u
 }
 
-func stage(op *operation.Operation) operation.Stage {
+func stage(op *operation.Wait) operation.Stage {
 	s, _ := op.Watch()
 	return s.Stage
 }
@@ -108,7 +108,7 @@ func TestRegistry_Join_merges(t *testing.T) {
 				t.Fatal("the first is not new")
 			}
 			second, created := r.Join(tc.second, tc.merge)
-			if merged := !created && first == second; merged != tc.want {
+			if merged := !created && first.Job() == second.Job(); merged != tc.want {
 				t.Errorf("merged is %v, want %v", merged, tc.want)
 			}
 			if again, ok := r.Find(tc.second); !ok || again != second {
@@ -141,20 +141,20 @@ func TestRegistry_finished(t *testing.T) {
 		late := name("a")
 		time.Sleep(59 * time.Second)
 		for label, n := range map[string]operation.Name{"its name": n, "a name that was merged": merged} {
-			if got, ok := r.Find(n); !ok || got != op {
+			if got, ok := r.Find(n); !ok || got.Job() != op.Job() {
 				t.Errorf("%s finds %v, %v", label, got, ok)
 			}
 		}
 		if got, ok := r.Find(late); ok {
-			t.Errorf("a name from after the end finds %v", got.Name())
+			t.Errorf("a name from after the end finds %v", got.Job())
 		}
 		if got, created := r.Join(late, operation.Mergeable); !created {
-			t.Errorf("a new client is merged with %v, which has ended", got.Name())
+			t.Errorf("a new client is merged with %v, which has ended", got.Job())
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
 		// By name, the first is gone; by its action, the newer one is in flight.
-		if got, _ := r.Find(n); got == op {
+		if got, ok := r.Find(n); ok && got.Job() == op.Job() {
 			t.Error("the operation is there after KeepFinished")
 		}
 	})
@@ -204,8 +204,8 @@ func TestRegistry_abandons(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if got := w.take(); !slices.Equal(got, []string{op.Name()}) {
-			t.Errorf("%v were withdrawn, want %v", got, op.Name())
+		if got := w.take(); !slices.Equal(got, []string{op.Job()}) {
+			t.Errorf("%v were withdrawn, want %v", got, op.Job())
 		}
 		if stage(op) != operation.Failed || stage(kept) != operation.Queued {
 			t.Errorf("stages are %v and %v", stage(op), stage(kept))

@@ -433,6 +433,8 @@ type Notice struct {
 	//
 	//	*Notice_Worker
 	//	*Notice_Cancellation
+	//	*Notice_Takeover
+	//	*Notice_Withdrawal
 	About         isNotice_About `protobuf_oneof:"about"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -500,6 +502,24 @@ func (x *Notice) GetCancellation() *Cancellation {
 	return nil
 }
 
+func (x *Notice) GetTakeover() *Takeover {
+	if x != nil {
+		if x, ok := x.About.(*Notice_Takeover); ok {
+			return x.Takeover
+		}
+	}
+	return nil
+}
+
+func (x *Notice) GetWithdrawal() *Withdrawal {
+	if x != nil {
+		if x, ok := x.About.(*Notice_Withdrawal); ok {
+			return x.Withdrawal
+		}
+	}
+	return nil
+}
+
 type isNotice_About interface {
 	isNotice_About()
 }
@@ -512,9 +532,21 @@ type Notice_Cancellation struct {
 	Cancellation *Cancellation `protobuf:"bytes,3,opt,name=cancellation,proto3,oneof"`
 }
 
+type Notice_Takeover struct {
+	Takeover *Takeover `protobuf:"bytes,4,opt,name=takeover,proto3,oneof"`
+}
+
+type Notice_Withdrawal struct {
+	Withdrawal *Withdrawal `protobuf:"bytes,5,opt,name=withdrawal,proto3,oneof"`
+}
+
 func (*Notice_Worker) isNotice_About() {}
 
 func (*Notice_Cancellation) isNotice_About() {}
+
+func (*Notice_Takeover) isNotice_About() {}
+
+func (*Notice_Withdrawal) isNotice_About() {}
 
 // A WorkerState is what a worker says of itself: at its start, when something
 // changes, and every so often, so that it is known to be there.
@@ -679,7 +711,14 @@ func (x *Property) GetValue() string {
 type Cancellation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name of the operation by which the client waits.
-	Operation     string `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	Operation string `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	// The id of the API server that says it.
+	Server string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	// It is the answer of an API server that has the operation: it sees to all
+	// that is to be done, and nobody else need withdraw the job.
+	Held bool `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`
+	// In that answer: the operation has ended, and so is not cancelled.
+	Ended         bool `protobuf:"varint,4,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -717,6 +756,137 @@ func (*Cancellation) Descriptor() ([]byte, []int) {
 func (x *Cancellation) GetOperation() string {
 	if x != nil {
 		return x.Operation
+	}
+	return ""
+}
+
+func (x *Cancellation) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Cancellation) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *Cancellation) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+// A Takeover says that clients wait for an operation at another API server than
+// before, which gets its updates from now on, and withdraws its job if need be.
+type Takeover struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Operation string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	// The id of the API server that says it.
+	Server        string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Takeover) Reset() {
+	*x = Takeover{}
+	mi := &file_queue_queue_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Takeover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Takeover) ProtoMessage() {}
+
+func (x *Takeover) ProtoReflect() protoreflect.Message {
+	mi := &file_queue_queue_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Takeover.ProtoReflect.Descriptor instead.
+func (*Takeover) Descriptor() ([]byte, []int) {
+	return file_queue_queue_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Takeover) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *Takeover) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+// A Withdrawal says that the job of an operation was withdrawn. An API server
+// whose clients wait for it all the same publishes it again.
+type Withdrawal struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Operation string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	// The id of the API server that says it.
+	Server        string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Withdrawal) Reset() {
+	*x = Withdrawal{}
+	mi := &file_queue_queue_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Withdrawal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Withdrawal) ProtoMessage() {}
+
+func (x *Withdrawal) ProtoReflect() protoreflect.Message {
+	mi := &file_queue_queue_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Withdrawal.ProtoReflect.Descriptor instead.
+func (*Withdrawal) Descriptor() ([]byte, []int) {
+	return file_queue_queue_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Withdrawal) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *Withdrawal) GetServer() string {
+	if x != nil {
+		return x.Server
 	}
 	return ""
 }
@@ -762,11 +932,15 @@ const file_queue_queue_proto_rawDesc = "" +
 	"\x11STAGE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tEXECUTING\x10\x01\x12\r\n" +
 	"\tCOMPLETED\x10\x02\x12\f\n" +
-	"\bREQUEUED\x10\x03\"\xbe\x01\n" +
+	"\bREQUEUED\x10\x03\"\xb6\x02\n" +
 	"\x06Notice\x12.\n" +
 	"\x04sent\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04sent\x126\n" +
 	"\x06worker\x18\x02 \x01(\v2\x1c.mettle.queue.v1.WorkerStateH\x00R\x06worker\x12C\n" +
-	"\fcancellation\x18\x03 \x01(\v2\x1d.mettle.queue.v1.CancellationH\x00R\fcancellationB\a\n" +
+	"\fcancellation\x18\x03 \x01(\v2\x1d.mettle.queue.v1.CancellationH\x00R\fcancellation\x127\n" +
+	"\btakeover\x18\x04 \x01(\v2\x19.mettle.queue.v1.TakeoverH\x00R\btakeover\x12=\n" +
+	"\n" +
+	"withdrawal\x18\x05 \x01(\v2\x1b.mettle.queue.v1.WithdrawalH\x00R\n" +
+	"withdrawalB\a\n" +
 	"\x05about\"\xfd\x02\n" +
 	"\vWorkerState\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x12\n" +
@@ -789,9 +963,19 @@ const file_queue_queue_proto_rawDesc = "" +
 	"\x04GONE\x10\x04\"4\n" +
 	"\bProperty\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\",\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"n\n" +
 	"\fCancellation\x12\x1c\n" +
-	"\toperation\x18\x01 \x01(\tR\toperationB4Z2github.com/mettle-build/mettle/proto/queue;queuepbb\x06proto3"
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\bR\x04held\x12\x14\n" +
+	"\x05ended\x18\x04 \x01(\bR\x05ended\"@\n" +
+	"\bTakeover\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\"B\n" +
+	"\n" +
+	"Withdrawal\x12\x1c\n" +
+	"\toperation\x18\x01 \x01(\tR\toperation\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06serverB4Z2github.com/mettle-build/mettle/proto/queue;queuepbb\x06proto3"
 
 var (
 	file_queue_queue_proto_rawDescOnce sync.Once
@@ -806,7 +990,7 @@ func file_queue_queue_proto_rawDescGZIP() []byte {
 }
 
 var file_queue_queue_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_queue_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_queue_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_queue_queue_proto_goTypes = []any{
 	(Update_Stage)(0),             // 0: mettle.queue.v1.Update.Stage
 	(WorkerState_State)(0),        // 1: mettle.queue.v1.WorkerState.State
@@ -816,28 +1000,32 @@ var file_queue_queue_proto_goTypes = []any{
 	(*WorkerState)(nil),           // 5: mettle.queue.v1.WorkerState
 	(*Property)(nil),              // 6: mettle.queue.v1.Property
 	(*Cancellation)(nil),          // 7: mettle.queue.v1.Cancellation
-	nil,                           // 8: mettle.queue.v1.Job.TraceContextEntry
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
+	(*Takeover)(nil),              // 8: mettle.queue.v1.Takeover
+	(*Withdrawal)(nil),            // 9: mettle.queue.v1.Withdrawal
+	nil,                           // 10: mettle.queue.v1.Job.TraceContextEntry
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
 }
 var file_queue_queue_proto_depIdxs = []int32{
-	9,  // 0: mettle.queue.v1.Job.queued:type_name -> google.protobuf.Timestamp
-	8,  // 1: mettle.queue.v1.Job.trace_context:type_name -> mettle.queue.v1.Job.TraceContextEntry
-	10, // 2: mettle.queue.v1.Job.timeout:type_name -> google.protobuf.Duration
-	10, // 3: mettle.queue.v1.Job.expected:type_name -> google.protobuf.Duration
+	11, // 0: mettle.queue.v1.Job.queued:type_name -> google.protobuf.Timestamp
+	10, // 1: mettle.queue.v1.Job.trace_context:type_name -> mettle.queue.v1.Job.TraceContextEntry
+	12, // 2: mettle.queue.v1.Job.timeout:type_name -> google.protobuf.Duration
+	12, // 3: mettle.queue.v1.Job.expected:type_name -> google.protobuf.Duration
 	0,  // 4: mettle.queue.v1.Update.stage:type_name -> mettle.queue.v1.Update.Stage
-	9,  // 5: mettle.queue.v1.Update.sent:type_name -> google.protobuf.Timestamp
-	9,  // 6: mettle.queue.v1.Notice.sent:type_name -> google.protobuf.Timestamp
+	11, // 5: mettle.queue.v1.Update.sent:type_name -> google.protobuf.Timestamp
+	11, // 6: mettle.queue.v1.Notice.sent:type_name -> google.protobuf.Timestamp
 	5,  // 7: mettle.queue.v1.Notice.worker:type_name -> mettle.queue.v1.WorkerState
 	7,  // 8: mettle.queue.v1.Notice.cancellation:type_name -> mettle.queue.v1.Cancellation
-	6,  // 9: mettle.queue.v1.WorkerState.properties:type_name -> mettle.queue.v1.Property
-	1,  // 10: mettle.queue.v1.WorkerState.state:type_name -> mettle.queue.v1.WorkerState.State
-	10, // 11: mettle.queue.v1.WorkerState.lifetime:type_name -> google.protobuf.Duration
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	8,  // 9: mettle.queue.v1.Notice.takeover:type_name -> mettle.queue.v1.Takeover
+	9,  // 10: mettle.queue.v1.Notice.withdrawal:type_name -> mettle.queue.v1.Withdrawal
+	6,  // 11: mettle.queue.v1.WorkerState.properties:type_name -> mettle.queue.v1.Property
+	1,  // 12: mettle.queue.v1.WorkerState.state:type_name -> mettle.queue.v1.WorkerState.State
+	12, // 13: mettle.queue.v1.WorkerState.lifetime:type_name -> google.protobuf.Duration
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_queue_queue_proto_init() }
@@ -848,6 +1036,8 @@ func file_queue_queue_proto_init() {
 	file_queue_queue_proto_msgTypes[2].OneofWrappers = []any{
 		(*Notice_Worker)(nil),
 		(*Notice_Cancellation)(nil),
+		(*Notice_Takeover)(nil),
+		(*Notice_Withdrawal)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -855,7 +1045,7 @@ func file_queue_queue_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queue_queue_proto_rawDesc), len(file_queue_queue_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
