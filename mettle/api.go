@@ -28,6 +28,7 @@ import (
 type apiCmd struct {
 	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can run commands on the workers." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7778"`
+	Admin    bool   `help:"Let whoever reaches the server list operations, even if it listens on other than loopback."`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7779"`
 
 	queueFlags
@@ -98,6 +99,8 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 		Actions:        s.storage.actions,
 		Jobs:           s.jobs,
 		Updates:        s.jobs,
+		Notices:        s.jobs,
+		List:           c.Admin || loopback(s.listener.Addr()),
 		Platforms:      platforms,
 		DefaultTimeout: c.DefaultTimeout,
 		MaxTimeout:     c.MaxTimeout,
