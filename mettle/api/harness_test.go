@@ -452,3 +452,15 @@ func (b *bench) report(l queue.Lease, u *queuepb.Update) {
 func exit(code int32) *repb.ExecuteResponse {
 	return &repb.ExecuteResponse{Result: &repb.ActionResult{ExitCode: code, StdoutRaw: []byte("hello")}}
 }
+
+// forget removes an Action and its Command.
+func (s *storage) forget(d *repb.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	act := &repb.Action{}
+	if err := proto.Unmarshal(s.blobs[parse(d)], act); err != nil {
+		panic(err)
+	}
+	delete(s.blobs, parse(act.GetCommandDigest()))
+	delete(s.blobs, parse(d))
+}

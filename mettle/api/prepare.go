@@ -24,6 +24,11 @@ const (
 	// so that a worker need not fetch them. Larger ones stay in the CAS: a queue
 	// may have 200,000 jobs, and brokers' messages have limits of a few megabytes.
 	maxInlineBytes = 256 << 10
+	// deepQueue is the number of operations that wait from which on what is larger
+	// than maxDeepBytes stays in the CAS: whoever waits behind so many does not
+	// notice one read more, and 200,000 of them take half a gigabyte less.
+	deepQueue    = 16 << 10
+	maxDeepBytes = 512
 	// maxHeaderBytes bounds what a client's header adds to a job.
 	maxHeaderBytes = 8 << 10
 	// publishTimeout bounds one Publish.
@@ -78,10 +83,14 @@ func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.
 		Timeout:         durationpb.New(timeout),
 		InputRoot:       inputs.String(),
 	}
-	if len(actBytes) <= maxInlineBytes {
+	limit := maxInlineBytes
+	if queued, _ := s.ops.Counts(); queued >= deepQueue {
+		limit = maxDeepBytes
+	}
+	if len(actBytes) <= limit {
 		job.Action = actBytes
 	}
-	if len(cmdBytes) <= maxInlineBytes {
+	if len(cmdBytes) <= limit {
 		job.Command = cmdBytes
 	}
 	addHeaders(ctx, job)
