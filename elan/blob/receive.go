@@ -87,13 +87,13 @@ func ReceiveBytes(ctx context.Context, c Creator, d digest.Digest, data []byte) 
 	if got := digest.Of(d.Function(), data); got != d.Plain() {
 		return fmt.Errorf("receive blob %s: %w: the bytes have digest %s", d, ErrCorrupt, got)
 	}
-	return put(ctx, c, d, data)
+	return WriteBytes(ctx, c, d, data)
 }
 
 // PutBytes computes the digest of data and puts it into c.
 func PutBytes(ctx context.Context, c Creator, fn digest.Function, data []byte) (digest.Digest, error) {
 	d := digest.Of(fn, data)
-	return d, put(ctx, c, d, data)
+	return d, WriteBytes(ctx, c, d, data)
 }
 
 // PutMessage marshals m deterministically and puts it into c.
@@ -102,10 +102,12 @@ func PutMessage(ctx context.Context, c Creator, fn digest.Function, m proto.Mess
 	if err != nil {
 		return digest.Digest{}, err
 	}
-	return d, put(ctx, c, d, data)
+	return d, WriteBytes(ctx, c, d, data)
 }
 
-func put(ctx context.Context, c Creator, d digest.Digest, data []byte) error {
+// WriteBytes puts data, the bytes of d, into c. It does not verify them: its
+// callers have made the digest of them, or ReceiveBytes is for them.
+func WriteBytes(ctx context.Context, c Creator, d digest.Digest, data []byte) error {
 	if done, err := writeWhole(ctx, c, d, data); done {
 		return err
 	}

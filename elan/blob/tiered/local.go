@@ -135,14 +135,16 @@ func (l local) pass(ctx context.Context, d digest.Digest) error {
 			return err //nolint:wrapcheck // the store's own
 		}
 	}
-	r, err := l.t.Store.Open(ctx, d, 0)
-	if err != nil {
-		return err //nolint:wrapcheck // the store's own
+	err := blob.Repeat(ctx, l.s.authority, func(ctx context.Context) error {
+		r, err := l.t.Store.Open(ctx, d, 0)
+		if err != nil {
+			return err //nolint:wrapcheck // the store's own
+		}
+		defer r.Close() //nolint:errcheck // opened for reading
+		return blob.Receive(ctx, l.s.authority, d, r)
+	})
+	if err == nil {
+		l.s.touches.told(d)
 	}
-	defer r.Close() //nolint:errcheck // opened for reading
-	if err := blob.Receive(ctx, l.s.authority, d, r); err != nil {
-		return err //nolint:wrapcheck // it says what was received
-	}
-	l.s.touches.told(d)
-	return nil
+	return err //nolint:wrapcheck // it says what was received
 }

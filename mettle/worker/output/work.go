@@ -202,23 +202,7 @@ func (w *work) put(ctx context.Context, d digest.Digest, data []byte) error {
 		w.upload(d, upload{data: data})
 		return nil
 	}
-	return create(ctx, w.c.o.Store, d, data)
-}
-
-// create is blob.PutBytes where the digest is known.
-func create(ctx context.Context, c blob.Creator, d digest.Digest, data []byte) error {
-	out, err := c.Create(ctx, d)
-	if err != nil {
-		return fmt.Errorf("create blob %s: %w", d, err)
-	}
-	defer out.Close() //nolint:errcheck // after Commit there is nothing to lose, before it nothing to keep
-	if _, err := out.Write(data); err != nil {
-		return fmt.Errorf("write blob %s: %w", d, err)
-	}
-	if err := out.Commit(); err != nil {
-		return fmt.Errorf("commit blob %s: %w", d, err)
-	}
-	return nil
+	return blob.WriteBytes(ctx, w.c.o.Store, d, data)
 }
 
 // flush uploads what the store lacks.
@@ -244,14 +228,16 @@ func (w *work) flush(ctx context.Context) error {
 
 func (w *work) send(ctx context.Context, d digest.Digest, u upload) error {
 	if u.data != nil {
-		return create(ctx, w.c.o.Store, d, u.data)
+		return blob.WriteBytes(ctx, w.c.o.Store, d, u.data)
 	}
-	f, err := w.reopen(u)
-	if err != nil {
-		return fmt.Errorf("open an output again: %w", err)
-	}
-	defer f.Close() //nolint:errcheck // opened for reading
-	return blob.Receive(ctx, w.c.o.Store, d, f)
+	return blob.Repeat(ctx, w.c.o.Store, func(ctx context.Context) error {
+		f, err := w.reopen(u)
+		if err != nil {
+			return fmt.Errorf("open an output again: %w", err)
+		}
+		defer f.Close() //nolint:errcheck // opened for reading
+		return blob.Receive(ctx, w.c.o.Store, d, f)
+	})
 }
 
 func (w *work) reopen(u upload) (*os.File, error) {
