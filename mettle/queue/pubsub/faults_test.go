@@ -111,6 +111,7 @@ func TestQueue_faults(t *testing.T) {
 			}
 			s.SetFault(pubsubtest.Chaos{
 				Seed: seed, Unavailable: 0.06, LoseAnswers: 0.03, Twice: 0.03, Delay: 0.03, MaxDelay: 50 * time.Millisecond,
+				DropAcks: 0.02, Duplicate: 0.02,
 			}.Faults())
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()

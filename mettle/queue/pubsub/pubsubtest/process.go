@@ -34,6 +34,10 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 	flags.DurationVar(&c.BurstEvery, "burst_every", 0, "how often all calls are refused for a while")
 	flags.DurationVar(&c.Burst, "burst", 0, "for how long")
 	flags.DurationVar(&c.CutEvery, "cut_every", 0, "how often all streams are cut")
+	var l Lacks
+	flags.BoolVar(&l.Filters, "lack_filters", false, "let subscriptions have all messages of their topics")
+	flags.BoolVar(&l.DeadLetters, "lack_dead_letters", false, "do not count deliveries")
+	flags.BoolVar(&l.Updates, "lack_updates", false, "refuse to change subscriptions")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
@@ -44,6 +48,7 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	s.Lack(l)
 	if _, err := fmt.Fprintln(out, listening+s.Addr); err != nil {
 		return errors.Join(err, s.Close())
 	}
