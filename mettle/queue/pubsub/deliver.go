@@ -2,7 +2,6 @@ package pubsub
 
 import (
 	"context"
-	"strconv"
 	"time"
 
 	pb "cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
@@ -24,7 +23,8 @@ func (q *Queue) deliver(s *source, m *pb.ReceivedMessage) {
 		return
 	}
 	q.mu.Lock()
-	l.attempt = q.count(l, m.GetDeliveryAttempt())
+	l.count = q.count(l, m.GetDeliveryAttempt())
+	l.attempt = l.base + l.past.delivered + l.count
 	verdict := q.judge(l)
 	if verdict == fit {
 		q.supersede(l)
@@ -35,12 +35,14 @@ func (q *Queue) deliver(s *source, m *pb.ReceivedMessage) {
 	switch verdict {
 	case needless:
 		q.dropMessage(l)
+	case unwelcome:
+		q.start(func(ctx context.Context) { q.putBack(ctx, l) })
 	case worn:
 		q.metrics.usedUp.Inc()
 		q.log.Warn("the attempts of a job are used up", "operation", l.job.GetOperation(), "attempts", q.opts.MaxAttempts)
 		q.start(func(ctx context.Context) {
-			// If it fails, the message comes again.
-			if err := q.endUsedUp(ctx, l.job, l.base, ""); err != nil {
+			// If it fails, the message comes again. This delivery is no attempt.
+			if err := q.endUsedUp(ctx, l.job, usedUpAt{attempt: l.attempt - 1, failures: l.past.failures}); err != nil {
 				q.log.Warn("could not end a job", "operation", l.job.GetOperation(), "error", err)
 				return
 			}
@@ -51,7 +53,7 @@ func (q *Queue) deliver(s *source, m *pb.ReceivedMessage) {
 			q.metrics.redelivered.Inc()
 			q.log.Info("a job is delivered again", "operation", l.job.GetOperation(), "attempt", l.attempt)
 			q.start(func(ctx context.Context) {
-				if err := q.sendRequeued(ctx, l.job, l.attempt-1, ""); err != nil {
+				if err := q.sendRequeued(ctx, l.job, l.attempt-1, "", nil); err != nil {
 					q.log.Debug("could not report that a job was requeued", "operation", l.job.GetOperation(), "error", err)
 				}
 			})
@@ -62,24 +64,26 @@ func (q *Queue) deliver(s *source, m *pb.ReceivedMessage) {
 // newLease reads a message. With an error the lease is only good to be dropped.
 func (q *Queue) newLease(subscription string, m *pb.ReceivedMessage) (*lease, error) {
 	msg := m.GetMessage()
+	attributes := msg.GetAttributes()
 	l := &lease{
 		q: q, subscription: subscription, message: msg.GetMessageId(), ackID: m.GetAckId(),
-		publication: msg.GetAttributes()[attrPublication], published: msg.GetPublishTime().AsTime(),
-		job: &queuepb.Job{}, cancelled: make(chan struct{}),
+		pool: attributes[attrPool], band: attributes[attrBand],
+		publication: attributes[attrPublication], published: publishedAt(msg),
+		job: &queuepb.Job{}, cancelled: make(chan struct{}), uncounted: m.GetDeliveryAttempt() == 0,
 		// The broker's clock has started already, at most some round trips ago.
 		until: time.Now().Add(q.opts.LeaseTime - q.opts.LeaseTime/10),
 	}
-	if base := msg.GetAttributes()[attrBase]; base != "" {
-		n, err := strconv.ParseUint(base, 10, 31)
-		if err != nil {
-			return l, err
-		}
-		l.base = uint32(n)
+	var err error
+	if l.base, err = parseCount(attributes[attrBase]); err != nil {
+		return l, err
+	}
+	if l.past, err = parseHistory(attributes); err != nil {
+		return l, err
 	}
 	return l, proto.Unmarshal(msg.GetData(), l.job)
 }
 
-// count is the number of a delivery: the broker's where it counts, and in any
+// count is the number of a delivery of a message: the broker's where it counts, and in any
 // case more than that of the one before in this process. The mutex is held.
 func (q *Queue) count(l *lease, byBroker int32) uint32 {
 	here, _ := q.delivered.get(l.message)
@@ -88,17 +92,18 @@ func (q *Queue) count(l *lease, byBroker int32) uint32 {
 	}
 	n := max(here+1, uint32(max(byBroker, 0))) //nolint:gosec // not negative
 	q.delivered.put(l.message, n)
-	return l.base + n
+	return n
 }
 
 // What becomes of a message.
 type verdict int
 
 const (
-	fit      verdict = iota // it is leased
-	needless                // it is acknowledged and forgotten
-	worn                    // its attempts are used up
-	twice                   // the same delivery is here already
+	fit       verdict = iota // it is leased
+	needless                 // it is acknowledged and forgotten
+	worn                     // its attempts are used up
+	twice                    // the same delivery is here already
+	unwelcome                // it is put back: this process could not run it
 )
 
 // judge decides. The mutex is held.
@@ -112,8 +117,11 @@ func (q *Queue) judge(l *lease) verdict {
 	if w, _ := q.withdrawn.get(l.job.GetOperation()); w.covers(l.publication, l.published) {
 		return needless
 	}
-	if int64(l.attempt)-int64(l.base) > int64(q.opts.MaxAttempts) {
+	switch {
+	case l.used() > q.opts.MaxAttempts:
 		return worn
+	case l.past.avoid == q.id:
+		return unwelcome
 	}
 	return fit
 }

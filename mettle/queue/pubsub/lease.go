@@ -19,11 +19,15 @@ type lease struct {
 	subscription string
 	message      string // its id
 	ackID        string
+	pool, band   string // attributes
 	publication  string
 	published    time.Time
 	job          *queuepb.Job
-	attempt      uint32 // counted from base
+	attempt      uint32 // base + past.delivered + count
 	base         uint32
+	past         history
+	count        uint32 // deliveries of this message, with this one
+	uncounted    bool   // the broker does not count them
 	cancelled    chan struct{}
 
 	// The rest is guarded by Queue.mu.
@@ -32,6 +36,8 @@ type lease struct {
 	gone   bool      // cancelled is closed
 	worker string    // who has it, as far as its updates have told
 }
+
+var _ queue.Lease = (*lease)(nil)
 
 // Job implements queue.Lease.
 func (l *lease) Job() *queuepb.Job { return l.job }
@@ -57,9 +63,6 @@ func (l *lease) valid() bool {
 	now := time.Now()
 	return !l.over && now.Before(l.until) && now.Round(0).Before(l.until.Round(0))
 }
-
-// last reports whether no attempt is left after this one.
-func (l *lease) last() bool { return int64(l.attempt)-int64(l.base) >= int64(l.q.opts.MaxAttempts) }
 
 // Extend implements queue.Lease.
 func (l *lease) Extend(ctx context.Context) error {
@@ -96,40 +99,6 @@ func (l *lease) Ack(ctx context.Context) error {
 	l.q.mu.Unlock()
 	return nil
 }
-
-// Release implements queue.Lease. What was withdrawn meanwhile is dropped, and
-// what has no attempts left is ended.
-func (l *lease) Release(ctx context.Context) error {
-	if err := l.check(ctx); err != nil {
-		return l.explain("release", err)
-	}
-	l.q.mu.Lock()
-	gone, worker := l.gone, l.worker
-	l.q.mu.Unlock()
-	switch {
-	case gone:
-		return l.Ack(ctx)
-	case l.last():
-		if err := l.q.endUsedUp(ctx, l.job, l.base, worker); err != nil {
-			return l.explain("release", err)
-		}
-		return l.Ack(ctx)
-	}
-	// Before it can be delivered again. If it does not arrive, the next
-	// delivery says it once more.
-	told := l.q.sendRequeued(ctx, l.job, l.attempt, worker)
-	if err := l.q.modify(ctx, l.subscription, []string{l.ackID}, 0); err != nil {
-		return l.explain("release", err)
-	}
-	l.end()
-	if told != nil {
-		l.q.log.Debug("could not report that a job was handed back", "operation", l.job.GetOperation(), "error", told)
-	}
-	return nil
-}
-
-// Reject implements queue.Lease.
-func (l *lease) Reject(ctx context.Context, _ string) error { return l.Release(ctx) }
 
 // check fails if the lease is gone.
 func (l *lease) check(ctx context.Context) error {

@@ -18,7 +18,15 @@ const (
 	attrSeq         = "seq"          // of an update or a notice, rising
 	attrProcess     = "process"      // of a notice: who sent it
 	attrReason      = "reason"       // of a final update by the broker
-	attrWithdrawn   = "withdrawn"    // of a cancellation: publications
+	attrDelivered   = "delivered"    // history: see there
+	attrFailed      = "failed"
+	attrFailure     = "failure_" // and the number of the attempt, from the base
+	attrAvoid       = "avoid"
+	attrPublished   = "published" // when the job was published first, in nanoseconds since 1970
+	attrRun         = "run"       // of an update: names one delivery
+	attrUncounted   = "uncounted" // of an update: the broker does not count deliveries
+	attrReleased    = "released"  // of an update: the attempt was no failure
+	attrWithdrawn   = "withdrawn" // of a cancellation: publications
 )
 
 // The bands of priorities, the most urgent first.

@@ -62,7 +62,7 @@ func TestQueue_fresh(t *testing.T) {
 				if _, err := fmt.Sscan(line, &attempt, &stage, &seq); err != nil {
 					t.Fatal(err)
 				}
-				u := q.fresh(message(t, &queuepb.Update{Operation: "a", Attempt: attempt, Stage: stages[stage]}, seq, ""))
+				u, _ := q.fresh(message(t, &queuepb.Update{Operation: "a", Attempt: attempt, Stage: stages[stage]}, seq, ""))
 				if u == nil {
 					continue
 				}
@@ -84,12 +84,12 @@ func TestQueue_fresh_namesWorkers(t *testing.T) {
 	q := idle(t)
 	q.fresh(message(t, &queuepb.Update{Operation: "a", Attempt: 1, Worker: "one", Stage: queuepb.Update_EXECUTING}, 1, ""))
 	q.fresh(message(t, &queuepb.Update{Operation: "a", Attempt: 3, Worker: "three", Stage: queuepb.Update_EXECUTING}, 2, ""))
-	u := q.fresh(message(t, &queuepb.Update{Operation: "a", Attempt: 3, Stage: queuepb.Update_COMPLETED}, 3, reasonAttempts))
+	u, _ := q.fresh(message(t, &queuepb.Update{Operation: "a", Attempt: 3, Stage: queuepb.Update_COMPLETED}, 3, reasonAttempts))
 	var res repb.ExecuteResponse
 	if err := proto.Unmarshal(u.GetExecuteResponse(), &res); err != nil {
 		t.Fatal(err)
 	}
-	want := "attempts used up: attempt 1: one did not end it; attempt 2: a worker that had not reported did not end it; attempt 3: three did not end it"
+	want := "attempts used up: attempt 1: one fell silent; attempt 2: a worker that had not reported fell silent; attempt 3: three fell silent"
 	if got := res.GetStatus().GetMessage(); got != want {
 		t.Errorf("message is %q, want %q", got, want)
 	}

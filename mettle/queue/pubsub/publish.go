@@ -24,7 +24,8 @@ type operation struct {
 	// publications are the ids of those since the operation ended last that
 	// were not withdrawn.
 	publications []string
-	withdrawn    bool // since the last Publish
+	revoked      []string // those that were withdrawn, the newest of them
+	withdrawn    bool     // since the last Publish
 	news         news
 }
 
@@ -112,24 +113,37 @@ func (q *Queue) operation(name string) *operation {
 
 // Cancel implements queue.Publisher. The workers that are up are told, within
 // milliseconds and not before Cancel returns; each drops a job that comes to it
-// later. A worker that begins later knows nothing of it, and runs a job that
-// still waits then for nothing.
+// later. A worker that begins later knows nothing of it: it is told when it says
+// that it runs the job, by the server that has published and withdrawn it.
 func (q *Queue) Cancel(ctx context.Context, name string) error {
 	q.mu.Lock()
 	op := q.operation(name)
 	withdrawn := op.publications
 	op.publications, op.withdrawn = nil, true
 	q.mu.Unlock()
-	err := q.cancels.publish(ctx, &pb.PubsubMessage{Attributes: map[string]string{
-		attrOperation: name, attrWithdrawn: strings.Join(withdrawn, ","),
-	}})
+	err := q.cancels.publish(ctx, cancellation(name, withdrawn...))
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if err != nil {
-		q.mu.Lock()
 		op.publications = append(withdrawn, op.publications...) // for the next Cancel
-		q.mu.Unlock()
 		return fmt.Errorf("cancel job %s: %w", name, err)
 	}
+	op.revoke(withdrawn)
 	return nil
+}
+
+// revoke notes what was withdrawn. The mutex is held.
+func (op *operation) revoke(publications []string) {
+	op.revoked = append(op.revoked, publications...)
+	op.revoked = op.revoked[max(len(op.revoked)-maxPublications, 0):]
+}
+
+// cancellation is the message that withdraws publications of an operation, or
+// all that were published before where it names none.
+func cancellation(operation string, publications ...string) *pb.PubsubMessage {
+	return &pb.PubsubMessage{Attributes: map[string]string{
+		attrOperation: operation, attrWithdrawn: strings.Join(publications, ","),
+	}}
 }
 
 // seePool looks whether a subscription of jobs is there, unless it was a short

@@ -271,7 +271,7 @@ func (q *Queue) Close() error {
 	// New's context may be long gone: this is the last, and bounded by itself.
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	q.handBack(ctx)
+	q.putAllBack(ctx)
 	if q.hears() {
 		q.dropSubscription(ctx, q.cancelSubscription())
 	}

@@ -116,7 +116,7 @@ func TestSuite(t *testing.T) {
 			f(t)
 		},
 		Features: queuetest.Features{
-			LeaseTime: lease, MaxAttempts: 3, ReleaseCounts: true, Patience: patience,
+			LeaseTime: lease, MaxAttempts: 3, Patience: patience,
 			// Pub/Sub keeps no order, and the bands are three.
 			Order: false,
 			// It does not know equal jobs: each is delivered and reports to its own

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	pb "cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
@@ -170,11 +171,7 @@ func (q *Queue) hold(s *source, l *lease) {
 	if i < 0 {
 		return
 	}
-	q.start(func(ctx context.Context) {
-		if err := q.modify(ctx, s.subscription, []string{l.ackID}, 0); err != nil {
-			q.log.Warn("a job that nobody waited for could not be handed back, its lease has to lapse", "operation", l.job.GetOperation(), "error", err)
-		}
-	})
+	q.start(func(ctx context.Context) { q.putBack(ctx, l) })
 }
 
 // forget makes w wait no more. The mutex is held.
@@ -319,20 +316,26 @@ func (q *Queue) pull(ctx context.Context, name string, n int, wait time.Duration
 	return res.GetReceivedMessages(), err
 }
 
-// handBack returns what is held to the broker.
-func (q *Queue) handBack(ctx context.Context) {
-	held := make(map[string][]string)
+// putAllBack returns what is held to the broker.
+func (q *Queue) putAllBack(ctx context.Context) {
+	var held []*lease
 	q.mu.Lock()
 	for _, s := range q.sources {
-		for _, l := range s.held {
-			held[s.subscription] = append(held[s.subscription], l.ackID)
-		}
+		held = append(held, s.held...)
 		s.held = nil
 	}
 	q.mu.Unlock()
-	for subscription, ids := range held {
-		if err := q.modify(ctx, subscription, ids, 0); err != nil {
-			q.log.Warn("jobs could not be handed back, their leases have to lapse", "jobs", len(ids), "error", err)
-		}
+	var g sync.WaitGroup
+	limit := make(chan struct{}, maxPutting)
+	for _, l := range held {
+		limit <- struct{}{}
+		g.Go(func() {
+			defer func() { <-limit }()
+			q.putBack(ctx, l)
+		})
 	}
+	g.Wait()
 }
+
+// maxPutting bounds the jobs that are put back at a time.
+const maxPutting = 16

@@ -23,14 +23,19 @@ import (
 // messages goes without its inlined output, which is in the CAS, or else as an
 // error that says so.
 func (q *Queue) SendUpdate(ctx context.Context, replyTo string, u *queuepb.Update) error {
+	var more map[string]string
 	q.mu.Lock()
 	for _, l := range q.leases {
 		if l.job.GetOperation() == u.GetOperation() && l.attempt == u.GetAttempt() {
 			l.worker = u.GetWorker()
+			more = map[string]string{attrRun: l.token(), attrPublication: l.publication}
+			if l.uncounted {
+				more[attrUncounted] = "true"
+			}
 		}
 	}
 	q.mu.Unlock()
-	return q.send(ctx, replyTo, u, nil)
+	return q.send(ctx, replyTo, u, more)
 }
 
 // send publishes an update with some more attributes.
@@ -91,28 +96,38 @@ func marshalUpdate(u *queuepb.Update) ([]byte, error) {
 	return proto.Marshal(small)
 }
 
-// sendRequeued tells that an attempt has ended without a result.
-func (q *Queue) sendRequeued(ctx context.Context, job *queuepb.Job, attempt uint32, worker string) error {
+// sendRequeued tells that an attempt has ended without a result, with some more
+// attributes.
+func (q *Queue) sendRequeued(ctx context.Context, job *queuepb.Job, attempt uint32, worker string, more map[string]string) error {
 	return q.send(ctx, job.GetReplyTo(), &queuepb.Update{
 		Operation: job.GetOperation(), Attempt: attempt, Worker: worker, Stage: queuepb.Update_REQUEUED, Sent: timestamppb.Now(),
-	}, nil)
+	}, more)
+}
+
+// usedUpAt is what is known of a job where its attempts are used up.
+type usedUpAt struct {
+	attempt  uint32            // the last one
+	worker   string            // who had it
+	failures map[string]string // attributes of the job
 }
 
 // endUsedUp tells that a job will not be delivered any more. The API server adds
 // the workers that it has heard of.
-func (q *Queue) endUsedUp(ctx context.Context, job *queuepb.Job, base uint32, worker string) error {
+func (q *Queue) endUsedUp(ctx context.Context, job *queuepb.Job, at usedUpAt) error {
 	message := fmt.Sprintf("%s: it was delivered %d times, and no worker has ended it", queue.ReasonAttempts, q.opts.MaxAttempts)
-	if worker != "" {
-		message += "; the last one was " + worker
+	if at.worker != "" {
+		message += "; the last one was " + at.worker
 	}
 	response, err := usedUp(message)
 	if err != nil {
 		return err
 	}
+	more := map[string]string{attrReason: reasonAttempts}
+	maps.Copy(more, at.failures)
 	return q.send(ctx, job.GetReplyTo(), &queuepb.Update{
-		Operation: job.GetOperation(), Attempt: base + uint32(q.opts.MaxAttempts), Worker: worker, //nolint:gosec // small
+		Operation: job.GetOperation(), Attempt: at.attempt, Worker: at.worker,
 		Stage: queuepb.Update_COMPLETED, ExecuteResponse: response, Sent: timestamppb.Now(),
-	}, map[string]string{attrReason: reasonAttempts})
+	}, more)
 }
 
 // reasonAttempts is the value of attrReason of what endUsedUp sends.
@@ -200,7 +215,7 @@ func (q *Queue) receiveUpdates(ctx context.Context, id string, handle func(*queu
 		subscription: q.replySubscription(id),
 		remake:       func(ctx context.Context) error { return q.makeReply(ctx, id) },
 		handle: func(_ context.Context, m *pb.PubsubMessage) bool {
-			if u := q.fresh(m); u != nil {
+			if u := q.takeIn(m); u != nil {
 				handle(u)
 			}
 			return true
@@ -246,9 +261,18 @@ func (q *Queue) bury(ctx context.Context, m *pb.PubsubMessage) bool {
 	}
 	q.metrics.dead.Inc()
 	q.log.Warn("a job came by the dead-letter topic", "operation", l.job.GetOperation())
-	if err := q.endUsedUp(ctx, l.job, l.base, ""); err != nil {
+	at := usedUpAt{attempt: l.base + l.past.delivered + deliveriesOf(m, uint32(q.opts.MaxAttempts)), failures: l.past.failures} //nolint:gosec // small
+	if err := q.endUsedUp(ctx, l.job, at); err != nil {
 		q.log.Warn("could not end a job", "operation", l.job.GetOperation(), "error", err)
 		return false
 	}
 	return true
+}
+
+// deliveriesOf is how often a dead letter was delivered: the service says so.
+func deliveriesOf(m *pb.PubsubMessage, otherwise uint32) uint32 {
+	if n, err := parseCount(m.GetAttributes()["CloudPubSubDeadLetterSourceDeliveryCount"]); err == nil && n > 0 {
+		return n
+	}
+	return otherwise
 }
