@@ -69,6 +69,8 @@ type fleet struct {
 	queue.Receiver
 	queue.Consumer
 	queue.Sender
+	queue.Notifier
+	queue.Listener
 	api, worker *pubsub.Queue
 }
 
@@ -81,7 +83,7 @@ func newFleet(tb testing.TB, s *pubsubtest.Server, o pubsub.Options) *fleet {
 	if err := worker.Listen(tb.Context()); err != nil {
 		tb.Fatal(err)
 	}
-	return &fleet{Publisher: api, Receiver: api, Consumer: worker, Sender: worker, api: api, worker: worker}
+	return &fleet{Publisher: api, Receiver: api, Consumer: worker, Sender: worker, Notifier: worker, Listener: api, api: api, worker: worker}
 }
 
 // Cancel waits until the worker has heard of it, as the suite does not.

@@ -5,32 +5,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mettle-build/mettle/mettle/queue"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
-// notices is the part of a broker that the cases of notices need.
-type notices interface {
-	queue.Notifier
-	queue.Listener
-}
-
-func (s *suite) notices() notices {
-	s.t.Helper()
-	n, ok := s.q.(notices)
-	if !ok {
-		s.t.Skip("this broker has no notices")
-	}
-	return n
-}
-
 // listen listens to notices until the case ends.
 func (s *suite) listen(id string) <-chan *queuepb.Notice {
-	q := s.notices()
 	ch := make(chan *queuepb.Notice, 4096) // more than any case sends
 	ctx, cancel := context.WithCancel(s.t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- q.ListenNotices(ctx, id, func(n *queuepb.Notice) { ch <- n }) }()
+	go func() { ended <- s.q.ListenNotices(ctx, id, func(n *queuepb.Notice) { ch <- n }) }()
 	s.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -55,7 +38,7 @@ func (s *suite) hear(n *queuepb.Notice, ears ...<-chan *queuepb.Notice) {
 					equal(s.t, "notice", got, n)
 				}
 			case <-again.C:
-				if err := s.notices().Notify(s.t.Context(), n); err != nil {
+				if err := s.q.Notify(s.t.Context(), n); err != nil {
 					s.t.Fatalf("notify: %v", err)
 				}
 			case <-patience:
@@ -70,14 +53,13 @@ func cancellation(operation string) *queuepb.Notice {
 }
 
 func testNotices(t *testing.T, s *suite) {
-	s.notices()
 	one, two := s.listen("api-1"), s.listen("api-2")
 	s.hear(cancellation("a"), one, two)
 	worker := &queuepb.Notice{About: &queuepb.Notice_Worker{Worker: &queuepb.WorkerState{
 		Worker: "w", Pool: "p", Slots: 4, State: queuepb.WorkerState_TAKING,
 		Properties: []*queuepb.Property{{Name: "OSFamily", Value: "linux"}},
 	}}}
-	if err := s.notices().Notify(t.Context(), worker); err != nil {
+	if err := s.q.Notify(t.Context(), worker); err != nil {
 		t.Fatalf("notify: %v", err)
 	}
 	for _, ear := range []<-chan *queuepb.Notice{one, two} {
@@ -97,7 +79,7 @@ func testNotices(t *testing.T, s *suite) {
 }
 
 func testNoListener(t *testing.T, s *suite) {
-	if err := s.notices().Notify(t.Context(), cancellation("a")); err != nil {
+	if err := s.q.Notify(t.Context(), cancellation("a")); err != nil {
 		t.Errorf("a notice that nobody hears: %v", err)
 	}
 }

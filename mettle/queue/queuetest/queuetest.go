@@ -17,12 +17,14 @@ import (
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
-// Queue is both sides of a broker.
+// Queue is all sides of a broker, as far as the suite asks for them.
 type Queue interface {
 	queue.Publisher
 	queue.Consumer
 	queue.Sender
 	queue.Receiver
+	queue.Notifier
+	queue.Listener
 }
 
 // Features describes a broker to the suite.
@@ -44,8 +46,6 @@ type Features struct {
 	// published twice is delivered twice. What is left to promise is that an API
 	// server hears of one end, which is the Receiver's to see to.
 	DuplicatesApart bool
-	// ReleaseCounts says that a job that is released comes nearer to its end.
-	ReleaseCounts bool
 	// MaxJobs is the number of jobs past which Publish fails with
 	// queue.ErrFull; 0 where it is too large to test.
 	MaxJobs int

@@ -41,12 +41,13 @@ type topic struct {
 }
 
 type subscription struct {
-	proto   *pb.Subscription
-	filter  map[string]string
-	ready   []*message          // to be delivered, the first is next
-	out     map[string]*message // being delivered, by id
-	waiting []chan struct{}     // of capacity 1: who is told of the next that is ready
-	deleted bool
+	proto    *pb.Subscription
+	filter   map[string]string
+	ready    []*message          // to be delivered, the first is next
+	out      map[string]*message // being delivered, by id
+	waiting  []chan struct{}     // of capacity 1: who is told of the next that is ready
+	promised int                 // how many were told and have not come yet: nobody overtakes them
+	deleted  bool
 }
 
 // A message is one as a subscription has it.
@@ -101,9 +102,10 @@ func (s *subscription) add(m *message) {
 
 // wake tells the next who waits. The mutex is held.
 func (s *subscription) wake() {
-	if len(s.waiting) > 0 && (len(s.ready) > 0 || s.deleted) {
+	for len(s.waiting) > 0 && (len(s.ready) > s.promised || s.deleted) {
 		s.waiting[0] <- struct{}{} // never blocks: it was not told yet
 		s.waiting = s.waiting[1:]
+		s.promised++
 	}
 }
 
@@ -125,6 +127,7 @@ func (b *broker) leave(s *subscription, ch chan struct{}) {
 		s.waiting = slices.Delete(s.waiting, i, i+1)
 		return
 	}
+	s.promised--
 	s.wake()
 }
 
@@ -143,19 +146,21 @@ func (b *broker) sub(name string) (*subscription, error) {
 }
 
 // take delivers up to most messages that are ready, for the given time, or that
-// of the subscription where it is 0.
-func (b *broker) take(s *subscription, most int, deadline time.Duration) ([]*pb.ReceivedMessage, error) {
+// of the subscription where it is 0. Told is set by one who has waited.
+func (b *broker) take(s *subscription, most int, deadline time.Duration, told bool) ([]*pb.ReceivedMessage, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if told {
+		s.promised--
+	}
 	if s.deleted {
-		s.wake()
 		return nil, status.Errorf(codes.NotFound, "subscription %s", s.proto.GetName())
 	}
 	if deadline == 0 {
 		deadline = time.Duration(s.proto.GetAckDeadlineSeconds()) * time.Second
 	}
 	var got []*pb.ReceivedMessage
-	for len(got) < most && len(s.ready) > 0 {
+	for len(got) < most && len(s.ready) > s.promised {
 		m := s.ready[0]
 		s.ready = s.ready[1:]
 		if b.bury(s, m) {

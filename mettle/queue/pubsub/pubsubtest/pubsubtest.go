@@ -139,6 +139,26 @@ func (s *Server) Calls() map[string]int {
 	return maps.Clone(s.calls)
 }
 
+// Waiting counts the pulls and streams that wait for a message of a subscription.
+func (s *Server) Waiting(subscription string) int {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if sub := s.b.subs[subscription]; sub != nil {
+		return len(sub.waiting)
+	}
+	return 0
+}
+
+// Undelivered counts the messages of a subscription that wait to be pulled.
+func (s *Server) Undelivered(subscription string) int {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if sub := s.b.subs[subscription]; sub != nil {
+		return len(sub.ready)
+	}
+	return 0
+}
+
 func (s *Server) count(method string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -44,8 +44,8 @@ func (v *subscriber) Pull(ctx context.Context, req *pb.PullRequest) (*pb.PullRes
 	}
 	end := time.NewTimer(pullTime)
 	defer end.Stop()
-	for {
-		got, err := v.b.take(s, int(req.GetMaxMessages()), 0)
+	for told := false; ; told = true {
+		got, err := v.b.take(s, int(req.GetMaxMessages()), 0, told)
 		if err != nil || len(got) > 0 || req.GetReturnImmediately() { //nolint:staticcheck // deprecated, and in use
 			return &pb.PullResponse{ReceivedMessages: got}, err
 		}
@@ -97,10 +97,11 @@ func (v *subscriber) StreamingPull(stream pb.Subscriber_StreamingPullServer) err
 	if room <= 0 {
 		room = 1000
 	}
-	for {
+	for told := false; ; {
 		var ready chan struct{} // nil while there is no room
 		if room > 0 {
-			got, err := v.b.take(s, min(room, batch), deadline(first.GetStreamAckDeadlineSeconds()))
+			got, err := v.b.take(s, min(room, batch), deadline(first.GetStreamAckDeadlineSeconds()), told)
+			told = false
 			if err != nil {
 				return err
 			}
@@ -116,6 +117,7 @@ func (v *subscriber) StreamingPull(stream pb.Subscriber_StreamingPullServer) err
 		}
 		select {
 		case <-ready:
+			told = true
 			continue
 		case req := <-answers:
 			v.s.count("StreamingPull.receive")
