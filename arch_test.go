@@ -70,6 +70,7 @@ var arrows = map[string][]string{
 	"mettle/queue/pubsub/pubsubtest/...": {
 		"mettle/queue/pubsub/pubsubtest",
 	},
+	"mettle/worker/presence": {"mettle/queue", "mettle/platform", "proto/..."},
 	"mettle/worker/inputroot": {
 		"elan/digest", "elan/blob", "elan/tree", "mettle/command",
 	},
@@ -80,7 +81,7 @@ var arrows = map[string][]string{
 	// chooses the runner that this machine allows.
 	"mettle/worker": {
 		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status", "mettle/command", "mettle/queue", "mettle/platform",
-		"mettle/worker/inputroot", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
+		"mettle/worker/inputroot", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
 	},
 	"mettle/api": {
 		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",

@@ -47,6 +47,14 @@ func (s *slot) release(ctx context.Context, lease queue.Lease) {
 	}
 }
 
+func (s *slot) reject(ctx context.Context, lease queue.Lease, reason string) {
+	ctx, stop := context.WithTimeout(ctx, reportTimeout)
+	defer stop()
+	if err := lease.Reject(ctx, reason); err != nil && !errors.Is(err, queue.ErrLeaseLost) {
+		s.jobLog(lease).Warn("could not hand a job back", "error", err)
+	}
+}
+
 // clean makes the slot ready for the next job. Until that succeeds, there is no
 // next job.
 func (s *slot) clean(ctx context.Context) {
@@ -81,31 +89,16 @@ func (s *slot) sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// diskPoll is how often a full disk is looked at again.
-const diskPoll = time.Second
-
-// waitForDisk waits until there is room for an action, and reports whether there
-// is: not when ctx is done before.
-func (s *slot) waitForDisk(ctx context.Context) bool {
-	for waiting := false; ctx.Err() == nil; waiting = true {
-		free, limit, err := s.w.o.freeDisk()
-		if err == nil && free >= limit {
-			if waiting {
-				s.log.Info("there is room on the disk again, taking jobs", "free_bytes", free)
-				s.w.setState(nil)
-			}
-			return true
-		}
-		if !waiting {
-			if err == nil {
-				err = fmt.Errorf("%d bytes are free at %s, less than the limit of %d", free, s.w.o.Dir, limit)
-			}
-			s.log.Error("no job is taken, the disk is full", "error", err)
-			s.w.setState(err)
-		}
-		s.sleep(ctx, diskPoll)
+// checkDisk returns an error that says so where there is no room for an action.
+func (o *Options) checkDisk() error {
+	if o.MinFreeDiskBytes < 0 {
+		return nil
 	}
-	return false
+	free, limit, err := o.freeDisk()
+	if err == nil && free < limit {
+		err = fmt.Errorf("the disk is full: %d bytes are free at %s, less than the limit of %d", free, o.Dir, limit)
+	}
+	return err
 }
 
 // maxDefaultFree is the most that must be free where Options do not say: room

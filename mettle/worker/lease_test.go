@@ -4,7 +4,6 @@ package worker_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -39,7 +38,7 @@ type broker struct {
 	once   sync.Once
 	mu     sync.Mutex // guards events
 	events []string
-	ended  chan struct{} // closed by Ack and Release
+	ended  chan struct{} // closed by Ack, Release and Reject
 }
 
 func newBroker() *broker {
@@ -84,7 +83,11 @@ func (b *broker) Ack(context.Context) error {
 	return nil
 }
 
-func (b *broker) Reject(ctx context.Context, _ string) error { return b.Release(ctx) }
+func (b *broker) Reject(_ context.Context, reason string) error {
+	b.note("reject(" + reason + ")")
+	close(b.ended)
+	return nil
+}
 
 func (b *broker) Release(context.Context) error {
 	b.note("release")
@@ -218,41 +221,27 @@ func TestWorker_redelivered(t *testing.T) {
 	}
 }
 
-// panicking is a store with a bug.
-type panicking struct{ blob.Store }
+// panicking is a store with a bug that shows once.
+type panicking struct {
+	blob.Store
+	once *sync.Once
+}
 
-func (panicking) FindMissing(context.Context, []digest.Digest) ([]digest.Digest, error) { panic("bug") }
+func (p panicking) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
+	p.once.Do(func() { panic("bug") })
+	return p.Store.FindMissing(ctx, ds)
+}
 
 func TestWorker_panicIsOneActionsEnd(t *testing.T) {
 	b := newBroker()
 	f := withBroker(t, b, request{script: "echo something to store"})
-	f.opts.Store = panicking{f.opts.Store}
+	f.opts.Store = panicking{f.opts.Store, &sync.Once{}}
 	f.start(t)
 	<-b.ended
-	if got := b.seen(); got != "EXECUTING COMPLETED(Internal) ack" {
+	if got := b.seen(); got != "EXECUTING reject(panic in the worker: bug)" {
 		t.Errorf("events %q", got)
 	}
-	if err := f.worker.Ready(); err != nil {
-		t.Errorf("Ready: %v", err)
-	}
-}
-
-// failing is a store that is out of order.
-type failing struct{ blob.Store }
-
-func (failing) Open(context.Context, digest.Digest, int64) (io.ReadCloser, error) {
-	return nil, blob.ErrUnavailable
-}
-
-func TestWorker_storeTrouble(t *testing.T) {
-	b := newBroker()
-	f := withBroker(t, b, request{script: "true"})
-	f.opts.Store = failing{f.opts.Store}
-	f.start(t)
-	<-b.ended
-	if got := b.seen(); got != "COMPLETED(Unavailable) ack" {
-		t.Errorf("events %q", got)
-	}
+	waitFor(t, func() bool { return f.worker.Ready() == nil })
 }
 
 func TestWorker_Run_leaseErrors(t *testing.T) {

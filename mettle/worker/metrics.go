@@ -15,6 +15,7 @@ type workerMetrics struct {
 	actions *prometheus.CounterVec
 	stages  *prometheus.HistogramVec
 	running prometheus.Gauge
+	taking  prometheus.Gauge
 
 	inputFetch, execution, outputUpload prometheus.Observer
 }
@@ -23,7 +24,7 @@ func newMetrics(r prometheus.Registerer) (*workerMetrics, error) {
 	m := &workerMetrics{
 		actions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mettle_worker_actions_total",
-			Help: "Jobs that ended on this worker, by outcome: success, nonzero_exit, timeout, cancelled, refused (the request was at fault), error (the worker was), lost (the lease lapsed), released (handed back).",
+			Help: "Jobs that ended on this worker, by outcome: success, nonzero_exit, timeout, cancelled, refused (the request was at fault), error (the worker was), lost (the lease lapsed), released (handed back), rejected (handed back by the worker's own fault).",
 		}, []string{"outcome"}),
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "mettle_worker_stage_duration_seconds",
@@ -34,6 +35,10 @@ func newMetrics(r prometheus.Registerer) (*workerMetrics, error) {
 			Name: "mettle_worker_actions_running",
 			Help: "Jobs that this worker has leased.",
 		}),
+		taking: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "mettle_worker_taking_jobs",
+			Help: "1 while this worker takes jobs, 0 while it does not: /readyz says why.",
+		}),
 	}
 	m.inputFetch = m.stages.WithLabelValues("input_fetch")
 	m.execution = m.stages.WithLabelValues("execution")
@@ -41,7 +46,7 @@ func newMetrics(r prometheus.Registerer) (*workerMetrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.actions, m.stages, m.running} {
+	for _, c := range []prometheus.Collector{m.actions, m.stages, m.running, m.taking} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register the worker's metrics: %w", err)
 		}

@@ -64,10 +64,11 @@ func statusOf(err error) *spb.Status {
 }
 
 // isOurFault reports whether an error says something about this worker rather
-// than about the action.
+// than about the action, so that another worker may do better. A store that is
+// full is so for all of them.
 func isOurFault(s *spb.Status) bool {
 	switch codepb.Code(s.GetCode()) { //nolint:exhaustive // the others are not
-	case codepb.Code_UNAVAILABLE, codepb.Code_INTERNAL, codepb.Code_RESOURCE_EXHAUSTED, codepb.Code_UNKNOWN:
+	case codepb.Code_UNAVAILABLE, codepb.Code_INTERNAL, codepb.Code_UNKNOWN:
 		return true
 	}
 	return false

@@ -139,16 +139,8 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Exec
 			e, err = nil, errors.Join(err, made.close())
 		}
 	}()
-	if err := os.Mkdir(e.root(), 0o755); err != nil {
-		return nil, err
-	}
-	if isolated {
-		if err := os.Chown(e.root(), user.UID, user.GID); err != nil {
-			return nil, err
-		}
-	}
-	if err := r.Probe(ctx, e.root()); err != nil {
+	if err := e.probe(ctx); err != nil {
 		return nil, fmt.Errorf("preflight: %w", err)
 	}
-	return e, os.Remove(e.root())
+	return e, nil
 }

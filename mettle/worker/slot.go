@@ -22,11 +22,15 @@ import (
 
 // slot is one action at a time, in one goroutine.
 type slot struct {
-	w    *Worker
-	exec *Executor
-	log  *slog.Logger
+	w     *Worker
+	index int
+	exec  *Executor
+	log   *slog.Logger
 	// faults counts the jobs in a row that failed by this worker's own fault.
 	faults int
+	// broken says that the slot is to show that it works before the worker takes
+	// another job.
+	broken bool
 }
 
 // The causes of an early end of a job, beside errCancelled.
@@ -41,34 +45,40 @@ const reportTimeout = 30 * time.Second
 
 // run leases and runs jobs until ctx is done.
 func (s *slot) run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		if !s.waitForDisk(ctx) {
-			break
+	if s.broken {
+		s.recover(ctx)
+	}
+	for {
+		taking, ok := s.w.gate.pass(ctx, s.w.abort)
+		if !ok {
+			return nil
 		}
-		lease, err := s.w.o.Jobs.Lease(ctx, s.w.o.Pools)
+		lease, err := s.w.o.Jobs.Lease(taking, s.w.o.Pools)
 		switch {
-		case ctx.Err() != nil && err != nil:
+		case err != nil && ctx.Err() != nil:
 			return nil
 		case errors.Is(err, queue.ErrClosed):
 			return nil
+		case err != nil && taking.Err() != nil: // the gate has been shut
 		case err != nil:
 			s.log.Warn("no job could be leased", "error", err)
 			s.faults++
 			s.backOff(ctx)
-			continue
+		case taking.Err() != nil && ctx.Err() == nil:
+			s.release(context.WithoutCancel(ctx), lease)
+		default:
+			// What runs when ctx is done runs to its end.
+			s.handle(context.WithoutCancel(ctx), lease)
+			s.clean(ctx)
+			s.recover(ctx)
 		}
-		// What runs when ctx is done runs to its end.
-		s.handle(context.WithoutCancel(ctx), lease)
-		s.clean(ctx)
-		s.backOff(ctx)
 	}
-	return nil
 }
 
 // handle runs the job of a lease to its report, and ends the lease.
 func (s *slot) handle(ctx context.Context, lease queue.Lease) {
-	s.w.metrics.running.Inc()
-	defer s.w.metrics.running.Dec()
+	s.w.running(1)
+	defer s.w.running(-1)
 	jobCtx, cancel := context.WithCancelCause(ctx)
 	done, watched := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -91,14 +101,18 @@ func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 		s.release(ctx, lease)
 		return
 	}
-	s.w.metrics.actions.WithLabelValues(outcome(resp)).Inc()
-	s.w.metrics.observe(resp.Result.GetExecutionMetadata())
 	if isOurFault(resp.Status) {
-		s.faults++
-		s.jobLog(lease).Error("a job failed by this worker's fault", "error", resp.Status.GetMessage())
+		s.fault(ctx, lease, resp.Status.GetMessage())
+		return
+	}
+	if codepb.Code(resp.Status.GetCode()) == codepb.Code_RESOURCE_EXHAUSTED {
+		s.faults++ // a full store is left alone for a while
 	} else {
 		s.faults = 0
+		s.w.faults.Store(0)
 	}
+	s.w.metrics.actions.WithLabelValues(outcome(resp)).Inc()
+	s.w.metrics.observe(resp.Result.GetExecutionMetadata())
 	s.conclude(ctx, lease, resp)
 }
 

@@ -38,8 +38,11 @@ import (
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
+	"github.com/mettle-build/mettle/mettle/worker/presence"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
 // Actions is the ActionCache as a worker needs it.
@@ -81,6 +84,16 @@ type Options struct {
 	Slots int
 	// Pools are those whose jobs are taken. Default: queue.DefaultPool.
 	Pools []string
+	// Preflight is a command that shows, by exit code 0, that this machine has what
+	// actions need. It runs as they do, in each slot: before the first job is taken,
+	// and after a job failed by the worker's fault. Default: none, beside one that
+	// does nothing.
+	Preflight []string
+	// Notices is told that the worker is there, and how it does. nil: nobody is.
+	// Name is unique among the workers then.
+	Notices queue.Notifier
+	// Properties are what Notices is told that the worker offers.
+	Properties []platform.Property
 	// DefaultTimeout is that of actions without one. 0: an hour.
 	DefaultTimeout time.Duration
 	// MaxTimeout bounds every timeout. 0: no bound.
@@ -93,6 +106,10 @@ type Options struct {
 	// full store ends all work. 0: an eightieth of the disk, at most 512 MiB.
 	// Negative: no bound.
 	MinFreeDiskBytes int64
+	// MinFreeMemoryBytes is what must be available, on the machine and in the
+	// worker's control group, before a job is leased. 0: a twentieth of it, at
+	// most 512 MiB. Negative: no bound.
+	MinFreeMemoryBytes int64
 	// MaxOutputBytes bounds stdout and stderr, each. 0: 128 MiB.
 	MaxOutputBytes int64
 	// UIDBase is the user and group of the first slot; slot n has UIDBase+n.
@@ -162,6 +179,12 @@ type Worker struct {
 	// state is what Ready says: nil when jobs are taken.
 	state atomic.Pointer[error]
 	slots []*slot // made by Run
+
+	memory   *memory
+	gate     *gate
+	presence *presence.Presence // nil: nobody is told
+	// faults counts the jobs in a row, of all slots, that failed by the worker's fault.
+	faults atomic.Int32
 }
 
 // New prepares the directory. Run starts everything else; Close must be called
@@ -177,6 +200,17 @@ func New(o Options) (*Worker, error) {
 	}
 	w := &Worker{o: o, metrics: m, abort: make(chan struct{})}
 	w.setState(errors.New("worker is not running"))
+	if w.memory, err = newMemory("/", o.MinFreeMemoryBytes); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	w.gate = newGate(w.machine, w.told)
+	if o.Notices != nil {
+		if w.presence, err = presence.New(presence.Options{
+			Notices: o.Notices, Worker: o.Name, Pools: o.Pools, Properties: o.Properties, Slots: o.Slots, Logger: o.Logger,
+		}); err != nil {
+			return nil, err
+		}
+	}
 	if w.lock, err = prepareDir(o.Dir); err != nil {
 		return nil, fmt.Errorf("worker directory %s: %w", o.Dir, err)
 	}
@@ -217,14 +251,73 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 		return fmt.Errorf("worker %s can't run commands: %w", w.o.Name, err)
 	}
-	w.setState(nil)
+	if len(w.o.Preflight) > 0 {
+		for _, s := range slots {
+			s.broken = true
+			w.gate.fault(s.index, "the preflight has not passed yet")
+		}
+	}
+	w.gate.begin(ctx)
+	stopTelling := w.tell(ctx)
+	gateCtx, stopGate := context.WithCancel(ctx)
+	defer stopGate()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		w.gate.run(gateCtx)
+		w.setState(errors.New("worker is draining"))
+		if w.presence != nil {
+			w.presence.Set(queuepb.WorkerState_DRAINING, "")
+		}
+	}()
 	var group errgroup.Group
 	for _, s := range slots {
 		group.Go(func() error { return s.run(ctx) })
 	}
 	err = group.Wait()
+	stopGate()
+	<-watched
 	w.setState(errors.New("worker has ended"))
+	stopTelling()
 	return err
+}
+
+// tell tells API servers of the worker until the function that it returns is
+// called, which tells them that it is gone: after ctx is done, when what runs has
+// ended.
+func (w *Worker) tell(ctx context.Context) func() {
+	if w.presence == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		w.presence.Run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-told
+	}
+}
+
+// announce has API servers know whether jobs are taken.
+func (w *Worker) announce(reason string) {
+	switch {
+	case w.presence == nil:
+	case reason == "":
+		w.presence.Set(queuepb.WorkerState_TAKING, "")
+	default:
+		w.presence.Set(queuepb.WorkerState_PAUSED, reason)
+	}
+}
+
+// running counts one action more, or fewer.
+func (w *Worker) running(n int) {
+	w.metrics.running.Add(float64(n))
+	if w.presence != nil {
+		w.presence.Add(n)
+	}
 }
 
 // start makes the slots.
@@ -232,7 +325,7 @@ func (w *Worker) start(ctx context.Context) ([]*slot, error) {
 	execs, err := newExecutors(ctx, w.o)
 	var slots []*slot
 	for i, e := range execs {
-		slots = append(slots, &slot{w: w, exec: e, log: w.o.Logger.With("worker", w.o.Name, "slot", i)})
+		slots = append(slots, &slot{w: w, index: i, exec: e, log: w.o.Logger.With("worker", w.o.Name, "slot", i)})
 	}
 	return slots, err
 }
