@@ -87,6 +87,7 @@ var arrows = map[string][]string{
 		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",
 		"mettle/command", "mettle/history", "mettle/operation", "mettle/platform", "mettle/queue", "proto/...",
 	},
+	"mettle/noop":  {"mettle/queue", "proto/..."},
 	"mettle/bench": {"elan/digest"},
 	"mettle/e2e":   {"elan/...", "mettle/...", "proto/...", "metrics", "creds"},
 	"mettle":       {"elan/...", "mettle/...", "proto/...", "metrics", "creds"},

@@ -31,6 +31,7 @@ type cli struct {
 	Worker workerCmd `cmd:"" help:"Run actions, which API servers give through a broker."`
 	Setup  setupCmd  `cmd:"" help:"Make at a broker what API servers and workers need there. It may be run again at any time."`
 	One    oneCmd    `cmd:"" help:"Run one action here, by the digest that a failed build named."`
+	Noop   noopCmd   `cmd:"" hidden:"" help:"A process of mettle bench fleet."`
 	Bench  benchCmd  `cmd:"" help:"Measure an REAPI server and give each figure as a share of what the machine allows."`
 }
 

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mettle-build/mettle/elan/digest"
 )
@@ -206,7 +207,9 @@ func (f *fakeServer) Execute(r *repb.ExecuteRequest, s grpc.ServerStreamingServe
 			platform = append(platform, p.GetName()+"="+p.GetValue())
 		}
 		f.platform.Store(strings.Join(platform, " "))
-		result = &repb.ActionResult{ExitCode: f.exitCode, StderrRaw: []byte("it broke")}
+		result = &repb.ActionResult{ExitCode: f.exitCode, StderrRaw: []byte("it broke"), ExecutionMetadata: &repb.ExecutedActionMetadata{
+			QueuedTimestamp: &timestamppb.Timestamp{Seconds: 1}, WorkerStartTimestamp: &timestamppb.Timestamp{Seconds: 3},
+		}}
 		for _, o := range command.GetOutputPaths() {
 			result.OutputFiles = append(result.OutputFiles, &repb.OutputFile{Path: o})
 		}

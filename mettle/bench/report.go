@@ -45,6 +45,9 @@ type Result struct {
 	Seconds   float64  `json:"seconds"`
 	LatencyMS *Latency `json:"latency_ms,omitempty"` // of one op
 
+	// HandOffMS is how long jobs waited for a worker, of the subject fleet only.
+	HandOffMS *Latency `json:"hand_off_ms,omitempty"`
+
 	Errors     uint64 `json:"errors"`
 	FirstError string `json:"first_error,omitempty"`
 
@@ -228,7 +231,17 @@ func serverColumns(number func(string, func(*Result) float64) func(*Result) stri
 			return get(res.Server)
 		})
 	}
+	handOff := func(get func(*Latency) float64) func(*Result) string {
+		return number("%.3f", func(res *Result) float64 {
+			if res.HandOffMS == nil {
+				return 0
+			}
+			return get(res.HandOffMS)
+		})
+	}
 	return []column{
+		{"hand-off p50", handOff(func(l *Latency) float64 { return l.P50 })},
+		{"p99", handOff(func(l *Latency) float64 { return l.P99 })},
 		{"server cpu", server("%.3f", func(s *ServerUsage) float64 { return s.CPUMS })},
 		{"children cpu", server("%.3f", func(s *ServerUsage) float64 { return s.ChildrenCPUMS })},
 		{"rss MiB", server("%.1f", func(s *ServerUsage) float64 { return s.RSSBytes / mib })},

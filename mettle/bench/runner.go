@@ -31,6 +31,8 @@ type scenario struct {
 	floorPerOp    float64 // units of the floor that one op is compared with
 	maxOps        uint64  // bounds what a measurement writes; 0: only its time does
 	once          bool    // each client does one op, however long it takes
+	// waits, where it is not nil, gets how long each op's job waited for a worker.
+	waits *waits
 	// prepare puts what the op needs into the server. It is nil for the
 	// subject floor, whose op is the floor's own.
 	prepare func(context.Context, *client) (op, error)
@@ -59,8 +61,8 @@ func (r *runner) run(ctx context.Context, plan []scenario) *Report {
 }
 
 // measure runs one scenario.
-func (r *runner) measure(ctx context.Context, s scenario) Result {
-	res := Result{Subject: s.subject, Case: s.name, Clients: s.clients, Unit: s.unit}
+func (r *runner) measure(ctx context.Context, s scenario) (res Result) {
+	res = Result{Subject: s.subject, Case: s.name, Clients: s.clients, Unit: s.unit}
 	if s.prepare == nil {
 		t := r.floor(ctx, s, r.o.Duration)
 		res.fill(s, t)
@@ -77,6 +79,10 @@ func (r *runner) measure(ctx context.Context, s scenario) Result {
 			res.Errors, res.FirstError = 1, err.Error()
 		}
 		return res
+	}
+	if s.waits != nil {
+		s.waits.reset()
+		defer s.waits.fill(&res)
 	}
 	before, err := r.probe.sample(ctx)
 	if err != nil {
