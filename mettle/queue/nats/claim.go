@@ -41,13 +41,13 @@ func (q *Queue) Lease(ctx context.Context, pools []string) (queue.Lease, error) 
 
 func (q *Queue) lease(ctx context.Context, pools []string) (*lease, error) {
 	for {
-		m, err := q.pull(ctx, pools)
+		a, err := q.pull(ctx, pools)
 		if err != nil {
 			return nil, err
 		}
 		// Once it is begun, it is carried through, within Options.Timeout: a claim
 		// that was written and that nobody knows of would hold the job up.
-		l, err := q.claim(context.WithoutCancel(ctx), m)
+		l, err := q.claim(context.WithoutCancel(ctx), a)
 		if l != nil || err != nil {
 			return l, err
 		}
@@ -64,13 +64,9 @@ type delivery struct {
 
 // claim takes the job of a message. It returns nil where that is not to be had:
 // it has ended, or another has it.
-func (q *Queue) claim(ctx context.Context, m *natsgo.Msg) (*lease, error) {
-	meta, err := m.Metadata()
-	if err != nil {
-		q.log.Error("a message that is none of JetStream's", "subject", m.Subject, "error", err)
-		return nil, nil //nolint:nilnil // said above
-	}
-	d := delivery{msg: m, job: &queuepb.Job{}, sequence: meta.Sequence.Stream, first: meta.NumDelivered == 1}
+func (q *Queue) claim(ctx context.Context, a arrival) (*lease, error) {
+	m := a.msg
+	d := delivery{msg: m, job: &queuepb.Job{}, sequence: a.meta.Sequence.Stream, first: a.meta.NumDelivered == 1}
 	if err := proto.Unmarshal(m.Data, d.job); err != nil || d.job.GetOperation() == "" {
 		q.log.Error("a message that is no job, dropping it", "subject", m.Subject, "error", err)
 		q.term(m)
@@ -78,7 +74,7 @@ func (q *Queue) claim(ctx context.Context, m *natsgo.Msg) (*lease, error) {
 	}
 	// Most jobs have no record yet, so that there is no need to look.
 	s := stored{record: record{Operation: d.job.GetOperation(), State: stateWaiting}}
-	look := !d.first
+	look, err := !d.first, error(nil)
 	name := nuid.Next()
 	for range maxConflicts {
 		if look {
@@ -175,8 +171,13 @@ func (q *Queue) claimFrom(ctx context.Context, d delivery, s stored, name string
 		return nil, err
 	}
 	if lapsed != nil {
+		q.metrics.lapsed.Inc()
 		q.log.Warn("lease lapsed", "operation", lapsed.Operation, "worker", lapsed.Worker, "attempt", lapsed.Attempt)
 		q.tell(ctx, next.Replies, requeued(*lapsed))
+	}
+	q.metrics.leases.Inc()
+	if next.Attempt > next.Fence+1 {
+		q.metrics.redelivered.Inc()
 	}
 	q.noteClaim(next)
 	return q.newLease(d, next, revision), nil
@@ -211,6 +212,7 @@ func (q *Queue) endUsedUp(ctx context.Context, r record, revision uint64, m *nat
 	if _, err := q.store(ctx, r, revision); err != nil {
 		return err
 	}
+	q.metrics.usedUp.Inc()
 	q.log.Error("the attempts of a job are used up", "operation", r.Operation, "attempt", r.Attempt, "history", r.History)
 	if m != nil {
 		q.term(m)

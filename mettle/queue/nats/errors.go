@@ -104,12 +104,14 @@ const (
 
 // try calls f until it no longer fails for want of a broker, for as long as
 // Options.Timeout. An error is classified, or the context's.
-func (q *Queue) try(ctx context.Context, f func(ctx context.Context) error) error {
+func (q *Queue) try(ctx context.Context, c call, f func(ctx context.Context) error) (err error) {
 	leave, err := q.enter()
 	if err != nil {
 		return err
 	}
 	defer leave()
+	start := time.Now()
+	defer func() { q.metrics.observe(c, time.Since(start), err) }()
 	callCtx, cancel := context.WithTimeout(ctx, q.opts.Timeout)
 	defer cancel()
 	for wait := firstRetry; ; wait = min(2*wait, maxRetry) {

@@ -216,6 +216,7 @@ func (l *lease) change(ctx context.Context, f func(*record)) (record, error) {
 		lost := !l.observe(s)
 		l.mu.Unlock()
 		if lost {
+			l.q.metrics.lost.Inc()
 			l.end()
 			return record{}, queue.ErrLeaseLost
 		}
@@ -255,7 +256,7 @@ func (l *lease) end() {
 // finish removes the message of a job whose record says that it has ended, and
 // waits until it is gone. Where that fails, it is delivered again and dropped.
 func (l *lease) finish(ctx context.Context) {
-	err := l.q.try(ctx, func(ctx context.Context) error {
+	err := l.q.try(ctx, callAcknowledge, func(ctx context.Context) error {
 		_, err := l.q.nc.RequestWithContext(ctx, l.msg.Reply, []byte("+ACK"))
 		return err
 	})

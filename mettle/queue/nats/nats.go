@@ -31,6 +31,7 @@ import (
 	natsgo "github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mettle-build/mettle/mettle/queue"
 )
@@ -76,8 +77,18 @@ type Options struct {
 	Heartbeat time.Duration
 	// MustExist has New fail where Setup has not been run, rather than run it.
 	MustExist bool
+	// Domain is the JetStream domain of the streams, where the servers named above
+	// reach it through another. Default: theirs.
+	Domain string
+	// CAFile has the certificates of those who may sign a server's, instead of
+	// the system's; CertFile and KeyFile are our own to show, where the server
+	// asks for one. All are PEM, and have connections be by TLS even where a
+	// server's address doesn't say so.
+	CAFile, CertFile, KeyFile string
 	// Logger is told of lapsed leases and of lost connections. Default: none.
 	Logger *slog.Logger
+	// Registerer takes the metrics, until the Queue is closed. nil: there are none.
+	Registerer prometheus.Registerer
 }
 
 // DefaultLease is Options.LeaseTime where it is not set.
@@ -120,6 +131,10 @@ func (o Options) validate() error {
 		return errors.New("nats queue: a negative time")
 	case o.Replicas < 1 || o.Replicas > 5:
 		return fmt.Errorf("nats queue: %d replicas, want 1 to 5", o.Replicas)
+	case o.Domain != "" && !isPrefix(o.Domain):
+		return fmt.Errorf("nats queue: the domain %q is not up to 32 letters, digits, - and _", o.Domain)
+	case (o.CertFile == "") != (o.KeyFile == ""):
+		return errors.New("nats queue: a certificate and its key go together")
 	}
 	return nil
 }
@@ -130,7 +145,9 @@ type Queue struct {
 	log  *slog.Logger
 	id   string // of this connection, by which the canceller of a job finds its worker
 	nc   *natsgo.Conn
-	js   jetstream.JetStream
+
+	metrics *metrics
+	js      jetstream.JetStream
 	// The streams, as the broker had them when we connected.
 	jobs, leases, updates jetstream.Stream
 
@@ -153,7 +170,8 @@ type Queue struct {
 	fences      map[string]uint32             // updates of these operations count from the attempt after
 	tries       map[uint64]context.CancelFunc // the requests that await an answer
 	lastTry     uint64
-	watched     map[string]*watch // the jobs of our API servers that workers have
+	intakes     map[string]*intake // of jobs, by the list of pools
+	watched     map[string]*watch  // the jobs of our API servers that workers have
 
 	// saidMu guards what the workers of this process say, and the order in which
 	// that is repeated.
@@ -199,12 +217,15 @@ func connect(ctx context.Context, o Options) (*Queue, error) {
 		done: make(chan struct{}), reconnected: make(chan struct{}), stop: func() {},
 		consumers: map[string]bool{}, inboxes: map[string]bool{}, receiving: map[string]bool{},
 		listening: map[string]bool{}, sayings: map[string]saying{},
-		held: map[leaseKey]*lease{}, fences: map[string]uint32{}, watched: map[string]*watch{},
+		held: map[leaseKey]*lease{}, fences: map[string]uint32{}, watched: map[string]*watch{}, intakes: map[string]*intake{},
 		tries: map[uint64]context.CancelFunc{}, making: make(chan struct{}, 1),
 	}
 	dialer, err := q.dialer()
 	if err != nil {
 		return nil, err
+	}
+	if q.metrics, err = newMetrics(o.Registerer); err != nil {
+		return nil, fmt.Errorf("nats queue: metrics: %w", err)
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		dialer.Timeout = min(dialer.Timeout, max(time.Until(deadline), time.Millisecond))
@@ -212,11 +233,19 @@ func connect(ctx context.Context, o Options) (*Queue, error) {
 	if q.nc, err = dialer.Connect(); err != nil {
 		return nil, fmt.Errorf("connect to %v: %w", o.Servers, classifyConnect(err))
 	}
-	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(o.Timeout)); err != nil {
+	if q.js, err = q.jetStream(); err != nil {
 		q.nc.Close()
+		q.metrics.unregister()
 		return nil, err
 	}
 	return q, nil
+}
+
+func (q *Queue) jetStream() (jetstream.JetStream, error) {
+	if q.opts.Domain != "" {
+		return jetstream.NewWithDomain(q.nc, q.opts.Domain, jetstream.WithDefaultTimeout(q.opts.Timeout))
+	}
+	return jetstream.New(q.nc, jetstream.WithDefaultTimeout(q.opts.Timeout))
 }
 
 // dialer is how to connect.
@@ -241,6 +270,7 @@ func (q *Queue) dialer() (natsgo.Options, error) {
 		}
 	}
 	d.ReconnectedCB = func(nc *natsgo.Conn) {
+		q.metrics.reconnects.Inc()
 		q.log.Info("connected to the broker again", "server", nc.ConnectedUrlRedacted())
 		q.onReconnect()
 	}
@@ -296,6 +326,7 @@ func (q *Queue) Close() error {
 	q.stop()
 	q.running.Wait()
 	q.nc.Close()
+	q.metrics.unregister()
 	return nil
 }
 

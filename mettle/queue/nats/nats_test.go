@@ -1,12 +1,10 @@
 package nats_test
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"log/slog"
 	"net"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -120,54 +118,4 @@ func TestSuite(t *testing.T) {
 			Patience: 20 * time.Second,
 		},
 	})
-}
-
-func BenchmarkQueue(b *testing.B) {
-	srv := newBroker(b, nil)
-	queuetest.Bench(b, func(b *testing.B) queuetest.Queue {
-		return newQueue(b, srv, func(o *nats.Options) { o.LeaseTime = 30 * time.Second })
-	})
-}
-
-// BenchmarkQueue_fleet is no-op jobs through one API server, with 64 slots in 8
-// workers' processes, from Publish to the update that ends each.
-func BenchmarkQueue_fleet(b *testing.B) {
-	srv := newBroker(b, nil)
-	open := func() *nats.Queue {
-		return newQueue(b, srv, func(o *nats.Options) {
-			o.Prefix, o.Name, o.LeaseTime, o.Logger = "bench", "worker", 30*time.Second, nil
-		})
-	}
-	api := open()
-	ctx, cancel := context.WithCancel(b.Context())
-	var slots sync.WaitGroup
-	for range 8 {
-		worker := open()
-		for range 8 {
-			slots.Go(func() { _ = work(ctx, worker) }) // it ends with ctx
-		}
-	}
-	var left sync.WaitGroup
-	slots.Go(func() {
-		_ = api.ReceiveUpdates(ctx, "api", func(*queuepb.Update) { left.Done() })
-	})
-	room := make(chan struct{}, 64) // calls of Publish at a time
-	start, n := time.Now(), 0
-	for b.Loop() {
-		name := fmt.Sprint("operations/", n)
-		n++
-		left.Add(1)
-		room <- struct{}{}
-		go func() {
-			defer func() { <-room }()
-			if err := api.Publish(ctx, job(name)); err != nil {
-				b.Error(err)
-				left.Done()
-			}
-		}()
-	}
-	left.Wait()
-	b.ReportMetric(float64(n)/time.Since(start).Seconds(), "jobs/s")
-	cancel()
-	slots.Wait()
 }

@@ -43,7 +43,7 @@ func (q *Queue) Notify(ctx context.Context, n *queuepb.Notice) error {
 	if err := q.remember(n.GetWorker(), data); err != nil {
 		return fmt.Errorf("notify: %w", err)
 	}
-	err = q.try(ctx, func(context.Context) error { return q.nc.Publish(q.noticeSubject(), data) })
+	err = q.try(ctx, callNotify, func(context.Context) error { return q.nc.Publish(q.noticeSubject(), data) })
 	if err != nil {
 		return fmt.Errorf("notify: %w", err)
 	}

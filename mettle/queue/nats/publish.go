@@ -43,7 +43,7 @@ func (q *Queue) publish(ctx context.Context, job *queuepb.Job, data []byte) erro
 	}
 	m := &natsgo.Msg{Subject: q.jobSubject(job.GetPool(), band(job.GetPriority()), job.GetOperation()), Data: data}
 	for range maxConflicts {
-		err := q.try(ctx, func(ctx context.Context) error {
+		err := q.try(ctx, callPublish, func(ctx context.Context) error {
 			_, err := q.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
 			return err
 		})
@@ -203,7 +203,7 @@ func (q *Queue) notify(ctx context.Context, r record) {
 // jobMessage finds the message of a job, whichever pool it is of. Where there is
 // none, the error wraps errNoMessage.
 func (q *Queue) jobMessage(ctx context.Context, operation string) (m *jetstream.RawStreamMsg, err error) {
-	err = q.try(ctx, func(ctx context.Context) (err error) {
+	err = q.try(ctx, callFindJob, func(ctx context.Context) (err error) {
 		m, err = q.jobs.GetLastMsgForSubject(ctx, q.anyJobSubject(operation))
 		return err
 	})
@@ -212,7 +212,7 @@ func (q *Queue) jobMessage(ctx context.Context, operation string) (m *jetstream.
 
 // deleteJob removes the message of a job, which may be gone already.
 func (q *Queue) deleteJob(ctx context.Context, sequence uint64) error {
-	err := q.try(ctx, func(ctx context.Context) error { return q.jobs.DeleteMsg(ctx, sequence) })
+	err := q.try(ctx, callDeleteJob, func(ctx context.Context) error { return q.jobs.DeleteMsg(ctx, sequence) })
 	if errors.Is(err, errNoMessage) {
 		return nil
 	}

@@ -128,7 +128,7 @@ func parseRecord(data []byte) (record, error) {
 // with revision 0. The stream's leader answers, not a follower that is behind.
 func (q *Queue) load(ctx context.Context, operation string) (stored, error) {
 	var s stored
-	err := q.try(ctx, func(ctx context.Context) error {
+	err := q.try(ctx, callReadLease, func(ctx context.Context) error {
 		m, err := q.leases.GetLastMsgForSubject(ctx, q.leaseSubject(operation))
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			s = stored{record: record{Operation: operation, State: stateWaiting}}
@@ -165,7 +165,7 @@ func (q *Queue) store(ctx context.Context, r record, revision uint64) (uint64, e
 		opts = append(opts, jetstream.WithMsgTTL(q.keepFor(r)))
 	}
 	var ack *jetstream.PubAck
-	err = q.try(ctx, func(ctx context.Context) (err error) {
+	err = q.try(ctx, callWriteLease, func(ctx context.Context) (err error) {
 		ack, err = q.js.PublishMsg(ctx, &natsgo.Msg{Subject: q.leaseSubject(r.Operation), Data: data}, opts...)
 		return err
 	})

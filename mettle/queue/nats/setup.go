@@ -51,7 +51,7 @@ func Setup(ctx context.Context, o Options, pools ...string) error {
 // setup makes the streams.
 func (q *Queue) setup(ctx context.Context) error {
 	for _, s := range q.streams() {
-		err := q.try(ctx, func(ctx context.Context) (err error) {
+		err := q.try(ctx, callSetup, func(ctx context.Context) (err error) {
 			*s.to, err = q.js.CreateOrUpdateStream(ctx, s.config)
 			return err
 		})
@@ -66,7 +66,7 @@ func (q *Queue) setup(ctx context.Context) error {
 // find looks for the streams.
 func (q *Queue) find(ctx context.Context) error {
 	for _, s := range q.streams() {
-		err := q.try(ctx, func(ctx context.Context) (err error) {
+		err := q.try(ctx, callSetup, func(ctx context.Context) (err error) {
 			*s.to, err = q.js.Stream(ctx, s.config.Name)
 			return err
 		})
@@ -154,7 +154,7 @@ func (q *Queue) makeConsumer(ctx context.Context, pool string, b int) error {
 		MaxAckPending: -1, // as many as there are workers
 		MaxWaiting:    maxWaiting,
 	}
-	err := q.try(ctx, func(ctx context.Context) error {
+	err := q.try(ctx, callSetup, func(ctx context.Context) error {
 		// Most find it there as it should be, and need no right to change it.
 		if c, err := q.jobs.Consumer(ctx, config.Durable); err == nil && c.CachedInfo().Config.AckWait == config.AckWait {
 			return nil
@@ -215,7 +215,7 @@ func (q *Queue) inbox(ctx context.Context, api string) (c jetstream.Consumer, er
 	if err := q.ensureInbox(ctx, api); err != nil {
 		return nil, err
 	}
-	err = q.try(ctx, func(ctx context.Context) (err error) {
+	err = q.try(ctx, callSetup, func(ctx context.Context) (err error) {
 		c, err = q.updates.Consumer(ctx, inboxName(api))
 		return err
 	})
@@ -235,7 +235,7 @@ func (q *Queue) makeInbox(ctx context.Context, api string) (c jetstream.Consumer
 		MaxAckPending:     -1,
 		InactiveThreshold: q.opts.UpdatesAge,
 	}
-	err = q.try(ctx, func(ctx context.Context) (err error) {
+	err = q.try(ctx, callSetup, func(ctx context.Context) (err error) {
 		c, err = q.updates.CreateOrUpdateConsumer(ctx, config)
 		return err
 	})

@@ -112,6 +112,19 @@ func (q *Queue) noticeSubject() string { return q.opts.Prefix + ".notices" }
 // helloSubject is where an API server that begins to listen says so.
 func (q *Queue) helloSubject() string { return q.opts.Prefix + ".hello" }
 
+// nextSubject is where a consumer of the jobs is asked for some.
+func (q *Queue) nextSubject(consumer string) string {
+	return q.apiPrefix() + ".CONSUMER.MSG.NEXT." + q.jobsStream() + "." + consumer
+}
+
+// apiPrefix begins the subjects of JetStream's own interface.
+func (q *Queue) apiPrefix() string {
+	if q.opts.Domain != "" {
+		return "$JS." + q.opts.Domain + ".API"
+	}
+	return "$JS.API"
+}
+
 func consumerName(pool string, band int) string {
 	return "pool_" + token(pool) + "_" + strconv.Itoa(band)
 }

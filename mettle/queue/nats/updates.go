@@ -89,7 +89,7 @@ func (q *Queue) post(ctx context.Context, apis []string, u *queuepb.Update) erro
 	}
 	for _, api := range apis {
 		m := &natsgo.Msg{Subject: q.updateSubject(api, u.GetOperation()), Data: data}
-		err = errors.Join(err, q.try(ctx, func(ctx context.Context) error {
+		err = errors.Join(err, q.try(ctx, callUpdate, func(ctx context.Context) error {
 			_, err := q.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
 			return err
 		}))

@@ -140,6 +140,7 @@ func (q *Queue) lapse(ctx context.Context, s stored) error {
 	}
 	lapsed := s.record
 	r.endAttempt("fell silent")
+	q.metrics.lapsed.Inc()
 	q.log.Warn("lease lapsed", "operation", r.Operation, "worker", r.Worker, "attempt", r.Attempt)
 	if r.usedUp(q.opts.MaxAttempts) {
 		return q.endUsedUp(ctx, r, s.revision, nil)
