@@ -2,6 +2,7 @@ package nats
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -64,6 +65,9 @@ func classifyConnect(err error) error {
 		if errors.Is(err, refusal) {
 			return fmt.Errorf("%w: %w: %w", queue.ErrUnavailable, queue.ErrRefused, err)
 		}
+	}
+	if cert := new(tls.CertificateVerificationError); errors.As(err, &cert) { // theirs; ours is their word
+		return fmt.Errorf("%w: %w: %w", queue.ErrUnavailable, queue.ErrRefused, err)
 	}
 	return fmt.Errorf("%w: %w", queue.ErrUnavailable, err)
 }

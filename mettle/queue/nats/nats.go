@@ -231,6 +231,7 @@ func connect(ctx context.Context, o Options) (*Queue, error) {
 		dialer.Timeout = min(dialer.Timeout, max(time.Until(deadline), time.Millisecond))
 	}
 	if q.nc, err = dialer.Connect(); err != nil {
+		q.metrics.unregister()
 		return nil, fmt.Errorf("connect to %v: %w", o.Servers, classifyConnect(err))
 	}
 	if q.js, err = q.jetStream(); err != nil {
@@ -239,67 +240,6 @@ func connect(ctx context.Context, o Options) (*Queue, error) {
 		return nil, err
 	}
 	return q, nil
-}
-
-func (q *Queue) jetStream() (jetstream.JetStream, error) {
-	if q.opts.Domain != "" {
-		return jetstream.NewWithDomain(q.nc, q.opts.Domain, jetstream.WithDefaultTimeout(q.opts.Timeout))
-	}
-	return jetstream.New(q.nc, jetstream.WithDefaultTimeout(q.opts.Timeout))
-}
-
-// dialer is how to connect.
-func (q *Queue) dialer() (natsgo.Options, error) {
-	d := natsgo.GetDefaultOptions()
-	d.Servers = q.opts.Servers
-	d.User, d.Password, d.Token = q.opts.User, q.opts.Password, q.opts.Token
-	d.Name = "mettle " + q.opts.Name
-	d.Timeout = q.opts.Timeout
-	d.MaxReconnect = -1 // for ever
-	d.ReconnectWait = min(250*time.Millisecond, q.opts.Timeout/4)
-	d.ReconnectJitter = d.ReconnectWait
-	// A call that fails is tried again by us while its caller waits. What was
-	// buffered would go out after the caller has been told that it failed.
-	d.ReconnectBufSize = -1
-	// A connection that looks alive is found out in half a minute.
-	d.PingInterval, d.MaxPingsOut = 10*time.Second, 2
-	d.DisconnectedErrCB = func(_ *natsgo.Conn, err error) {
-		q.onDisconnect()
-		if err != nil {
-			q.log.Warn("connection to the broker lost", "error", err)
-		}
-	}
-	d.ReconnectedCB = func(nc *natsgo.Conn) {
-		q.metrics.reconnects.Inc()
-		q.log.Info("connected to the broker again", "server", nc.ConnectedUrlRedacted())
-		q.onReconnect()
-	}
-	d.AsyncErrorCB = func(_ *natsgo.Conn, _ *natsgo.Subscription, err error) {
-		q.log.Warn("the broker reports an error", "error", err)
-		if errors.Is(err, natsgo.ErrPermissionViolation) {
-			q.mu.Lock()
-			q.violation = err
-			q.mu.Unlock()
-		}
-	}
-	if q.opts.CredentialsFile != "" {
-		if err := natsgo.UserCredentials(q.opts.CredentialsFile)(&d); err != nil {
-			return d, fmt.Errorf("nats queue: credentials: %w", err)
-		}
-	}
-	return d, nil
-}
-
-// onReconnect wakes those who wait for jobs: what they asked the broker for is
-// forgotten. For half a lease time no lease is taken for lapsed, so that workers
-// who were cut off from the broker as we were can extend theirs.
-func (q *Queue) onReconnect() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	close(q.reconnected)
-	q.reconnected = make(chan struct{})
-	q.graceUntil = time.Now().Add(q.opts.LeaseTime / 2)
-	clear(q.consumers)
 }
 
 // listen begins to hear of what others do to our leases.

@@ -19,7 +19,8 @@ const defaultPort = "4222"
 //
 // or tls:// likewise. TOKEN@ instead of USER:PASSWORD@ is a token. The settings
 // are replicas, lease, attempts, max_jobs, max_bytes, updates_age, timeout,
-// heartbeat, credentials (a file), memory and must_exist (true or false).
+// heartbeat, credentials, ca, cert, key (files), domain, memory and must_exist
+// (true or false).
 func ParseURL(s string) (Options, error) {
 	scheme, rest, ok := strings.Cut(s, "://")
 	if !ok || scheme != "nats" && scheme != "tls" {
@@ -107,6 +108,14 @@ func (o *Options) set(name, value string) (err error) {
 		o.Heartbeat, err = time.ParseDuration(value)
 	case "credentials":
 		o.CredentialsFile = value
+	case "ca":
+		o.CAFile = value
+	case "cert":
+		o.CertFile = value
+	case "key":
+		o.KeyFile = value
+	case "domain":
+		o.Domain = value
 	case "memory":
 		o.Memory, err = strconv.ParseBool(value)
 	case "must_exist":

@@ -26,9 +26,10 @@ func TestParseURL(t *testing.T) {
 			Servers: []string{"nats://[::1]:4222", "nats://[::2]:4222"}, Prefix: "x", User: "u", Password: "p@ss",
 		}},
 		{"nats://secret@h", nats.Options{Servers: []string{"nats://h:4222"}, Token: "secret"}},
-		{"nats://h?attempts=5&max_jobs=7&max_bytes=9&updates_age=2h&timeout=1s&heartbeat=2s&credentials=/f&memory=true&must_exist=true", nats.Options{
+		{"nats://h?attempts=5&max_jobs=7&max_bytes=9&updates_age=2h&timeout=1s&heartbeat=2s&credentials=/f&ca=/ca&cert=/c&key=/k&domain=hub&memory=true&must_exist=true", nats.Options{
 			Servers: []string{"nats://h:4222"}, MaxAttempts: 5, MaxJobs: 7, MaxBytes: 9, UpdatesAge: 2 * time.Hour,
-			Timeout: time.Second, Heartbeat: 2 * time.Second, CredentialsFile: "/f", Memory: true, MustExist: true,
+			Timeout: time.Second, Heartbeat: 2 * time.Second, CredentialsFile: "/f", CAFile: "/ca", CertFile: "/c", KeyFile: "/k", Domain: "hub",
+			Memory: true, MustExist: true,
 		}},
 	} {
 		got, err := nats.ParseURL(tc.url)
@@ -47,6 +48,7 @@ func TestParseURL_refuses(t *testing.T) {
 		"", "host:4222", "http://host", "nats://", "nats://,a", "nats://a:0", "nats://a:70000", "nats://a/b/c", "nats://a/b.c",
 		"nats://a/*", "nats://a?lease=10", "nats://a?lease=-1s", "nats://a?nothing=1", "nats://a?replicas=1&replicas=3",
 		"nats://a?replicas=9", "nats://%zzsecret:x@a", "nats://:secret@a", "nats://a?%zz", "nats://a?attempts=-1",
+		"nats://a?cert=/c", "nats://a?key=/k", "nats://a?domain=a.b",
 	} {
 		if o, err := nats.ParseURL(u); err == nil {
 			t.Errorf("%q was taken for %+v", u, o)
