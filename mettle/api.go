@@ -19,7 +19,6 @@ import (
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/api"
-	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
 )
 
@@ -34,11 +33,12 @@ type apiCmd struct {
 	queueFlags
 	storageFlags
 	executeFlags
+	poolFlags
 }
 
 // Validate is called by kong, before Run.
 func (c *apiCmd) Validate() error {
-	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check())
+	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check(), c.poolFlags.check())
 }
 
 // Run serves until ctx is done.
@@ -89,7 +89,7 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 		return err
 	}
 	s.needs = needs{{"queue " + c.url.String(), s.jobs.Ready}, {"storage " + c.Storage, s.storage.ready}}
-	platforms, err := platform.New(platform.Options{Logger: s.log})
+	platforms, err := c.platforms(s.log)
 	if err != nil {
 		return err
 	}
@@ -110,6 +110,7 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
+	s.admin.api = s.api
 	s.relay, err = relay.New(relay.Options{
 		Conns: s.conns, Execution: s.api.Capabilities(), MaxBatchBytes: rpc.MaxBatch, Logger: s.log, Registerer: s.registry,
 	})

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -178,17 +179,18 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	if d.jobs, err = mem.New(mem.Options{Logger: d.log}); err != nil {
 		return err
 	}
-	platforms, err := platform.New(platform.Options{Properties: c.Platform})
+	properties, err := c.properties()
 	if err != nil {
 		return err
 	}
-	if err := d.wireExecution(platforms); err != nil {
+	platforms, err := platform.New(platform.Options{Properties: properties, Logger: d.log})
+	if err != nil {
 		return err
 	}
-	return nil
+	return d.wireExecution(platforms, slices.Concat(platform.Host(), properties))
 }
 
-func (d *dual) wireExecution(platforms *platform.Set) (err error) {
+func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Property) (err error) {
 	c := d.cmd
 	name := hostname()
 	if d.api, err = api.New(api.Options{
@@ -198,6 +200,7 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 		Actions:        d.actions,
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
+		Notices:        d.jobs,
 		List:           c.Admin || loopback(d.listener.Addr()),
 		Platforms:      platforms,
 		DefaultTimeout: c.DefaultTimeout,
@@ -208,6 +211,7 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 	}); err != nil {
 		return err
 	}
+	d.admin.api = d.api
 	slots := c.Slots
 	if slots == 0 {
 		slots = runtime.NumCPU()
@@ -222,14 +226,18 @@ func (d *dual) wireExecution(platforms *platform.Set) (err error) {
 		Dir:            filepath.Join(d.dir, "work"),
 		Slots:          slots,
 		Name:           name,
+		Notices:        d.jobs,
+		Properties:     properties,
+		Preflight:      c.preflight(),
 		DefaultTimeout: c.DefaultTimeout,
 		MaxTimeout:     c.MaxTimeout,
 		// Less than what the store leaves free, so that a full store stops nothing.
-		MinFreeDiskBytes: int64(c.MinFree) / 4,
-		UIDBase:          c.UIDBase,
-		Addr:             d.listener.Addr().String(),
-		Logger:           d.log,
-		Registerer:       d.registry,
+		MinFreeDiskBytes:   int64(c.MinFree) / 4,
+		MinFreeMemoryBytes: int64(c.MinMemory),
+		UIDBase:            c.UIDBase,
+		Addr:               d.listener.Addr().String(),
+		Logger:             d.log,
+		Registerer:         d.registry,
 	})
 	return err
 }

@@ -18,6 +18,8 @@ import (
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/overview"
 	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/mettle/api"
+	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/worker"
 )
 
@@ -43,10 +45,12 @@ func (f executeFlags) check() error {
 
 // slotFlags are those of all who run actions.
 type slotFlags struct {
-	Slots        int               `help:"How many actions run at once. Default: the number of CPUs."`
-	Platform     map[string]string `help:"Platform properties that this machine serves beside OSFamily and ISA, as key=value." placeholder:"KEY=VALUE"`
-	UIDBase      int               `name:"uid_base" help:"Where root runs this: the user and group of the first slot's actions, the second slot has the next. -1: root itself, which no action is kept from anything then." default:"65000"`
-	DrainTimeout time.Duration     `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
+	Slots        int           `help:"How many actions run at once. Default: the number of CPUs."`
+	Platform     []string      `help:"A platform property that this machine serves beside OSFamily, Arch and ISA, as key=value; for several, give it several times. * as the value stands for any." placeholder:"KEY=VALUE" sep:";"`
+	MinMemory    flags.Size    `name:"min_free_memory" help:"How much memory must be available before an action is taken. 0: a twentieth of it, at most 512MiB." default:"0"`
+	Preflight    string        `help:"A shell command that shows, by exit code 0, that this machine has what actions need. It runs as they do, before the first is taken and after trouble." placeholder:"COMMAND"`
+	UIDBase      int           `name:"uid_base" help:"Where root runs this: the user and group of the first slot's actions, the second slot has the next. -1: root itself, which no action is kept from anything then." default:"65000"`
+	DrainTimeout time.Duration `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
 }
 
 func (f slotFlags) check() error {
@@ -56,7 +60,29 @@ func (f slotFlags) check() error {
 	case f.DrainTimeout < 0:
 		return fmt.Errorf("--drain_timeout: %v is negative; 0 ends running actions at once", f.DrainTimeout)
 	}
-	return nil
+	_, err := f.properties()
+	return err
+}
+
+// properties are those of --platform.
+func (f slotFlags) properties() ([]platform.Property, error) {
+	props := make([]platform.Property, 0, len(f.Platform))
+	for _, s := range f.Platform {
+		p, err := platform.ParseProperty(s)
+		if err != nil {
+			return nil, fmt.Errorf("--platform: %w", err)
+		}
+		props = append(props, p)
+	}
+	return props, nil
+}
+
+// preflight is the command of --preflight.
+func (f slotFlags) preflight() []string {
+	if f.Preflight == "" {
+		return nil
+	}
+	return []string{"/bin/sh", "-c", f.Preflight}
 }
 
 // adminPage is the HTTP port: metrics, health, profiles, and an overview.
@@ -65,6 +91,8 @@ type adminPage struct {
 	registry *prometheus.Registry
 	log      *slog.Logger
 	listener net.Listener // nil without HTTP
+	// api's pools are shown. nil: this process has none.
+	api *api.Server
 }
 
 // listen opens the port, unless it is -1.
@@ -85,7 +113,7 @@ func (a *adminPage) serve(ctx context.Context, ready func(context.Context) error
 		return err
 	}
 	admin, err := metrics.New(metrics.Options{
-		Name: a.name, Registry: a.registry, Ready: ready, Notes: notes, Pages: figures.Pages(), Tables: figures.Tables, Logger: a.log,
+		Name: a.name, Registry: a.registry, Ready: ready, Notes: notes, Pages: figures.Pages(), Tables: a.tables(figures), Logger: a.log,
 	})
 	if err != nil {
 		return err

@@ -7,12 +7,14 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/worker"
 )
@@ -111,6 +113,10 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 	}
 	w.closers.add(cached.close)
 	w.needs = needs{{"queue " + c.url.String(), w.jobs.Ready}, {"storage " + c.Storage, w.storage.ready}}
+	properties, err := c.properties()
+	if err != nil {
+		return err
+	}
 	w.worker, err = worker.New(worker.Options{
 		Jobs:             w.jobs,
 		Updates:          w.jobs,
@@ -119,14 +125,18 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		Dir:              filepath.Join(w.dir, "work"),
 		Slots:            c.Slots,
 		Pools:            []string{c.Pool},
+		Notices:          w.jobs,
+		Properties:       slices.Concat(platform.Host(), properties),
+		Preflight:        c.preflight(),
 		Name:             w.name,
 		LeaseExtendEvery: c.url.LeaseTime() / leaseShare,
 		// Less than what the cache leaves free, so that a full one stops nothing.
-		MinFreeDiskBytes: int64(c.MinFree) / 4,
-		UIDBase:          c.UIDBase,
-		Addr:             c.targets[0],
-		Logger:           w.log,
-		Registerer:       w.registry,
+		MinFreeDiskBytes:   int64(c.MinFree) / 4,
+		MinFreeMemoryBytes: int64(c.MinMemory),
+		UIDBase:            c.UIDBase,
+		Addr:               c.targets[0],
+		Logger:             w.log,
+		Registerer:         w.registry,
 	})
 	if err == nil {
 		w.closers.add(w.worker.Close)

@@ -182,7 +182,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.metrics, err = newMetrics(o.Registerer, s.ops); err != nil {
+	if s.metrics, err = newMetrics(o.Registerer, s.ops, o.Platforms); err != nil {
 		return nil, fmt.Errorf("execution service: %w", err)
 	}
 	if s.history, err = history.New(history.Options{Registerer: o.Registerer}); err != nil {

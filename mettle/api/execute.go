@@ -243,6 +243,7 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 	}
 	w, created := s.ops.Join(c.name, merge)
 	if created {
+		s.ops.Assign(w, job.GetPool())
 		s.publish(ctx, w, job)
 		if c.resumed {
 			s.takeOver(c.text)

@@ -225,7 +225,7 @@ func TestMetrics_lint(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("metrics (-want +got):\n%s", diff)
 	}
-	if _, err := newMetrics(r, s.ops); err == nil {
+	if _, err := newMetrics(r, s.ops, s.opts.Platforms); err == nil {
 		t.Error("metrics were registered twice")
 	}
 }

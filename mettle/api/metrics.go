@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/mettle/operation"
+	"github.com/mettle-build/mettle/mettle/platform"
 )
 
 // outcome is how a call ended, for the metrics.
@@ -45,7 +46,7 @@ type metrics struct {
 }
 
 // newMetrics makes the metrics and registers them, where there is a Registerer.
-func newMetrics(r prometheus.Registerer, ops *operation.Registry) (*metrics, error) {
+func newMetrics(r prometheus.Registerer, ops *operation.Registry, platforms *platform.Set) (*metrics, error) {
 	total := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "mettle_executes_total",
 		Help: "Execute and WaitExecution calls that have ended, by outcome.",
@@ -70,7 +71,7 @@ func newMetrics(r prometheus.Registerer, ops *operation.Registry) (*metrics, err
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{total, seconds, m.inFlight, &operations{ops: ops, desc: prometheus.NewDesc(
-		"mettle_operations", "Operations in flight, by stage.", []string{"stage"}, nil)}} {
+		"mettle_operations", "Operations in flight, by stage.", []string{"stage"}, nil)}, newPools(platforms, ops)} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

@@ -13,13 +13,7 @@ func (r *Registry) step(op *Operation, e Event) {
 	if effects == 0 {
 		return
 	}
-	after := op.machine.snap.Stage
-	if before < Completed && before != after {
-		r.stages[before]--
-		if after < Completed {
-			r.stages[after]++
-		}
-	}
+	r.count(op, before, op.machine.snap.Stage)
 	if effects.Has(Notify) {
 		r.show(op)
 	}

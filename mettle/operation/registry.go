@@ -63,11 +63,12 @@ type Registry struct {
 	abandoned   list                    // nobody waits; the next one due is first
 	ended       list                    // the oldest is first
 	endedBytes  int64
-	stages      [Failed + 1]int // how many operations in flight are where
-	withdrawals []string        // the jobs to be withdrawn by Run
-	cancelled   names           // by which nobody may wait
-	order       order           // all that are in byName by their first name
-	due         time.Time       // when timer fires; zero: it does not
+	stages      [Failed + 1]int  // how many operations in flight are where
+	loads       map[string]*load // by pool
+	withdrawals []string         // the jobs to be withdrawn by Run
+	cancelled   names            // by which nobody may wait
+	order       order            // all that are in byName by their first name
+	due         time.Time        // when timer fires; zero: it does not
 }
 
 // mergeKey is what operations have in common that one execution can serve. The
@@ -90,6 +91,7 @@ type Operation struct {
 	others     []*Wait // those by the names of merged clients
 	seq        uint64  // the place in Registry.order
 	machine    Machine
+	load       *load     // that it counts in; nil once it has ended
 	urgency    Urgency   // the greatest of those who wait
 	raised     bool      // the broker has yet to hear of urgency
 	due        time.Time // when it is abandoned or forgotten, if it is in a list
@@ -133,6 +135,7 @@ func NewRegistry(o RegistryOptions) (*Registry, error) {
 		byName:   make(map[string]*Wait),
 		inFlight: make(map[mergeKey]*Operation),
 		finished: make(map[mergeKey]*Operation),
+		loads:    make(map[string]*load),
 	}
 	r.timer.Stop()
 	return r, nil

@@ -60,7 +60,7 @@ type Options struct {
 	// queue.DefaultPool, of workers like this machine: see Host.
 	Pools []Pool
 	// Properties are added to all of Pools: what the operator declares.
-	Properties map[string]string
+	Properties []Property
 	// FromWorkers says that there are as many pools more as workers tell of. The
 	// caller tells Observe and Heard what it hears.
 	FromWorkers bool
@@ -139,10 +139,7 @@ func New(o Options) (*Set, error) {
 		if s.pools[in.Name] != nil {
 			return nil, fmt.Errorf("platform: there are two pools %q", in.Name)
 		}
-		props := slices.Clone(in.Properties)
-		for name, value := range o.Properties {
-			props = append(props, Property{name, value})
-		}
+		props := slices.Concat(in.Properties, o.Properties)
 		if err := checkProperties(props); err != nil {
 			return nil, fmt.Errorf("platform: pool %q: %w", in.Name, err)
 		}

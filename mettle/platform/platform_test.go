@@ -22,7 +22,7 @@ func ask(props ...string) *repb.Platform {
 	return p
 }
 
-func props(t *testing.T, ss ...string) []platform.Property {
+func props(t testing.TB, ss ...string) []platform.Property {
 	t.Helper()
 	out := make([]platform.Property, 0, len(ss))
 	for _, s := range ss {
@@ -113,7 +113,7 @@ func TestSet_Match_messageIsBounded(t *testing.T) {
 
 func TestNew_refuses(t *testing.T) {
 	for name, o := range map[string]platform.Options{
-		"no name":           {Properties: map[string]string{"": "x"}},
+		"no name":           {Properties: []platform.Property{{Value: "x"}}},
 		"two of one name":   {Pools: []platform.Pool{{Name: "a"}, {Name: "a"}}},
 		"a nameless thing":  {Pools: []platform.Pool{{Name: "a", Properties: []platform.Property{{Value: "x"}}}}},
 		"nothing and again": {Pools: []platform.Pool{{}, {}}},
@@ -134,7 +134,7 @@ func TestParseProperty_refuses(t *testing.T) {
 
 // What every client may ask of a worker on this machine.
 func TestHost(t *testing.T) {
-	p, err := platform.New(platform.Options{Properties: map[string]string{"lang": "c", "ISA": "x86-avx2"}})
+	p, err := platform.New(platform.Options{Properties: props(t, "lang=c", "ISA=x86-avx2")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestHost(t *testing.T) {
 }
 
 func BenchmarkSet_Match(b *testing.B) {
-	p, err := platform.New(platform.Options{Properties: map[string]string{"lang": "c", "ISA": "x86-avx2"}})
+	p, err := platform.New(platform.Options{Properties: props(b, "lang=c", "ISA=x86-avx2")})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,0 +1,44 @@
+package operation_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mettle-build/mettle/mettle/operation"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
+)
+
+func TestRegistry_Loads(t *testing.T) {
+	r, _ := start(t, operation.RegistryOptions{})
+	want := func(want map[string]operation.Load) {
+		t.Helper()
+		if d := cmp.Diff(want, r.Loads()); d != "" {
+			t.Errorf("loads (-want +got):\n%s", d)
+		}
+	}
+	join := func(action, pool string) *operation.Wait {
+		w, created := r.Join(name(action), operation.Mergeable)
+		if !created {
+			t.Fatalf("%s is not new", action)
+		}
+		r.Assign(w, pool)
+		return w
+	}
+	want(map[string]operation.Load{})
+	a, b, c := join("a", "x"), join("b", "x"), join("c", "y")
+	r.Published(a, nil)
+	r.Published(b, nil)
+	want(map[string]operation.Load{"x": {Queued: 2}, "y": {Queued: 1}})
+	r.Update(update(a, 1, queuepb.Update_EXECUTING, "w"))
+	want(map[string]operation.Load{"x": {Queued: 1, Executing: 1}, "y": {Queued: 1}})
+	r.Update(update(a, 1, queuepb.Update_REQUEUED, "w"))
+	want(map[string]operation.Load{"x": {Queued: 2}, "y": {Queued: 1}})
+	r.Update(update(a, 2, queuepb.Update_COMPLETED, "w"))
+	r.Published(c, errors.New("no room"))
+	r.Assign(c, "y") // too late
+	want(map[string]operation.Load{"x": {Queued: 1}})
+	r.Update(update(b, 1, queuepb.Update_COMPLETED, "w"))
+	want(map[string]operation.Load{})
+}

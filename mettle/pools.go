@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/mettle-build/mettle/elan/overview"
+	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/mettle/api"
+	"github.com/mettle-build/mettle/mettle/platform"
+)
+
+// What an API server is told of pools, and shows of them.
+
+// poolFlags are those of an API server.
+type poolFlags struct {
+	Pools      []string      `help:"A pool of workers that is there even while it has none, as NAME[/SLOTS][:key=value,...] with the slots of one worker, such as gpu/8:gpu=yes; for several, give it several times. Other pools come with their first worker." placeholder:"POOL" sep:";"`
+	PoolLinger time.Duration `help:"How long actions are queued for a pool whose last worker has gone, before they are refused." default:"5m"`
+}
+
+func (f poolFlags) check() error {
+	if f.PoolLinger <= 0 {
+		return fmt.Errorf("--pool_linger: %v is not above 0", f.PoolLinger)
+	}
+	_, err := f.pools()
+	return err
+}
+
+func (f poolFlags) pools() ([]platform.Pool, error) {
+	pools := make([]platform.Pool, 0, len(f.Pools))
+	for _, s := range f.Pools {
+		p, err := platform.ParsePool(s)
+		if err != nil {
+			return nil, fmt.Errorf("--pools: %w", err)
+		}
+		pools = append(pools, p)
+	}
+	return pools, nil
+}
+
+// platforms are the pools of a fleet.
+func (f poolFlags) platforms(log *slog.Logger) (*platform.Set, error) {
+	pools, err := f.pools()
+	if err != nil {
+		return nil, err
+	}
+	return platform.New(platform.Options{Pools: pools, FromWorkers: true, Linger: f.PoolLinger, Logger: log})
+}
+
+// tables are those of the index page: storage, and pools where there are any.
+func (a *adminPage) tables(figures *overview.Overview) func(context.Context) ([]metrics.Table, error) {
+	return func(ctx context.Context) ([]metrics.Table, error) {
+		tables, err := figures.Tables(ctx)
+		if a.api != nil {
+			tables = append([]metrics.Table{poolTable(a.api.Pools())}, tables...)
+		}
+		return tables, err
+	}
+}
+
+// poolTable shows the pools to people.
+func poolTable(pools []api.Pool) metrics.Table {
+	t := metrics.Table{Title: "Pools"}
+	for _, p := range pools {
+		props := make([]string, len(p.Properties))
+		for i, prop := range p.Properties {
+			props[i] = prop.String()
+		}
+		workers := fmt.Sprintf("%d", p.Taking)
+		for _, more := range []struct {
+			n    int
+			what string
+		}{{p.Paused, "paused"}, {p.Draining, "draining"}} {
+			if more.n > 0 {
+				workers += fmt.Sprintf(" (and %d %s)", more.n, more.what)
+			}
+		}
+		t.Rows = append(t.Rows, metrics.Row{
+			Name: p.Name,
+			Value: fmt.Sprintf("workers %s, slots %d, running %d, queued here %d, executing for clients here %d",
+				workers, p.Slots, p.Running, p.Queued, p.Executing),
+			Note: strings.Join(props, " "),
+		})
+	}
+	if len(pools) == 0 {
+		t.Rows = []metrics.Row{{Name: "none", Note: "no worker has been heard of, and none is declared"}}
+	}
+	return t
+}
