@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,7 +40,10 @@ func (b *bench) withdrawn(l queue.Lease) {
 	synctest.Wait()
 	select {
 	case <-l.Cancelled():
-		b.complete(l, &repb.ExecuteResponse{Status: &spb.Status{Code: int32(codes.Canceled)}})
+		b.result(l, &repb.ExecuteResponse{Status: &spb.Status{Code: int32(codes.Canceled)}})
+		if err := l.Ack(b.t.Context()); err != nil && !errors.Is(err, queue.ErrLeaseLost) { // published again in the meantime
+			b.t.Error(err)
+		}
 	default:
 		b.t.Error("the worker was not told")
 	}

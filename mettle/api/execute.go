@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
@@ -38,6 +39,7 @@ type call struct {
 	ours     bool        // it is the one that began the operation
 	sent     bool        // the client has had a message
 	outcome  outcome
+	quit     atomic.Bool // it was cancelled before it was begun
 }
 
 // Execute implements the Execution service.
@@ -167,8 +169,7 @@ func (c *call) run() error {
 
 // runOnce sees to it that the client hears something before there is an answer.
 func (c *call) runOnce() error {
-	ctx, cancel := context.WithCancel(c.stream.Context())
-	defer cancel()
+	ctx := c.stream.Context()
 	begun := make(chan answer, 1) // so that the goroutine ends in any case
 	go func() { begun <- c.s.beginSafely(ctx, c) }()
 	timer := time.NewTimer(firstMessageAfter)
@@ -179,8 +180,9 @@ func (c *call) runOnce() error {
 			return c.answer(a)
 		case <-timer.C:
 			if c.s.ops.Cancelled(c.name) {
-				cancel()
-				return c.leave(<-begun, c.failed(operation.ErrCancelled))
+				c.quit.Store(true)
+				err := c.failed(operation.ErrCancelled)
+				return c.leave(<-begun, err)
 			}
 			if err := c.send(&operation.Snapshot{Stage: operation.CacheCheck}); err != nil {
 				return c.leave(<-begun, err)
@@ -190,7 +192,8 @@ func (c *call) runOnce() error {
 	}
 }
 
-// leave ends a call whose client has gone before it was begun.
+// leave ends a call whose client has gone, or has cancelled it, before it was
+// begun.
 func (c *call) leave(a answer, err error) error {
 	if a.wait != nil {
 		c.s.ops.Leave(a.wait)
@@ -240,6 +243,9 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 	job, merge, err := s.prepare(ctx, c)
 	if err != nil {
 		return answer{err: err}
+	}
+	if c.quit.Load() {
+		return answer{err: operation.ErrCancelled}
 	}
 	w, created := s.ops.Join(c.name, merge)
 	if created {

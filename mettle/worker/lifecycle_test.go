@@ -15,9 +15,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
 func TestWorker_cancelled(t *testing.T) {
@@ -33,6 +36,33 @@ func TestWorker_cancelled(t *testing.T) {
 	})
 	f.wantNoProcesses(t)
 	f.run(t, request{script: "true"}, 0)
+}
+
+// Two API servers publish the same action, each under a name of its own: the
+// second job, which had to wait, is answered with the result of the first.
+func TestWorker_jobsOfTwoServers(t *testing.T) {
+	f := newFixture(t, func(o *worker.Options, _ *mem.Options) { o.Slots = 1 })
+	first := f.makeJob(t, request{script: "touch up; until [ -e go ]; do sleep 0.01; done; echo done"})
+	second := proto.CloneOf(first)
+	second.Operation = "another operation"
+	second.Queued = timestamppb.New(time.Now().Add(-time.Hour)) // as if the first ran for that long
+	f.start(t)
+	for _, j := range []*queuepb.Job{first, second} {
+		if err := f.queue.Publish(t.Context(), j); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.waitRunning(t)
+	if err := os.WriteFile(strings.TrimSuffix(f.marker(), "up")+"go", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	one, two := f.wait(t, first), f.wait(t, second)
+	if one.CachedResult || !two.CachedResult {
+		t.Errorf("cached_result is %v of the first and %v of the second", one.CachedResult, two.CachedResult)
+	}
+	if a, b := one.Result.GetExecutionMetadata(), two.Result.GetExecutionMetadata(); !proto.Equal(a.GetExecutionStartTimestamp(), b.GetExecutionStartTimestamp()) {
+		t.Errorf("it ran at %v and at %v", a.GetExecutionStartTimestamp(), b.GetExecutionStartTimestamp())
+	}
 }
 
 func TestWorker_drains(t *testing.T) {
