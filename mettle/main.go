@@ -1,11 +1,12 @@
 // Command mettle is a Bazel Remote Execution API server and its tools:
 //
-//	mettle dual     a complete server for one machine: storage, queue and workers
-//	mettle api      one of a fleet's API servers, which take actions from clients
-//	mettle worker   one of a fleet's workers, which run them
-//	mettle setup    makes what a fleet needs at its broker
-//	mettle one      runs one action here, to see what it does
-//	mettle bench    measures any REAPI server
+//	mettle dual        a complete server for one machine: storage, queue and workers
+//	mettle api         one of a fleet's API servers, which take actions from clients
+//	mettle worker      one of a fleet's workers, which run them
+//	mettle setup       makes what a fleet needs at its broker
+//	mettle operations  lists what clients wait for, and cancels
+//	mettle one         runs one action here, to see what it does
+//	mettle bench       measures any REAPI server
 //
 // This file turns the command line into options. Each subcommand is in the file
 // of its name, where its parts are wired together; README.md in this folder
@@ -26,13 +27,14 @@ var version = "dev"
 type cli struct {
 	flags.Common
 
-	Dual   dualCmd   `cmd:"" help:"Serve remote execution and storage on this machine, all in one process."`
-	API    apiCmd    `cmd:"" name:"api" help:"Take actions from clients, and give them to workers through a broker."`
-	Worker workerCmd `cmd:"" help:"Run actions, which API servers give through a broker."`
-	Setup  setupCmd  `cmd:"" help:"Make at a broker what API servers and workers need there. It may be run again at any time."`
-	One    oneCmd    `cmd:"" help:"Run one action here, by the digest that a failed build named."`
-	Noop   noopCmd   `cmd:"" hidden:"" help:"A process of mettle bench fleet."`
-	Bench  benchCmd  `cmd:"" help:"Measure an REAPI server and give each figure as a share of what the machine allows."`
+	Dual   dualCmd       `cmd:"" help:"Serve remote execution and storage on this machine, all in one process."`
+	API    apiCmd        `cmd:"" name:"api" help:"Take actions from clients, and give them to workers through a broker."`
+	Worker workerCmd     `cmd:"" help:"Run actions, which API servers give through a broker."`
+	Setup  setupCmd      `cmd:"" help:"Make at a broker what API servers and workers need there. It may be run again at any time."`
+	Ops    operationsCmd `cmd:"" name:"operations" help:"Look at what an API server's clients wait for, and cancel operations."`
+	One    oneCmd        `cmd:"" help:"Run one action here, by the digest that a failed build named."`
+	Noop   noopCmd       `cmd:"" hidden:"" help:"A process of mettle bench fleet."`
+	Bench  benchCmd      `cmd:"" help:"Measure an REAPI server and give each figure as a share of what the machine allows."`
 }
 
 func main() {

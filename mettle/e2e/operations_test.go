@@ -1,0 +1,146 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"cloud.google.com/go/longrunning/autogen/longrunningpb"
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/mettle-build/mettle/elan/client"
+)
+
+// An operator sees what runs, and cancels one of two: its client hears of it, its
+// processes die, and the other goes on.
+func TestDual_operations(t *testing.T) {
+	s := startDual(t, storeDir(t), "--slots=2")
+	conn, err := client.Dial(t.Context(), s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // a client's
+	store, err := client.New(client.Options{Conn: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The sleeper that is to die, grandchildren and all, is told by its argument.
+	mark := fmt.Sprintf("86399.%d", os.Getpid())
+	leave := filepath.Join(storeDir(t), "leave")
+	doomed := begin(t, conn, &repb.ExecuteRequest{ActionDigest: putAction(t, store, "(setsid sleep "+mark+" &); sleep "+mark).Proto()})
+	kept := begin(t, conn, &repb.ExecuteRequest{ActionDigest: putAction(t, store, "until [ -e "+leave+" ]; do sleep 0.05; done; echo kept").Proto()})
+	poll(t, "both to run", func() bool {
+		return strings.Count(s.run(t, "operations", "list", "--stage=executing"), "executing") == 2 && len(running(t, mark)) > 1
+	})
+	list := s.run(t, "operations", "list")
+	if n := strings.Count(list, "operations/v1/"); n != 2 {
+		t.Errorf("%d operations are listed:\n%s", n, list)
+	}
+	s.run(t, "operations", "cancel", doomed.name)
+	if res := doomed.end(t); codes.Code(res.GetStatus().GetCode()) != codes.Canceled { //nolint:gosec // a status code
+		t.Errorf("the client of the cancelled action got %v", res)
+	}
+	poll(t, "the processes to die", func() bool { return len(running(t, mark)) == 0 })
+	if got := s.run(t, "operations", "get", doomed.name); !strings.Contains(got, "Canceled") {
+		t.Errorf("get prints\n%s", got)
+	}
+	if err := os.WriteFile(leave, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if res := kept.end(t); res.GetStatus().GetCode() != 0 || string(res.GetResult().GetStdoutRaw()) != "kept\n" {
+		t.Errorf("the other client got %v", res)
+	}
+}
+
+// run runs a command of mettle's on the server, and returns what it prints.
+func (s *server) run(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), binary(t, "mettle"), append(args, "--api="+s.Addr())...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, out)
+	}
+	return string(out)
+}
+
+// poll waits for something that only other processes can tell by its effect.
+func poll(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	for !ok() {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// running are the processes with that argument.
+func running(t *testing.T, arg string) []string {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, path := range all {
+		line, _ := os.ReadFile(path) // it may have ended
+		if args := strings.Split(string(line), "\x00"); len(args) > 1 && args[1] == arg {
+			found = append(found, path)
+		}
+	}
+	return found
+}
+
+// begun is an Execute that goes on.
+type begun struct {
+	name   string
+	stream grpc.ServerStreamingClient[longrunningpb.Operation]
+}
+
+// begin executes, and waits for the first message.
+func begin(t *testing.T, conn *grpc.ClientConn, req *repb.ExecuteRequest) *begun {
+	t.Helper()
+	stream, err := repb.NewExecutionClient(conn).Execute(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	op, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &begun{op.GetName(), stream}
+}
+
+// end is the response.
+func (b *begun) end(t *testing.T) *repb.ExecuteResponse {
+	t.Helper()
+	for {
+		op, err := b.stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !op.GetDone() {
+			continue
+		}
+		res := &repb.ExecuteResponse{}
+		if err := op.GetResponse().UnmarshalTo(res); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.stream.Recv(); !errors.Is(err, io.EOF) {
+			t.Error(fmt.Errorf("after the end: %w", err))
+		}
+		return res
+	}
+}
