@@ -57,8 +57,10 @@ func TestNewServer_bearsPings(t *testing.T) {
 						t.Errorf("the call ended: %v", err)
 					default:
 					}
-					health.Shutdown()
-					<-ended
+					health.Shutdown() // which the call tells
+					if err := <-ended; err != nil {
+						t.Error(err)
+					}
 				} else {
 					conn.Connect()
 					time.Sleep(2 * time.Hour)

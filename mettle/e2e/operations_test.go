@@ -28,7 +28,7 @@ func TestDual_operations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // a client's
+	defer conn.Close()
 	store, err := client.New(client.Options{Conn: conn})
 	if err != nil {
 		t.Fatal(err)
