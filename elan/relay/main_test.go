@@ -9,6 +9,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob/mem"
@@ -24,6 +25,7 @@ type backend struct {
 	addr     string
 	register func(*grpc.Server)
 	server   *grpc.Server
+	health   *health.Server
 	done     chan error
 }
 
@@ -53,7 +55,7 @@ func (b *backend) start(t testing.TB) {
 		t.Fatal(err)
 	}
 	b.addr = l.Addr().String()
-	b.server, _ = rpc.NewServer()
+	b.server, b.health = rpc.NewServer()
 	b.register(b.server)
 	b.done = make(chan error, 1)
 	go func(s *grpc.Server, done chan<- error) { done <- s.Serve(l) }(b.server, b.done)

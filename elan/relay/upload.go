@@ -16,8 +16,8 @@ func (r *Relay) upload(ss grpc.ServerStream, m *method) error {
 	ctx, cancel := context.WithCancelCause(ss.Context())
 	defer cancel(nil)
 	out := outgoing(ctx)
-	s := &sender{ss: ss, fail: cancel, keeps: true}
-	defer s.forget()
+	s := newSender(ss, cancel)
+	defer s.end()
 	a := attempts{r: r, m: m}
 	for {
 		conn, err := a.conn(ctx)
@@ -29,7 +29,7 @@ func (r *Relay) upload(ss grpc.ServerStream, m *method) error {
 		if clientErr := context.Cause(ctx); clientErr != nil && ss.Context().Err() == nil {
 			return clientErr //nolint:wrapcheck // a status, of what the client sent
 		}
-		if p.err == nil || p.begun || !s.whole() || !a.again(ctx, p.err, p.answered()) {
+		if p.err == nil || p.begun || !s.detach() || !a.again(ctx, p.err, p.answered()) {
 			return p.finish()
 		}
 	}
@@ -43,7 +43,7 @@ func (r *Relay) uploadOnce(ctx context.Context, conn *grpc.ClientConn, s *sender
 	if err != nil {
 		return err //nolint:wrapcheck // a status
 	}
-	s.sendTo(cs)
+	s.attach(cs)
 	return p.run(cs)
 }
 
@@ -56,53 +56,84 @@ type sender struct {
 	ss   grpc.ServerStream
 	fail context.CancelCauseFunc // ends the call where what the client sent is no message
 
-	// mu is held while a message is sent, so that messages stay in order. Ending
+	// mu is held while a message is sent, so that messages stay in order. The end of
 	// the attempt ends that.
 	mu        sync.Mutex
-	cs        grpc.ClientStream // of the last attempt
+	changed   *sync.Cond        // of cs and over
+	cs        grpc.ClientStream // of the attempt; nil: there is none now
 	kept      []*wire.Raw       // all that the client has sent, as long as keeps
 	keptBytes int
 	keeps     bool
-	ended     bool // the client has sent all
+	begun     bool // the goroutine has
+	sentAll   bool // the client has
+	over      bool // the call is
 }
 
-// sendTo begins an attempt: what was sent before is sent again.
-func (s *sender) sendTo(cs grpc.ClientStream) {
+func newSender(ss grpc.ServerStream, fail context.CancelCauseFunc) *sender {
+	s := &sender{ss: ss, fail: fail, keeps: true}
+	s.changed = sync.NewCond(&s.mu)
+	return s
+}
+
+// attach begins an attempt: what was sent before is sent again.
+func (s *sender) attach(cs grpc.ClientStream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first := s.cs == nil
-	s.cs = cs
 	for _, msg := range s.kept {
 		once := msg.Clone()
 		err := cs.SendMsg(once)
 		once.Free()
 		if err != nil {
-			return // the answer explains
+			return // the attempt has ended, and its answer explains
 		}
 	}
-	if s.ended {
+	if s.sentAll {
 		_ = cs.CloseSend() // it never fails
 	}
-	if first {
+	s.cs = cs
+	s.changed.Signal()
+	if !s.begun {
+		s.begun = true
 		go s.run()
 	}
 }
 
-// run receives until the client has sent all, the call ends, or nobody is left to
-// send to.
+// detach ends an attempt, and reports whether there can be another.
+func (s *sender) detach() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cs = nil
+	return s.keeps
+}
+
+// end ends the call.
+func (s *sender) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	s.drop()
+	s.changed.Signal()
+}
+
+// drop frees what is kept. The caller has mu.
+func (s *sender) drop() {
+	for _, msg := range s.kept {
+		msg.Free()
+	}
+	s.kept, s.keeps = nil, false
+}
+
+// run receives until the client has sent all, or the call ends.
 func (s *sender) run() {
 	msg := &wire.Raw{}
 	defer msg.Free()
 	for {
 		err := s.ss.RecvMsg(msg)
-		switch {
-		case errors.Is(err, io.EOF):
-			s.mu.Lock()
-			s.ended = true
-			_ = s.cs.CloseSend() // it never fails
-			s.mu.Unlock()
+		if errors.Is(err, io.EOF) {
+			s.sentLast()
 			return
-		case err != nil:
+		}
+		if err != nil {
 			s.fail(err)
 			return
 		}
@@ -112,40 +143,46 @@ func (s *sender) run() {
 	}
 }
 
-// send sends a message, and reports whether there is a use for the next.
+func (s *sender) sentLast() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sentAll = true
+	if s.cs != nil {
+		_ = s.cs.CloseSend() // it never fails
+	}
+}
+
+// send sends a message, by the next attempt where there is none now, and reports
+// whether it did before the call ended.
 func (s *sender) send(msg *wire.Raw) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.keeps && s.keptBytes+msg.Len() > maxKept {
+	for {
+		for s.cs == nil && !s.over {
+			s.changed.Wait()
+		}
+		if s.over {
+			return false
+		}
+		once := msg.Clone()
+		err := s.cs.SendMsg(once)
+		once.Free()
+		if err == nil {
+			s.keep(msg)
+			return true
+		}
+		s.cs = nil // it has ended, which the handler hears too
+	}
+}
+
+// keep keeps what was sent, if there is room. The caller has mu.
+func (s *sender) keep(msg *wire.Raw) {
+	if !s.keeps {
+		return
+	}
+	if s.keptBytes += msg.Len(); s.keptBytes > maxKept {
 		s.drop()
+		return
 	}
-	if s.keeps {
-		s.keptBytes += msg.Len()
-		s.kept = append(s.kept, msg.Clone())
-	}
-	// An error means that the attempt has ended. Another is made only with all that
-	// was kept.
-	return s.cs.SendMsg(msg) == nil || s.keeps
-}
-
-// whole reports whether everything that the client sent can be sent again.
-func (s *sender) whole() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.keeps
-}
-
-// forget frees what is kept.
-func (s *sender) forget() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.drop()
-}
-
-// drop is forget for one who has mu.
-func (s *sender) drop() {
-	for _, msg := range s.kept {
-		msg.Free()
-	}
-	s.kept, s.keeps = nil, false
+	s.kept = append(s.kept, msg.Clone())
 }

@@ -111,12 +111,18 @@ func (s *byteStreamServer) begin(ctx context.Context, store blob.Creator, req *w
 		s.uploads.add(u)
 		return u, nil
 	}
+	if req.WriteOffset < 0 || req.WriteOffset > d.Size() {
+		return nil, gstatus.Errorf(codes.InvalidArgument, "write_offset is %d, outside the blob's %d bytes", req.WriteOffset, d.Size())
+	}
 	u, err := s.uploads.resume(ctx, req.ResourceName)
 	if err != nil {
 		return nil, err
 	}
 	if u == nil {
-		return nil, wrongOffset(req.WriteOffset, 0)
+		// It was too old to be kept, or began at another server of the same store.
+		// The code makes clients ask QueryWriteStatus, which says 0 here, and begin
+		// anew, where INVALID_ARGUMENT would make them fail.
+		return nil, gstatus.Errorf(codes.Aborted, "write_offset is %d, and nothing of this upload is here: begin anew", req.WriteOffset)
 	}
 	if n := u.received.Load(); req.WriteOffset != n {
 		s.uploads.suspend(u)

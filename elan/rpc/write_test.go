@@ -164,8 +164,12 @@ func TestWrite_refusals(t *testing.T) {
 			name: "offset behind", want: codes.InvalidArgument, says: "write_offset is 0, want 5",
 			msgs: []*bytestream.WriteRequest{{ResourceName: name, Data: data[:5]}, {Data: data[5:], FinishWrite: true}},
 		},
-		{name: "begins in the middle", msgs: []*bytestream.WriteRequest{{ResourceName: name, WriteOffset: 5, Data: data[5:]}}, want: codes.InvalidArgument, says: "write_offset is 5, want 0"},
-		{name: "negative offset", msgs: []*bytestream.WriteRequest{{ResourceName: name, WriteOffset: -1, Data: data}}, want: codes.InvalidArgument, says: "write_offset is -1, want 0"},
+		{name: "begins in the middle", msgs: []*bytestream.WriteRequest{{ResourceName: name, WriteOffset: 5, Data: data[5:]}}, want: codes.Aborted, says: "write_offset is 5, and nothing of this upload is here"},
+		{name: "negative offset", msgs: []*bytestream.WriteRequest{{ResourceName: name, WriteOffset: -1, Data: data}}, want: codes.InvalidArgument, says: "write_offset is -1, outside"},
+		{
+			name: "offset behind the end", want: codes.InvalidArgument, says: "outside",
+			msgs: []*bytestream.WriteRequest{{ResourceName: name, WriteOffset: int64(len(data)) + 1}},
+		},
 		{
 			name: "over the limit", want: codes.InvalidArgument, says: "too large",
 			msgs: []*bytestream.WriteRequest{{ResourceName: "uploads/u/blobs/" + d.Hash() + "/1000001", Data: data}},
