@@ -25,7 +25,12 @@ func backOff(ctx context.Context, n int) bool {
 	if n < 8 { // 20 ms × 2⁸ is more than 2 s
 		bound = min(firstWait<<n, lastWait)
 	}
-	t := time.NewTimer(rand.N(bound)) //nolint:gosec // jitter
+	return sleep(ctx, rand.N(bound)) //nolint:gosec // jitter
+}
+
+// sleep waits. It returns false if ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -82,7 +87,7 @@ func (q *Queue) classify(ctx context.Context, t target, err error) error {
 	case codes.PermissionDenied, codes.Unauthenticated:
 		return fmt.Errorf("%s: %w: %w: the right %s on %s is lacking: %s", t.verb, queue.ErrUnavailable, queue.ErrRefused, t.permission, t.resource, s.Message())
 	default:
-		return fmt.Errorf("%s: %w: %s: %s: %s", t.verb, queue.ErrUnavailable, t.resource, s.Code(), s.Message())
+		return fmt.Errorf("%s: %w: %s: %w", t.verb, queue.ErrUnavailable, t.resource, s.Err())
 	}
 }
 

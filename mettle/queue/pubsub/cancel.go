@@ -7,6 +7,8 @@ import (
 	"time"
 
 	pb "cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // A withdrawal is what a worker knows of the cancellations of an operation. Its
@@ -45,7 +47,12 @@ func (q *Queue) listen(ctx context.Context) error {
 	remake := func(ctx context.Context) error {
 		return q.makeSubscription(ctx, &pb.Subscription{Name: name, Topic: q.topic("cancel"), ExpirationPolicy: soon(), MessageRetentionDuration: shortRetention(), AckDeadlineSeconds: newsDeadline})
 	}
-	if err := remake(ctx); err != nil {
+	switch err := remake(ctx); {
+	case status.Code(err) == codes.ResourceExhausted:
+		// A project has 10,000 subscriptions. Better to run in vain what was
+		// withdrawn than not to run at all.
+		q.log.Error("there is no subscription to be had for cancellations, so what is withdrawn runs to its end here", "error", err)
+	case err != nil:
 		return err
 	}
 	q.mu.Lock()

@@ -22,6 +22,16 @@ func (q *Queue) deliver(s *source, m *pb.ReceivedMessage) {
 		q.dropMessage(l)
 		return
 	}
+	if l.pool != token(s.pool) || l.band != s.band {
+		// Of a subscription without a filter: an emulator's. It comes by its
+		// own subscription as well, with the same id.
+		q.start(func(ctx context.Context) {
+			if err := q.acknowledge(ctx, l.subscription, l.ackID); err != nil {
+				q.log.Debug("could not drop another subscription's job", "subscription", l.subscription, "error", err)
+			}
+		})
+		return
+	}
 	q.mu.Lock()
 	l.count = q.count(l, m.GetDeliveryAttempt())
 	l.attempt = l.base + l.past.delivered + l.count

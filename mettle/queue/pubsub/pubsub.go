@@ -172,6 +172,7 @@ type Queue struct {
 	replies   map[string]bool      // whose reply subscriptions are there; true: being received from
 	pools     map[string]time.Time // when a pool's subscription was seen last
 	sources   map[string]*source   // by subscription
+	stations  map[string]*station  // by pools
 	leases    map[string]*lease    // by message
 	known     *fifo[*operation]    // API server: by operation
 	withdrawn *fifo[*withdrawal]   // worker: by operation
@@ -196,7 +197,7 @@ func New(ctx context.Context, o Options) (*Queue, error) {
 		opts: o, log: o.Logger, metrics: m, id: rand.Text()[:16], pulse: pulse{began: time.Now()},
 		done: make(chan struct{}), making: make(chan struct{}, 1),
 		ears: make(map[string]bool), replies: make(map[string]bool), pools: make(map[string]time.Time),
-		sources: make(map[string]*source), leases: make(map[string]*lease),
+		sources: make(map[string]*source), stations: make(map[string]*station), leases: make(map[string]*lease),
 		known: newFIFO[*operation](o.MaxOperations), withdrawn: newFIFO[*withdrawal](maxRemembered),
 		delivered: newFIFO[uint32](maxRemembered), ended: newFIFO[struct{}](maxRemembered),
 	}

@@ -5,30 +5,39 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
-
-	pb "cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/mettle/queue"
 )
 
 // A source is one subscription of jobs, as this process reads it. Its fields are
-// guarded by Queue.mu.
+// guarded by Queue.mu, but for the first, which do not change.
 type source struct {
 	subscription string
-	waiters      []*waiter // the one that has waited the longest is first
-	asked        int       // how many messages the pulls under way may bring
-	held         []*lease  // for which nobody waited when they came
+	pool, band   string
+
+	waiters []*waiter // the one that has waited the longest is first
+	asked   int       // how many messages the pulls under way may bring
+	empty   time.Time // since when pulls wait and bring nothing; zero: unknown
+	held    []*lease  // for which nobody waited when they came
 }
 
-// A waiter is a consumer that waits.
+// A station is where the consumers of the same pools wait. Its fields are
+// guarded by Queue.mu, but for the first.
+type station struct {
+	sources []*source // in the order in which they are looked into
+	fresh   []*waiter // for whom nobody has looked yet
+	rounds  int       // how many look
+}
+
+// A waiter is a consumer that waits. Its fields are guarded by Queue.mu.
 type waiter struct {
-	subscriptions []string
-	polling       bool        // it wants pulls to wait for it; guarded by Queue.mu
-	answer        chan answer // of capacity 1, for the one answer
+	station *station
+	polling bool        // it wants pulls to wait for it
+	left    bool        // it waits no more
+	answer  chan answer // of capacity 1, for the one answer
 }
 
 type answer struct {
@@ -36,18 +45,8 @@ type answer struct {
 	err   error
 }
 
-const (
-	// pollTime bounds a pull that waits. The broker ends most of them earlier.
-	pollTime = 90 * time.Second
-	// maxPull bounds the messages of one pull.
-	maxPull = 100
-	// pullTries is how many times in a row a pull fails before the consumers
-	// that wait hear of it.
-	pullTries = 5
-)
-
 // holdTime is how long a job for which nobody waits any more is kept for the
-// next consumer here, before it is handed back.
+// next consumer here, before it is put back.
 func (o Options) holdTime() time.Duration { return min(o.LeaseTime/4, 2*time.Second) }
 
 // Lease implements queue.Consumer. The first one begins to hear of
@@ -74,34 +73,7 @@ func (q *Queue) lease(ctx context.Context, pools []string) (*lease, error) {
 	if err := q.listen(ctx); err != nil {
 		return nil, err
 	}
-	var subscriptions []string
-	for _, band := range q.opts.bands() {
-		for _, pool := range pools {
-			subscriptions = append(subscriptions, q.jobSubscription(pool, band))
-		}
-	}
-	w := q.wait(subscriptions)
-	if len(subscriptions) > 1 {
-		for _, name := range subscriptions {
-			asked := make(chan struct{})
-			if !q.start(func(ctx context.Context) {
-				defer close(asked)
-				q.ask(ctx, name)
-			}) {
-				break
-			}
-			select {
-			case a := <-w.answer:
-				return a.lease, a.err
-			case <-asked:
-			case <-ctx.Done():
-				return nil, q.leave(w, ctx.Err())
-			case <-q.done:
-				return nil, q.leave(w, queue.ErrClosed)
-			}
-		}
-	}
-	q.poll(w)
+	w := q.wait(pools)
 	select {
 	case a := <-w.answer:
 		return a.lease, a.err
@@ -113,29 +85,67 @@ func (q *Queue) lease(ctx context.Context, pools []string) (*lease, error) {
 }
 
 // wait begins to wait. What is held already is the answer at once.
-func (q *Queue) wait(subscriptions []string) *waiter {
-	w := &waiter{subscriptions: subscriptions, answer: make(chan answer, 1)}
+func (q *Queue) wait(pools []string) *waiter {
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, name := range subscriptions {
-		s := q.sources[name]
-		if s == nil {
-			s = &source{subscription: name}
-			q.sources[name] = s
+	st := q.station(pools)
+	w := &waiter{station: st, answer: make(chan answer, 1)}
+	if l := st.takeHeld(); l != nil {
+		w.answer <- answer{lease: l}
+		q.mu.Unlock()
+		return w
+	}
+	for _, s := range st.sources {
+		s.waiters = append(s.waiters, w)
+	}
+	begin := q.askFor(st, w)
+	q.mu.Unlock()
+	for _, f := range begin {
+		q.start(f)
+	}
+	return w
+}
+
+// station finds or makes the station of some pools. There are as many as the
+// process's configuration names. The mutex is held.
+func (q *Queue) station(pools []string) *station {
+	key := strings.Join(pools, "\n")
+	st := q.stations[key]
+	if st == nil {
+		st = &station{}
+		for _, band := range q.opts.bands() {
+			for _, pool := range pools {
+				st.sources = append(st.sources, q.source(pool, band))
+			}
 		}
+		q.stations[key] = st
+	}
+	return st
+}
+
+// source finds or makes a source. The mutex is held.
+func (q *Queue) source(pool, band string) *source {
+	name := q.jobSubscription(pool, band)
+	s := q.sources[name]
+	if s == nil {
+		s = &source{subscription: name, pool: pool, band: band}
+		q.sources[name] = s
+	}
+	return s
+}
+
+// takeHeld takes a job that is held, if it is still good for anything; else it
+// comes again, and is dropped then if it was withdrawn. The mutex is held.
+func (st *station) takeHeld() *lease {
+	for _, s := range st.sources {
 		for len(s.held) > 0 {
 			l := s.held[0]
 			s.held = s.held[1:]
 			if l.valid() && !l.gone {
-				w.answer <- answer{lease: l}
-				return w
-			} // else it comes again, and is dropped then if it was withdrawn
+				return l
+			}
 		}
 	}
-	for _, name := range subscriptions {
-		q.sources[name].waiters = append(q.sources[name].waiters, w)
-	}
-	return w
+	return nil
 }
 
 // give hands l to the first who waits, or holds it. The mutex is held.
@@ -176,8 +186,8 @@ func (q *Queue) hold(s *source, l *lease) {
 
 // forget makes w wait no more. The mutex is held.
 func (q *Queue) forget(w *waiter) {
-	for _, name := range w.subscriptions {
-		s := q.sources[name]
+	w.left = true
+	for _, s := range w.station.sources {
 		if i := slices.Index(s.waiters, w); i >= 0 {
 			s.waiters = slices.Delete(s.waiters, i, i+1)
 		}
@@ -204,116 +214,6 @@ func (q *Queue) leave(w *waiter, err error) error {
 	default:
 	}
 	return err
-}
-
-// poll sees to it that pulls wait for w and all others.
-func (q *Queue) poll(w *waiter) {
-	var begin []func()
-	q.mu.Lock()
-	w.polling = true
-	for _, name := range w.subscriptions {
-		s := q.sources[name]
-		if n := s.demand(); n > 0 {
-			s.asked += n
-			begin = append(begin, func() { q.start(func(ctx context.Context) { q.pullFor(ctx, s, n) }) })
-		}
-	}
-	q.mu.Unlock()
-	for _, f := range begin {
-		f()
-	}
-}
-
-// demand is how many messages are to be asked for. The mutex is held.
-func (s *source) demand() int {
-	n := 0
-	for _, w := range s.waiters {
-		if w.polling {
-			n++
-		}
-	}
-	return min(n-s.asked, maxPull)
-}
-
-// pullFor pulls, n messages at first, for as long as consumers wait that no
-// other pull is for.
-func (q *Queue) pullFor(ctx context.Context, s *source, n int) {
-	for failed := 0; ; {
-		messages, err := q.pull(ctx, s.subscription, n, pollTime)
-		for _, m := range messages {
-			q.deliver(s, m)
-		}
-		switch {
-		case err == nil:
-			failed = 0
-		case ctx.Err() != nil:
-			return
-		case !isTransient(status.Code(err)) || failed >= pullTries:
-			q.fail(ctx, s, n, err)
-			return
-		default:
-			failed++
-			if !backOff(ctx, failed) {
-				return
-			}
-		}
-		q.mu.Lock()
-		s.asked -= n
-		n = s.demand()
-		s.asked += max(n, 0)
-		q.mu.Unlock()
-		if n <= 0 {
-			return
-		}
-	}
-}
-
-// fail tells those who wait that pulling does not work.
-func (q *Queue) fail(ctx context.Context, s *source, n int, err error) {
-	err = q.classify(ctx, target{"pull", s.subscription, "pubsub.subscriptions.consume"}, err)
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	s.asked -= n
-	for _, w := range slices.Clone(s.waiters) {
-		if w.polling {
-			q.forget(w)
-			w.answer <- answer{err: err}
-		}
-	}
-}
-
-// ask takes a message that is there already.
-func (q *Queue) ask(ctx context.Context, name string) {
-	messages, err := q.pull(ctx, name, 1, 0)
-	if err != nil {
-		return // the pulls that wait tell of it
-	}
-	q.mu.Lock()
-	s := q.sources[name]
-	q.mu.Unlock()
-	for _, m := range messages {
-		q.deliver(s, m)
-	}
-}
-
-// pull makes one call, which waits for a message for up to the given time. It
-// is not cut off when consumers leave: a message that is on its way then would
-// have to lapse.
-func (q *Queue) pull(ctx context.Context, name string, n int, wait time.Duration) ([]*pb.ReceivedMessage, error) {
-	timeout := wait
-	if wait == 0 {
-		timeout = q.opts.CallTimeout / 3
-	}
-	try, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	res, err := q.subs.Pull(try, &pb.PullRequest{
-		Subscription: name, MaxMessages: int32(n), //nolint:gosec // small
-		ReturnImmediately: wait == 0, //nolint:staticcheck // the one way to ask one band after the other
-	})
-	if status.Code(err) == codes.DeadlineExceeded && wait > 0 {
-		return nil, nil
-	}
-	return res.GetReceivedMessages(), err
 }
 
 // putAllBack returns what is held to the broker.

@@ -33,35 +33,51 @@ func (o Options) deadLetterAttempts() int32 {
 
 // Setup makes the topics and the subscriptions that all processes share, those
 // of Options.Pools among them, and changes those that are there and differ. It
-// may run again at any time. It does not remove anything. It goes on after an
-// error, so that what it returns names all the rights that are lacking.
+// may run again at any time. It does not remove anything. It logs what it makes
+// and changes, and goes on after an error, so that what it returns names all the
+// rights that are lacking.
 func (q *Queue) Setup(ctx context.Context) error {
+	w := &work{q: q}
 	var err error
 	for _, name := range []string{"dead", "jobs", "updates", "cancel", "notices"} {
-		err = errors.Join(err, q.ensureTopic(ctx, q.topic(name)))
+		err = errors.Join(err, w.ensureTopic(ctx, q.topic(name)))
 	}
-	never := &pb.ExpirationPolicy{}
-	err = errors.Join(err, q.ensureSubscription(ctx, &pb.Subscription{
+	err = errors.Join(err, w.ensureSubscription(ctx, &pb.Subscription{
 		Name: q.deadSubscription(), Topic: q.topic("dead"), AckDeadlineSeconds: newsDeadline,
-		MessageRetentionDuration: durationpb.New(jobRetention), ExpirationPolicy: never,
+		MessageRetentionDuration: durationpb.New(jobRetention), ExpirationPolicy: &pb.ExpirationPolicy{},
 	}))
 	for _, pool := range q.opts.Pools {
 		for _, band := range q.opts.bands() {
-			err = errors.Join(err, q.ensureSubscription(ctx, &pb.Subscription{
-				Name: q.jobSubscription(pool, band), Topic: q.topic("jobs"), Filter: jobFilter(pool, band),
-				AckDeadlineSeconds:       int32(q.opts.LeaseTime / time.Second), //nolint:gosec // up to 600
-				MessageRetentionDuration: durationpb.New(jobRetention), ExpirationPolicy: never,
-				DeadLetterPolicy: &pb.DeadLetterPolicy{DeadLetterTopic: q.topic("dead"), MaxDeliveryAttempts: q.opts.deadLetterAttempts()},
-			}))
+			err = errors.Join(err, w.ensureSubscription(ctx, q.poolSubscription(pool, band)))
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("set up Pub/Sub: %w", err)
 	}
+	q.log.Info("Pub/Sub is set up", "topics", w.topics, "subscriptions", w.subscriptions, "made", w.made, "changed", w.changed,
+		"hint", "dead letters need Pub/Sub's own service agent to be allowed to publish to the topic and to read the subscriptions of jobs")
 	return nil
 }
 
-func (q *Queue) ensureTopic(ctx context.Context, name string) error {
+// work is what Setup has looked at and done.
+type work struct {
+	q                                    *Queue
+	topics, subscriptions, made, changed int
+}
+
+// poolSubscription is the subscription to the jobs of a pool and a band.
+func (q *Queue) poolSubscription(pool, band string) *pb.Subscription {
+	return &pb.Subscription{
+		Name: q.jobSubscription(pool, band), Topic: q.topic("jobs"), Filter: jobFilter(pool, band),
+		AckDeadlineSeconds:       int32(q.opts.LeaseTime / time.Second), //nolint:gosec // up to 600
+		MessageRetentionDuration: durationpb.New(jobRetention), ExpirationPolicy: &pb.ExpirationPolicy{},
+		DeadLetterPolicy: &pb.DeadLetterPolicy{DeadLetterTopic: q.topic("dead"), MaxDeliveryAttempts: q.opts.deadLetterAttempts()},
+	}
+}
+
+func (w *work) ensureTopic(ctx context.Context, name string) error {
+	q := w.q
+	w.topics++
 	found := true
 	err := q.call(ctx, target{"look at the topic", name, "pubsub.topics.get"}, func(ctx context.Context) error {
 		_, err := q.topics.GetTopic(ctx, &pb.GetTopicRequest{Topic: name})
@@ -76,13 +92,16 @@ func (q *Queue) ensureTopic(ctx context.Context, name string) error {
 		return ifNot(codes.AlreadyExists, err)
 	})
 	if err == nil {
+		w.made++
 		q.log.Info("a topic was made", "topic", name)
 	}
 	return err
 }
 
 // ensureSubscription makes a subscription, or changes it where it differs.
-func (q *Queue) ensureSubscription(ctx context.Context, want *pb.Subscription) error {
+func (w *work) ensureSubscription(ctx context.Context, want *pb.Subscription) error {
+	q := w.q
+	w.subscriptions++
 	var have *pb.Subscription
 	err := q.call(ctx, target{"look at the subscription", want.GetName(), "pubsub.subscriptions.get"}, func(ctx context.Context) (err error) {
 		have, err = q.subs.GetSubscription(ctx, &pb.GetSubscriptionRequest{Subscription: want.GetName()})
@@ -94,9 +113,12 @@ func (q *Queue) ensureSubscription(ctx context.Context, want *pb.Subscription) e
 	case have == nil:
 		err := q.makeSubscription(ctx, want)
 		if err == nil {
+			w.made++
 			q.log.Info("a subscription was made", "subscription", want.GetName())
 		}
 		return err
+	case have.GetTopic() == want.GetTopic() && have.GetFilter() == "" && want.GetFilter() != "" && q.emulated():
+		q.log.Warn("the emulator does not filter, so each subscription has all messages", "subscription", want.GetName())
 	case have.GetTopic() != want.GetTopic() || have.GetFilter() != want.GetFilter():
 		return fmt.Errorf("the subscription %s is of the topic %s with the filter %q, not of %s with %q: Pub/Sub can't change that; delete it and run mettle setup again",
 			want.GetName(), have.GetTopic(), have.GetFilter(), want.GetTopic(), want.GetFilter())
@@ -105,15 +127,30 @@ func (q *Queue) ensureSubscription(ctx context.Context, want *pb.Subscription) e
 	if len(paths) == 0 {
 		return nil
 	}
+	able := true
 	err = q.call(ctx, target{"change the subscription", want.GetName(), "pubsub.subscriptions.update"}, func(ctx context.Context) error {
 		_, err := q.subs.UpdateSubscription(ctx, &pb.UpdateSubscriptionRequest{Subscription: want, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
+		if c := status.Code(err); q.emulated() && (c == codes.Unimplemented || c == codes.InvalidArgument) {
+			able = false
+			return nil
+		}
 		return err
 	})
-	if err == nil {
+	switch {
+	case err != nil:
+		return err
+	case !able:
+		q.log.Warn("the emulator can't change a subscription, which is left as it is", "subscription", want.GetName(), "fields", paths)
+	default:
+		w.changed++
 		q.log.Info("a subscription was changed", "subscription", want.GetName(), "fields", paths)
 	}
-	return err
+	return nil
 }
+
+// emulated reports whether the broker is an emulator, of which not everything
+// can be asked.
+func (q *Queue) emulated() bool { return q.opts.Endpoint != "" }
 
 // differences lists the fields, of those that Setup decides, in which a
 // subscription is not as it should be.

@@ -32,6 +32,8 @@ const (
 	// maxSilence is how long a stream may say nothing: then it is opened anew,
 	// because one that is dead is silent as well.
 	maxSilence = 2 * time.Minute
+	// exhaustedWait is how long a quota is left alone that was used up.
+	exhaustedWait = 30 * time.Second
 )
 
 // receive handles what comes until ctx is done.
@@ -49,8 +51,12 @@ func (q *Queue) receive(ctx context.Context, f feed) {
 		switch {
 		case code == codes.NotFound && f.remake != nil:
 			q.log.Error("a subscription has gone, what was sent meanwhile is lost; it is made anew", "subscription", f.subscription)
-			if err := f.remake(ctx); err != nil && ctx.Err() == nil {
+			err := f.remake(ctx)
+			if err != nil && ctx.Err() == nil {
 				q.log.Error("a subscription could not be made", "subscription", f.subscription, "error", err)
+			}
+			if status.Code(err) == codes.ResourceExhausted && !sleep(ctx, exhaustedWait) {
+				return
 			}
 		case !isTransient(code) && code != codes.OK && code != codes.Canceled:
 			q.log.Error("a subscription can't be read", "subscription", f.subscription, "error", err)

@@ -215,6 +215,9 @@ func (q *Queue) receiveUpdates(ctx context.Context, id string, handle func(*queu
 		subscription: q.replySubscription(id),
 		remake:       func(ctx context.Context) error { return q.makeReply(ctx, id) },
 		handle: func(_ context.Context, m *pb.PubsubMessage) bool {
+			if m.GetAttributes()[attrReplyTo] != token(id) {
+				return true // an emulator's, without filters
+			}
 			if u := q.takeIn(m); u != nil {
 				handle(u)
 			}
