@@ -54,7 +54,7 @@ func (q *Queue) Setup(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("set up Pub/Sub: %w", err)
 	}
-	q.log.Info("Pub/Sub is set up", "topics", w.topics, "subscriptions", w.subscriptions, "made", w.made, "changed", w.changed,
+	q.log.Info("the topics and subscriptions are set up", "topics", w.topics, "subscriptions", w.subscriptions, "made", w.made, "changed", w.changed,
 		"hint", "dead letters need Pub/Sub's own service agent to be allowed to publish to the topic and to read the subscriptions of jobs")
 	return nil
 }
