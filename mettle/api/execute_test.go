@@ -298,47 +298,6 @@ func TestExecute_largeCommandStaysInCAS(t *testing.T) {
 	})
 }
 
-func TestExecute_publishFails(t *testing.T) {
-	for name, tc := range map[string]struct {
-		err  error
-		code codes.Code
-	}{
-		"away":    {queue.ErrUnavailable, codes.Unavailable},
-		"full":    {queue.ErrFull, codes.ResourceExhausted},
-		"unknown": {errors.New("odd"), codes.Unavailable},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, b *bench) {
-				d := b.store.action("a")
-				b.jobs.fail(tc.err)
-				b.executeAction(d).err(tc.code)
-				b.jobs.fail(nil)
-				w := b.executeAction(d)
-				w.want(repb.ExecutionStage_QUEUED)
-				b.complete(b.lease(), exit(0))
-				w.response()
-			})
-		})
-	}
-}
-
-// A broker that never answers: the client hears something at once, and of the
-// failure in the end; so does one that was merged.
-func TestExecute_publishHangs(t *testing.T) {
-	inBubble(t, func(t *testing.T, b *bench) {
-		d := b.store.action("a")
-		b.jobs.wait = make(chan struct{})
-		first, second := b.executeAction(d), b.executeAction(d)
-		first.next()
-		second.next()
-		first.err(codes.Unavailable)
-		second.err(codes.Unavailable)
-		if n := b.jobs.published(); n != 1 {
-			t.Errorf("%d jobs were published", n)
-		}
-	})
-}
-
 func TestExecute_brokenStore(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		b.store.err = errors.New("odd")

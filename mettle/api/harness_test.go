@@ -150,13 +150,17 @@ type jobs struct {
 	mu   sync.Mutex
 	err  error
 	wait chan struct{} // where not nil, Publish waits for it
+	last string // the operation of the last job
 	n    int
 }
 
 func (j *jobs) Publish(ctx context.Context, job *queuepb.Job) error {
 	j.mu.Lock()
 	err, wait := j.err, j.wait
-	j.n++
+	if j.last != job.GetOperation() {
+		j.last = job.GetOperation()
+		j.n++
+	}
 	j.mu.Unlock()
 	if wait != nil {
 		select {
@@ -194,6 +198,7 @@ func (j *jobs) hold(ch chan struct{}) {
 	j.wait = ch
 }
 
+// published counts the jobs that Publish was called for, again and again as one.
 func (j *jobs) published() int {
 	j.mu.Lock()
 	defer j.mu.Unlock()

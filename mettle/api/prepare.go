@@ -16,6 +16,7 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/command"
 	"github.com/mettle-build/mettle/mettle/operation"
+	"github.com/mettle-build/mettle/mettle/queue"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
@@ -33,6 +34,11 @@ const (
 	maxHeaderBytes = 8 << 10
 	// publishTimeout bounds one Publish.
 	publishTimeout = 10 * time.Second
+	// publishPatience is for how long Publish is tried again while the broker is
+	// away: longer than a restart or an election takes, and than the retries of
+	// clients bridge. The waits between the tries double.
+	publishPatience                   = 2 * time.Minute
+	firstPublishWait, lastPublishWait = 100 * time.Millisecond, 2 * time.Second
 )
 
 // metadataHeader carries RequestMetadata (remote_execution.proto).
@@ -216,14 +222,46 @@ func addHeaders(ctx context.Context, job *queuepb.Job) {
 // which is for all clients that wait for it: so it does not end with the call
 // of the first of them.
 func (s *Server) publish(ctx context.Context, w *operation.Wait, job *queuepb.Job) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
-	defer cancel()
-	err := s.opts.Jobs.Publish(ctx, job)
+	ctx = context.WithoutCancel(ctx)
+	err := s.publishPatiently(ctx, w, job)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", errPublish, err)
 	}
 	s.ops.Published(w, err)
 	if u, ok := s.ops.Raised(w); ok && err == nil {
 		s.raise(ctx, w, u)
+	}
+}
+
+// publishPatiently tries again while the broker is away, so that a build waits
+// for it and does not fail, until nobody waits for it or the server shuts down.
+func (s *Server) publishPatiently(ctx context.Context, w *operation.Wait, job *queuepb.Job) error {
+	patience := time.NewTimer(publishPatience)
+	defer patience.Stop()
+	for wait := firstPublishWait; ; wait = min(2*wait, lastPublishWait) {
+		try, cancel := context.WithTimeout(ctx, publishTimeout)
+		err := s.opts.Jobs.Publish(try, job)
+		away := errors.Is(err, queue.ErrUnavailable) && !errors.Is(err, queue.ErrRefused) || err != nil && try.Err() != nil
+		cancel()
+		if !away {
+			return err
+		}
+		if wait == firstPublishWait {
+			s.log.WarnContext(ctx, "a job waits for the broker", "operation", w.Job(), "error", err)
+		}
+		snap, changed := w.WatchJob()
+		if snap.Ended() {
+			return err
+		}
+		pause := time.NewTimer(wait)
+		select {
+		case <-pause.C:
+		case <-changed:
+		case <-patience.C:
+			return err
+		case <-s.draining:
+			return err
+		}
+		pause.Stop()
 	}
 }

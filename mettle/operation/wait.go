@@ -38,6 +38,16 @@ func (w *Wait) Job() string {
 	return w.op.text
 }
 
+// WatchJob is Watch for the operation itself, which may go on for others when
+// this wait has been cancelled.
+func (w *Wait) WatchJob() (*Snapshot, <-chan struct{}) {
+	if w.op == nil {
+		return w.Watch()
+	}
+	v := w.op.view.Load()
+	return &v.Snapshot, v.changed
+}
+
 // maxNames bounds the names of one operation that it is known by though nobody
 // waits by them now. More are not needed: the action says what to merge with.
 const maxNames = 256
