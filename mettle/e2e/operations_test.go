@@ -61,6 +61,29 @@ func TestDual_operations(t *testing.T) {
 	}
 }
 
+// A client that is gone for --abandon_after takes its action with it.
+func TestDual_abandons(t *testing.T) {
+	s := startDual(t, storeDir(t), "--slots=1", "--abandon_after=1s")
+	conn, err := client.Dial(t.Context(), s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := client.New(client.Options{Conn: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark := fmt.Sprintf("86398.%d", os.Getpid())
+	begin(t, conn, &repb.ExecuteRequest{ActionDigest: putAction(t, store, "(setsid sleep "+mark+" &); sleep "+mark).Proto()})
+	poll(t, "the action to run", func() bool { return len(running(t, mark)) > 1 })
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, "the processes to die", func() bool { return len(running(t, mark)) == 0 })
+	if list := s.run(t, "operations", "list"); list != "" {
+		t.Errorf("operations are listed after the last was abandoned:\n%s", list)
+	}
+}
+
 // run runs a command of mettle's on the server, and returns what it prints.
 func (s *server) run(t *testing.T, args ...string) string {
 	t.Helper()

@@ -18,7 +18,7 @@ func (r *Registry) step(op *Operation, e Event) {
 		r.show(op)
 	}
 	if effects.Has(Withdraw) {
-		r.withdrawals = append(r.withdrawals, op.text)
+		r.withdrawals = append(r.withdrawals, withdrawal{op.text, time.Now().Add(r.opts.KeepFinished)})
 	}
 	if effects.Has(StartTimer) {
 		op.due = time.Now().Add(r.opts.AbandonAfter)

@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/mettle-build/mettle/elan/digest"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
@@ -39,13 +37,6 @@ type RegistryOptions struct {
 	Logger *slog.Logger
 }
 
-const (
-	// withdrawTimeout bounds one call of Withdrawer.Cancel.
-	withdrawTimeout = 10 * time.Second
-	// maxWithdrawing bounds the calls at once.
-	maxWithdrawing = 16
-)
-
 // Registry holds the operations of one API server: those in flight, as many as
 // the broker takes jobs, and for a while those that have ended. It is safe for
 // concurrent use. Nothing that it does waits for a client or for the broker,
@@ -65,10 +56,12 @@ type Registry struct {
 	endedBytes  int64
 	stages      [Failed + 1]int  // how many operations in flight are where
 	loads       map[string]*load // by pool
-	withdrawals []string         // the jobs to be withdrawn by Run
-	cancelled   names            // by which nobody may wait
-	order       order            // all that are in byName by their first name
-	due         time.Time        // when timer fires; zero: it does not
+	withdrawals []withdrawal     // of jobs, by Run
+	failed      []withdrawal     // to be tried again at retryAt
+	retryAt     time.Time
+	cancelled   names     // by which nobody may wait
+	order       order     // all that are in byName by their first name
+	due         time.Time // when timer fires; zero: it does not
 }
 
 // mergeKey is what operations have in common that one execution can serve. The
@@ -195,28 +188,6 @@ func (r *Registry) Run(ctx context.Context) error {
 	}
 }
 
-// withdraw withdraws the jobs that are to be, some at a time: a build that is
-// cancelled may have thousands.
-func (r *Registry) withdraw(ctx context.Context) {
-	r.mu.Lock()
-	names := r.withdrawals
-	r.withdrawals = nil
-	r.mu.Unlock()
-	var group errgroup.Group
-	group.SetLimit(maxWithdrawing)
-	for _, name := range names {
-		group.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, withdrawTimeout)
-			defer cancel()
-			if err := r.opts.Jobs.Cancel(ctx, name); err != nil {
-				r.opts.Logger.Warn("job not withdrawn", "operation", name, "error", err)
-			}
-			return nil
-		})
-	}
-	_ = group.Wait() // each has told its error
-}
-
 // expire does what is due and sets the timer for what is due next.
 func (r *Registry) expire() {
 	r.mu.Lock()
@@ -231,6 +202,7 @@ func (r *Registry) expire() {
 	}
 	r.cancelled.expire(now)
 	r.due = time.Time{}
+	r.retry(now)
 	if due := r.cancelled.due(); !due.IsZero() {
 		r.arm(due)
 	}

@@ -24,13 +24,33 @@ type withdrawals struct {
 	mu    sync.Mutex
 	names []string
 	err   error
+	held  chan struct{} // where not nil, Cancel waits for it
 }
 
 func (w *withdrawals) Cancel(_ context.Context, name string) error {
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	held := w.held
 	w.names = append(w.names, name)
-	return w.err
+	err := w.err
+	w.mu.Unlock()
+	if held != nil {
+		<-held
+	}
+	return err
+}
+
+func (w *withdrawals) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.err = err
+}
+
+// hold makes Cancel wait until the channel is closed.
+func (w *withdrawals) hold() chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held = make(chan struct{})
+	return w.held
 }
 
 func (w *withdrawals) take() []string {
@@ -212,6 +232,70 @@ func TestRegistry_abandons(t *testing.T) {
 		}
 		if _, ok := r.Find(n); ok {
 			t.Error("the abandoned operation is there")
+		}
+	})
+}
+
+// What the broker can't withdraw now is withdrawn later, unless somebody waits
+// for it again.
+func TestRegistry_withdrawsLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := start(t, operation.RegistryOptions{})
+		down := errors.New("the broker is away")
+		w.fail(down)
+		gone, back := name("a"), name("b")
+		for _, n := range []operation.Name{gone, back} {
+			op, _ := r.Join(n, operation.Mergeable)
+			r.Published(op, nil)
+			r.Leave(op)
+		}
+		time.Sleep(5 * time.Minute) // they are abandoned
+		synctest.Wait()
+		if got := w.take(); len(got) == 0 {
+			t.Fatal("nothing was withdrawn")
+		}
+		again, created := r.Join(back, operation.Mergeable)
+		if !created {
+			t.Fatal("the abandoned operation is there")
+		}
+		r.Published(again, nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		w.take()
+		w.fail(nil)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if got := w.take(); !slices.Equal(got, []string{gone.String()}) {
+			t.Errorf("%v were withdrawn, want %v", got, gone)
+		}
+		time.Sleep(time.Hour)
+		if got := w.take(); got != nil {
+			t.Errorf("%v were withdrawn twice", got)
+		}
+	})
+}
+
+// An operation that is taken up under its name while the job of the one before is
+// withdrawn may lose its own: its clients begin anew.
+func TestRegistry_withdrawsTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := start(t, operation.RegistryOptions{})
+		n := name("a")
+		op, _ := r.Join(n, operation.Mergeable)
+		r.Published(op, nil)
+		release := w.hold()
+		r.Leave(op)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		next, created := r.Join(n, operation.Mergeable)
+		if !created {
+			t.Fatal("the abandoned operation is there")
+		}
+		r.Published(next, nil)
+		close(release)
+		synctest.Wait()
+		if s, _ := next.Watch(); !errors.Is(s.Err, operation.ErrWithdrawn) {
+			t.Errorf("the next operation is in %v, want it to begin anew", s.Stage)
 		}
 	})
 }
