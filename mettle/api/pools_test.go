@@ -1,12 +1,16 @@
 package api_test
 
 import (
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 
 	"github.com/mettle-build/mettle/mettle/api"
@@ -121,5 +125,65 @@ func TestExecute_declaredPool(t *testing.T) {
 	}
 	inFleet(t, platform.Options{Pools: []platform.Pool{gpu}}, func(_ *testing.T, b *bench) {
 		b.executeAction(b.store.action("a", platformOf("gpu=yes"))).want(repb.ExecutionStage_QUEUED)
+	})
+}
+
+// The files in deploy/autoscaling name metrics that there are, with labels that
+// they have.
+func TestDeploy_metricsExist(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	newBench(t, func(o *api.Options) { o.Registerer = registry })
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{"mettle_workers_wanted": true} // which hpa.yaml itself makes
+	for _, f := range families {
+		known[f.GetName()] = true
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				known[l.GetName()] = true
+				known[l.GetName()+`="`+l.GetValue()+`"`] = true
+			}
+		}
+	}
+	files, err := filepath.Glob("../../deploy/autoscaling/*")
+	if err != nil || len(files) != 3 {
+		t.Fatalf("files %q, %v", files, err)
+	}
+	names := regexp.MustCompile(`mettle_[a-z_]+`)
+	selectors := regexp.MustCompile(`([a-z]+)="([a-z]+)"`)
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := names.FindAllString(string(data), -1)
+		if len(found) == 0 {
+			t.Errorf("%s names no metric", file)
+		}
+		for _, name := range append(found, selectors.FindAllString(string(data), -1)...) {
+			if !known[name] {
+				t.Errorf("%s names %s, which there is not", file, name)
+			}
+		}
+	}
+}
+
+// What API servers want together is what it takes for all their operations.
+func TestPools_desiredWorkers(t *testing.T) {
+	inFleet(t, platform.Options{}, func(t *testing.T, b *bench) {
+		b.announce("w1", "default", queuepb.WorkerState_TAKING, "OSFamily=linux")
+		b.announce("w2", "default", queuepb.WorkerState_TAKING, "OSFamily=linux")
+		for i := range 10 {
+			b.executeAction(b.store.action(strings.Repeat("a", i+1))).want(repb.ExecutionStage_QUEUED)
+		}
+		l := b.lease()
+		b.executing(l, "w1")
+		synctest.Wait()
+		pools := b.server.Pools()
+		if len(pools) != 1 || pools[0].Queued != 9 || pools[0].Executing != 1 || pools[0].Taking != 2 || pools[0].DesiredWorkers != 2.5 {
+			t.Errorf("pools %+v, want 9 queued and 1 executing for workers of 4 slots", pools)
+		}
 	})
 }

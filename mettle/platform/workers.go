@@ -21,7 +21,7 @@ type pool struct {
 	// common is what all workers have or, where there are none, had.
 	common  []Property
 	workers int
-	empty   time.Time // when the last worker went
+	empty   time.Time // when the last worker went that has gone
 	// slots is how many a worker has, on average, or had.
 	slots float64
 }
@@ -253,18 +253,20 @@ func propertyTexts(props []Property) string {
 	return list(out)
 }
 
-// remove makes w one that is gone, and reports whether its pool offers something
-// else from now on. The mutex is held.
-func (s *Set) remove(now time.Time, key workerKey, w *worker) bool {
+// remove makes w one that is gone since a time, and reports whether its pool
+// offers something else from now on. The mutex is held.
+func (s *Set) remove(since time.Time, key workerKey, w *worker) bool {
 	p := s.pools[key.pool]
 	delete(s.workers, key)
 	if w.offers() {
 		w.kind.offering--
 	}
 	p.prune()
+	if since.After(p.empty) {
+		p.empty = since
+	}
 	if p.workers--; p.workers == 0 {
-		p.empty = now
-		s.expect(now.Add(s.o.Linger))
+		s.expect(p.empty.Add(s.o.Linger))
 	}
 	return p.agree()
 }
@@ -275,7 +277,7 @@ func (s *Set) expire(now time.Time) {
 	changed := false
 	for key, w := range s.workers {
 		if !now.Before(w.until) {
-			changed = s.remove(now, key, w) || changed
+			changed = s.remove(w.until, key, w) || changed
 		}
 	}
 	for name, p := range s.pools {

@@ -36,8 +36,10 @@ type gate struct {
 }
 
 const (
-	// lookEvery bounds how often slots that take jobs have the machine looked at.
-	lookEvery = 100 * time.Millisecond
+	// lookEvery bounds how often slots that take jobs have the machine looked at:
+	// that takes up to half a millisecond, nearly all of it in /proc and control
+	// groups.
+	lookEvery = 500 * time.Millisecond
 	// patrol is how often it is looked at beside that, while all is well, and
 	// repairPoll while it is not.
 	patrol     = 5 * time.Second
@@ -45,6 +47,9 @@ const (
 )
 
 var errShut = errors.New("no job is taken")
+
+// notYet is the reason at the start, which is no trouble.
+const notYet = "the preflight has not passed yet"
 
 func newGate(look func() string, tell func(string)) *gate {
 	return &gate{look: look, tell: tell, faults: make(map[int]string), opened: make(chan struct{})}
@@ -207,12 +212,17 @@ func (w *Worker) machine() string {
 // told is what the gate tells: Ready, the log, the metrics and the API servers
 // get to know.
 func (w *Worker) told(reason string) {
-	if reason == "" {
+	switch reason {
+	case "":
 		w.o.Logger.Info("taking jobs", "worker", w.o.Name)
+	case notYet:
+	default:
+		w.o.Logger.Error("no job is taken", "worker", w.o.Name, "reason", reason)
+	}
+	if reason == "" {
 		w.metrics.taking.Set(1)
 		w.setState(nil)
 	} else {
-		w.o.Logger.Error("no job is taken", "worker", w.o.Name, "reason", reason)
 		w.metrics.taking.Set(0)
 		w.setState(fmt.Errorf("%w: %s", errShut, reason))
 	}

@@ -74,7 +74,7 @@ func (m *memory) available() (int64, error) {
 	for _, g := range m.groups {
 		limit, limited := m.number(g.max)
 		current, ok := m.number(g.current)
-		if !limited || !ok {
+		if !limited || !ok || limit-current >= free {
 			continue
 		}
 		stat := m.fields(g.stat)

@@ -254,7 +254,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if len(w.o.Preflight) > 0 {
 		for _, s := range slots {
 			s.broken = true
-			w.gate.fault(s.index, "the preflight has not passed yet")
+			w.gate.fault(s.index, notYet)
 		}
 	}
 	w.gate.begin(ctx)
