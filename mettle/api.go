@@ -124,7 +124,7 @@ const maxConns = 4
 // wireStorage connects to the storage: for this server's own calls, and for what
 // clients send.
 func (s *apiServer) wireStorage() (err error) {
-	if s.storage, err = s.cmd.storageFlags.open(); err != nil {
+	if s.storage, err = s.cmd.storageFlags.open(s.log, s.registry); err != nil {
 		return err
 	}
 	s.closers.add(s.storage.close)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/file"
+	"github.com/mettle-build/mettle/elan/blob/retry"
 	"github.com/mettle-build/mettle/elan/blob/tiered"
 	"github.com/mettle-build/mettle/elan/client"
 )
@@ -50,11 +51,15 @@ func (f *storageFlags) connect() (*grpc.ClientConn, error) { return client.Conne
 type remoteStorage struct {
 	conn    *grpc.ClientConn
 	blobs   blob.Store
-	actions *client.Client
+	actions retry.ActionCache
 }
 
-// open makes the parts, and does not wait for the storage.
-func (f *storageFlags) open() (*remoteStorage, error) {
+// open makes the parts, and does not wait for the storage: calls do, for a while.
+func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*remoteStorage, error) {
+	patient, err := retry.New(retry.Options{Logger: log, Registerer: registry})
+	if err != nil {
+		return nil, err
+	}
 	conn, err := f.connect()
 	if err != nil {
 		return nil, err
@@ -63,7 +68,7 @@ func (f *storageFlags) open() (*remoteStorage, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	return &remoteStorage{conn: conn, blobs: c, actions: c}, nil
+	return &remoteStorage{conn: conn, blobs: patient.Store(c), actions: patient.Actions(c)}, nil
 }
 
 // ready asks for a sign of life.

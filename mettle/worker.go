@@ -101,7 +101,7 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		return err
 	}
 	w.closers.add(w.jobs.Close)
-	if w.storage, err = c.storageFlags.open(); err != nil {
+	if w.storage, err = c.storageFlags.open(w.log, w.registry); err != nil {
 		return err
 	}
 	w.closers.add(w.storage.close)

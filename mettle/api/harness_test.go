@@ -150,7 +150,7 @@ type jobs struct {
 	mu   sync.Mutex
 	err  error
 	wait chan struct{} // where not nil, Publish waits for it
-	last string // the operation of the last job
+	last string        // the operation of the last job
 	n    int
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -51,6 +52,9 @@ func binary(t *testing.T, name string) string {
 }
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(natsDirVar); dir != "" {
+		os.Exit(natsMain(dir, os.Args[1:]))
+	}
 	code := m.Run()
 	if dir, err := binaries(); err == nil {
 		_ = os.RemoveAll(dir)
@@ -61,8 +65,10 @@ func TestMain(m *testing.M) {
 // A server is a real process of ours.
 type server struct {
 	t       *testing.T
-	program string // mettle or elan
+	program string // mettle or elan, or the path of another
 	args    []string
+	env     []string // beside our own
+	says    string   // is in a line that is printed when it serves
 	// Port and HTTPPort stay the same when the server is started again.
 	Port, HTTPPort int
 
@@ -90,13 +96,22 @@ func startElan(t *testing.T, storage string, flags ...string) *server {
 
 func start(t *testing.T, program string, args []string) *server {
 	t.Helper()
-	s := &server{t: t, program: program, Port: freePort(t), HTTPPort: freePort(t), log: &logBuffer{}}
-	s.args = append(args, "--port="+strconv.Itoa(s.Port), "--http_port="+strconv.Itoa(s.HTTPPort))
+	s := newServer(t, program, args)
+	s.args = append(s.args, "--port="+strconv.Itoa(s.Port))
 	s.Start()
+	return s
+}
+
+// newServer is a server that has yet to be started, with a port for HTTP. It ends
+// with the test.
+func newServer(t *testing.T, program string, args []string) *server {
+	t.Helper()
+	s := &server{t: t, program: program, says: "grpc://", Port: freePort(t), HTTPPort: freePort(t), log: &logBuffer{}}
+	s.args = append(slices.Clone(args), "--http_port="+strconv.Itoa(s.HTTPPort))
 	t.Cleanup(func() {
 		s.Kill()
 		if t.Failed() {
-			t.Logf("server log:\n%s", s.log)
+			t.Logf("log of %s:\n%s", s.program, s.log)
 		}
 	})
 	return s
@@ -105,7 +120,12 @@ func start(t *testing.T, program string, args []string) *server {
 // Start starts the process and returns when it serves.
 func (s *server) Start() {
 	s.t.Helper()
-	s.cmd = exec.Command(binary(s.t, s.program), s.args...) //nolint:noctx // ended by Kill or Terminate
+	path := s.program
+	if !filepath.IsAbs(path) {
+		path = binary(s.t, path)
+	}
+	s.cmd = exec.Command(path, s.args...) //nolint:noctx // ended by Kill or Terminate
+	s.cmd.Env = append(os.Environ(), s.env...)
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
 		s.t.Fatal(err)
@@ -122,7 +142,7 @@ func (s *server) Start() {
 		var once sync.Once
 		for lines.Scan() {
 			fmt.Fprintln(s.log, lines.Text())
-			if strings.Contains(lines.Text(), "grpc://") {
+			if strings.Contains(lines.Text(), s.says) {
 				once.Do(func() { close(ready) })
 			}
 		}
@@ -144,6 +164,9 @@ func (s *server) Start() {
 
 // Kill kills the process as kill -9 does, and waits until it is gone.
 func (s *server) Kill() {
+	if s.cmd == nil || s.cmd.Process == nil {
+		return // it was not started
+	}
 	_ = s.cmd.Process.Kill()
 	<-s.exited
 }
