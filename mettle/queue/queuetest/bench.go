@@ -15,8 +15,8 @@ func Bench(b *testing.B, newQueue func(b *testing.B) Queue) {
 	b.Run("publish, lease, ack", func(b *testing.B) {
 		q := newQueue(b)
 		b.ReportAllocs()
-		for b.Loop() {
-			must(b, q.Publish(b.Context(), job("a")))
+		for i := 0; b.Loop(); i++ {
+			must(b, q.Publish(b.Context(), job(operation(i))))
 			l, err := q.Lease(b.Context(), []string{"p"})
 			must(b, err)
 			must(b, l.Ack(b.Context()))
@@ -54,10 +54,10 @@ func benchHandOff(b *testing.B, q Queue) {
 	}()
 	var took []time.Duration
 	b.ReportAllocs()
-	for b.Loop() {
+	for i := 0; b.Loop(); i++ {
 		time.Sleep(20 * time.Microsecond) // so that the worker waits already
 		start := time.Now()
-		must(b, q.Publish(ctx, job("a")))
+		must(b, q.Publish(ctx, job(operation(i))))
 		took = append(took, (<-times).Sub(start))
 		must(b, (<-leased).Ack(ctx))
 	}
