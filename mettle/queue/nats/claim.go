@@ -72,6 +72,10 @@ func (q *Queue) claim(ctx context.Context, a arrival) (*lease, error) {
 		q.term(m)
 		return nil, nil //nolint:nilnil // said above
 	}
+	if left := q.avoids(d.job.GetOperation()); left > 0 {
+		q.reject(m, min(left, avoidFor/10))
+		return nil, nil //nolint:nilnil // others first
+	}
 	// Most jobs have no record yet, so that there is no need to look.
 	s := stored{record: record{Operation: d.job.GetOperation(), State: stateWaiting}}
 	look, err := !d.first, error(nil)
@@ -151,8 +155,8 @@ func (q *Queue) claimFrom(ctx context.Context, d delivery, s stored, name string
 	case verdictOurs:
 		return q.newLease(d, s.record, s.revision), nil
 	case verdictDrop:
-		if added && s.State == stateLeased && s.Job != d.sequence {
-			if _, err := q.store(ctx, next, s.revision); err != nil {
+		if added {
+			if err := q.redirect(ctx, d, next, s); err != nil {
 				return nil, err
 			}
 		}
@@ -179,8 +183,24 @@ func (q *Queue) claimFrom(ctx context.Context, d delivery, s stored, name string
 	if next.Attempt > next.Fence+1 {
 		q.metrics.redelivered.Inc()
 	}
-	q.noteClaim(next)
 	return q.newLease(d, next, revision), nil
+}
+
+// redirect sees to it that the API server of a message that is dropped hears of the
+// job's end: the job was published again, by another one and with another priority,
+// and it is that message of it which was or is being run. Next is the record with
+// this API server in it.
+func (q *Queue) redirect(ctx context.Context, d delivery, next record, s stored) error {
+	switch {
+	case d.sequence <= s.Cancelled, d.sequence == s.Job:
+		return nil
+	case s.State != stateEnded:
+		_, err := q.store(ctx, next, s.revision)
+		return err
+	default:
+		api := d.job.GetReplyTo()
+		return q.post(ctx, []string{api}, failed(next, unavailable("it was run for another API server; the result may be in the ActionCache")))
+	}
 }
 
 // leftOf is how long until a lease lapses, by its record. A small rest counts for

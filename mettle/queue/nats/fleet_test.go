@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/nats-io/nats-server/v2/server"
+	natsgo "github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mettle-build/mettle/mettle/queue"
@@ -21,12 +24,40 @@ import (
 // fleet opens several queues on one prefix.
 func fleet(t *testing.T, b *broker, n int) []*nats.Queue {
 	t.Helper()
+	qs, _ := namedFleet(t, b, n)
+	return qs
+}
+
+// namedFleet is fleet, and tells the prefix.
+func namedFleet(t *testing.T, b *broker, n int) ([]*nats.Queue, string) {
+	t.Helper()
 	prefix := fmt.Sprint("fleet", queues.Add(1))
 	qs := make([]*nats.Queue, n)
 	for i := range qs {
 		qs[i] = newQueue(t, b, func(o *nats.Options) { o.Prefix, o.Name = prefix, fmt.Sprint("process-", i) })
 	}
-	return qs
+	return qs, prefix
+}
+
+// awaitWaiting waits until so many workers wait for a job of the pool "p".
+func awaitWaiting(t *testing.T, b *broker, prefix string, n int) {
+	t.Helper()
+	nc, err := natsgo.Connect(b.url())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for waiting := -1; waiting != n; {
+		c, err := js.Consumer(t.Context(), prefix+"_jobs", "pool_p_1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiting = c.CachedInfo().NumWaiting
+	}
 }
 
 func closed(ch <-chan struct{}) bool {
@@ -138,6 +169,61 @@ func TestQueue_Publish_otherPriority(t *testing.T) {
 	}
 	if err := l.Ack(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// A waiting job that is published again with more urgency is run with that, once,
+// and the API server that asked first is not left to wait.
+func TestQueue_Publish_moreUrgent(t *testing.T) {
+	t.Parallel()
+	qs := fleet(t, newBroker(t, nil), 3)
+	updates := receive(t, qs[0])
+	late, other, again := job("a"), job("b"), job("a")
+	late.Priority, again.Priority, again.ReplyTo = 1, -1, "other-api"
+	for i, j := range []*queuepb.Job{late, other, again} {
+		if err := qs[i%2].Publish(t.Context(), j); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := mustLease(t, qs[2], name, 1).Ack(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), leaseTime/2)
+	defer cancel()
+	if l, err := qs[2].Lease(ctx, []string{"p"}); err == nil {
+		t.Errorf("leased %s, attempt %d, a second time", l.Job().GetOperation(), l.Attempt())
+	}
+	awaitUnavailable(t, updates, "a")
+}
+
+// A job that a worker rejects goes to another one, even if the first asks before.
+func TestLease_Reject_othersFirst(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, nil)
+	qs, prefix := namedFleet(t, b, 3)
+	mustPublish(t, qs[0], "a")
+	l := mustLease(t, qs[1], "a", 1)
+	got := make(chan int, 2)
+	var workers sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	defer workers.Wait()
+	defer cancel()
+	for i, q := range qs[1:] {
+		workers.Go(func() {
+			if l, err := q.Lease(ctx, []string{"p"}); err == nil {
+				got <- i
+				_ = l.Ack(ctx) // there is no more to do
+			}
+		})
+		awaitWaiting(t, b, prefix, i+1)
+	}
+	if err := l.Reject(t.Context(), "no disk"); err != nil {
+		t.Fatal(err)
+	}
+	if i := <-got; i != 1 {
+		t.Error("the worker that has rejected the job got it again, although another one waits")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	natsgo "github.com/nats-io/nats.go"
 
@@ -38,7 +39,8 @@ type lease struct {
 	ended     bool // or lost
 	withdrawn bool // cancelled is closed
 	final     *queuepb.Update
-	told      []string // who has been sent final
+	told      []string    // who has been sent final
+	note      *time.Timer // tells the API servers of the lease, unless the worker reports before
 }
 
 // newLease makes the lease of a record that says that it is ours.
@@ -51,8 +53,9 @@ func (q *Queue) newLease(d delivery, r record, revision uint64) *lease {
 	q.held[leaseKey{d.job.GetOperation(), r.Attempt}] = l
 	q.mu.Unlock()
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.observe(stored{record: r, revision: revision})
-	l.mu.Unlock()
+	l.note = time.AfterFunc(noteAfter, l.noteClaim)
 	return l
 }
 
@@ -87,7 +90,7 @@ func (l *lease) Ack(ctx context.Context) error {
 		}
 		l.end()
 		l.sendFinal(ctx, r)
-		l.finish(ctx)
+		l.finish()
 		return nil
 	})
 }
@@ -103,6 +106,7 @@ func (l *lease) Release(ctx context.Context) error {
 // Reject implements queue.Lease.
 func (l *lease) Reject(ctx context.Context, reason string) error {
 	reason = strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "?")
+	l.q.avoid(l.job.GetOperation())
 	return l.handBack(ctx, "reject", func(r *record) { r.endAttempt("could not run it: " + reason) })
 }
 
@@ -127,7 +131,7 @@ func (l *lease) handBack(ctx context.Context, verb string, end func(*record)) er
 		l.end()
 		switch {
 		case r.State == stateEnded:
-			l.finish(ctx)
+			l.finish()
 		case r.usedUp(l.q.opts.MaxAttempts):
 			l.mu.Lock()
 			revision := l.revision
@@ -137,7 +141,7 @@ func (l *lease) handBack(ctx context.Context, verb string, end func(*record)) er
 			}
 		default:
 			l.q.tell(ctx, r.Replies, requeued(r))
-			l.q.reject(l.msg, 0)
+			l.giveBack(ctx)
 		}
 		return nil
 	})
@@ -244,6 +248,7 @@ func (l *lease) observe(s stored) bool {
 func (l *lease) end() {
 	l.mu.Lock()
 	l.ended = true
+	l.note.Stop()
 	l.mu.Unlock()
 	key := leaseKey{l.job.GetOperation(), l.attempt}
 	l.q.mu.Lock()
@@ -253,15 +258,19 @@ func (l *lease) end() {
 	l.q.mu.Unlock()
 }
 
-// finish removes the message of a job whose record says that it has ended, and
-// waits until it is gone. Where that fails, it is delivered again and dropped.
-func (l *lease) finish(ctx context.Context) {
-	err := l.q.try(ctx, callAcknowledge, func(ctx context.Context) error {
-		_, err := l.q.nc.RequestWithContext(ctx, l.msg.Reply, []byte("+ACK"))
+// finish removes the message of a job whose record says that it has ended. That is
+// not waited for: where it is lost, the message is delivered again and dropped.
+func (l *lease) finish() { l.q.respond(l.msg, "+ACK") }
+
+// giveBack has the message delivered again, and waits until the broker is about to:
+// it is the next of its band. Where that fails, it comes after a lease time.
+func (l *lease) giveBack(ctx context.Context) {
+	err := l.q.try(ctx, callHandBack, func(ctx context.Context) error {
+		_, err := l.q.nc.RequestWithContext(ctx, l.msg.Reply, []byte("-NAK"))
 		return err
 	})
 	if err != nil {
-		l.q.log.Debug("the message of an ended job could not be acknowledged", "operation", l.job.GetOperation(), "error", err)
+		l.q.log.Warn("a job that is handed back has to wait for a lease time", "operation", l.job.GetOperation(), "error", err)
 	}
 }
 

@@ -14,15 +14,15 @@ import (
 type call string
 
 const (
-	callPublish     call = "publish_job"
-	callFindJob     call = "find_job"
-	callDeleteJob   call = "delete_job"
-	callReadLease   call = "read_lease"
-	callWriteLease  call = "write_lease"
-	callUpdate      call = "send_update"
-	callNotify      call = "notify"
-	callAcknowledge call = "acknowledge"
-	callSetup       call = "setup"
+	callPublish    call = "publish_job"
+	callFindJob    call = "find_job"
+	callDeleteJob  call = "delete_job"
+	callReadLease  call = "read_lease"
+	callWriteLease call = "write_lease"
+	callUpdate     call = "send_update"
+	callNotify     call = "notify"
+	callHandBack   call = "hand_back"
+	callSetup      call = "setup"
 )
 
 // metrics are counted whether somebody collects them or not.
@@ -31,7 +31,7 @@ type metrics struct {
 	seconds  *prometheus.HistogramVec
 	failures *prometheus.CounterVec
 
-	leases, redelivered, surplus, lost, lapsed, usedUp, reconnects prometheus.Counter
+	leases, redelivered, surplus, lost, lapsed, usedUp, endsLost, reconnects prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -55,6 +55,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		lost:        counter("leases_lost_total", "Leases that a worker here still held when they had lapsed."),
 		lapsed:      counter("leases_lapsed_total", "Lapsed leases, of whatever worker, that were found here."),
 		usedUp:      counter("attempts_used_up_total", "Jobs that were ended here because their attempts were used up."),
+		endsLost:    counter("ends_lost_total", "Jobs published here whose end did not arrive, so that the client was told to ask again."),
 		reconnects:  counter("reconnects_total", "Connections to the broker after the first one."),
 	}
 	if reg == nil {
@@ -71,7 +72,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.seconds, m.failures, m.leases, m.redelivered, m.surplus, m.lost, m.lapsed, m.usedUp, m.reconnects}
+	return []prometheus.Collector{m.seconds, m.failures, m.leases, m.redelivered, m.surplus, m.lost, m.lapsed, m.usedUp, m.endsLost, m.reconnects}
 }
 
 func (m *metrics) unregister() {

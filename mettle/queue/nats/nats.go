@@ -167,11 +167,13 @@ type Queue struct {
 	receiving   map[string]bool // the API servers that receive updates here
 	listening   map[string]bool // and those that hear notices
 	held        map[leaseKey]*lease
+	avoided     map[string]time.Time          // jobs that were rejected here, and until when they are left to others
 	fences      map[string]uint32             // updates of these operations count from the attempt after
 	tries       map[uint64]context.CancelFunc // the requests that await an answer
 	lastTry     uint64
 	intakes     map[string]*intake // of jobs, by the list of pools
-	watched     map[string]*watch  // the jobs of our API servers that workers have
+	published   map[string]*watch  // the jobs of our API servers that have not ended
+	watched     map[string]*watch  // those of them that workers have
 
 	// saidMu guards what the workers of this process say, and the order in which
 	// that is repeated.
@@ -217,8 +219,9 @@ func connect(ctx context.Context, o Options) (*Queue, error) {
 		done: make(chan struct{}), reconnected: make(chan struct{}), stop: func() {},
 		consumers: map[string]bool{}, inboxes: map[string]bool{}, receiving: map[string]bool{},
 		listening: map[string]bool{}, sayings: map[string]saying{},
-		held: map[leaseKey]*lease{}, fences: map[string]uint32{}, watched: map[string]*watch{}, intakes: map[string]*intake{},
-		tries: map[uint64]context.CancelFunc{}, making: make(chan struct{}, 1),
+		held: map[leaseKey]*lease{}, fences: map[string]uint32{}, published: map[string]*watch{}, watched: map[string]*watch{}, intakes: map[string]*intake{},
+		avoided: map[string]time.Time{},
+		tries:   map[uint64]context.CancelFunc{}, making: make(chan struct{}, 1),
 	}
 	dialer, err := q.dialer()
 	if err != nil {
@@ -250,6 +253,7 @@ func (q *Queue) listen(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("subscribe to %s: %w", q.workerSubject(q.id), err)
 	}
+	q.running.Go(func() { q.mend(ctx) })
 	return nil
 }
 

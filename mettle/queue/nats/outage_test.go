@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	natsgo "github.com/nats-io/nats.go"
+
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/queue/nats"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
@@ -75,6 +77,22 @@ func await(t *testing.T, ch <-chan *queuepb.Update, operation string, stage queu
 	}
 }
 
+// awaitEnd is the next end of whichever operation.
+func awaitEnd(t *testing.T, ch <-chan *queuepb.Update) *queuepb.Update {
+	t.Helper()
+	timeout := time.After(patience)
+	for {
+		select {
+		case u := <-ch:
+			if u.GetStage() == queuepb.Update_COMPLETED {
+				return u
+			}
+		case <-timeout:
+			t.Fatal("no end came")
+		}
+	}
+}
+
 // A broker that is restarted loses neither jobs nor leases nor updates, and those
 // who wait for something go on waiting.
 func TestQueue_brokerRestarts(t *testing.T) {
@@ -139,7 +157,7 @@ func TestQueue_brokerRestarts(t *testing.T) {
 func TestQueue_brokerAway(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, nil)
-	q := newQueue(t, b, func(o *nats.Options) { o.Timeout = 300 * time.Millisecond })
+	q := newQueue(t, b, func(o *nats.Options) { o.Timeout = time.Second })
 	mustPublish(t, q, "a")
 	l := mustLease(t, q, "a", 1)
 	b.stop()
@@ -189,6 +207,18 @@ func TestQueue_lastWorkerDies(t *testing.T) {
 	same := func(o *nats.Options) { o.Prefix, o.MaxAttempts = "last", 2 }
 	api := newQueue(t, b, same)
 	updates := receive(t, api)
+	nc, err := natsgo.Connect(b.url())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	notes, err := nc.SubscribeSync("last.notes.api")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
 	mustPublish(t, api, "a")
 	for attempt := uint32(1); attempt <= 2; attempt++ {
 		worker := newQueue(t, b, func(o *nats.Options) {
@@ -196,6 +226,18 @@ func TestQueue_lastWorkerDies(t *testing.T) {
 			o.Name = fmt.Sprint("worker-", attempt)
 		})
 		mustLease(t, worker, "a", attempt)
+		if attempt == 1 {
+			// By and by the API server is told that it is leased,
+			if _, err := notes.NextMsg(patience); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			// unless the worker itself has reported.
+			u := &queuepb.Update{Operation: "a", Attempt: attempt, Stage: queuepb.Update_EXECUTING}
+			if err := worker.SendUpdate(t.Context(), "api", u); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if err := worker.Close(); err != nil {
 			t.Fatal(err)
 		}

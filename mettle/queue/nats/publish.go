@@ -14,6 +14,10 @@ import (
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
+// fullFor is how long a full queue is given: the message of a job that has ended
+// may be still there for a moment.
+const fullFor = 50 * time.Millisecond
+
 // maxConflicts bounds how often a step is tried again because somebody else
 // changed the record first.
 const maxConflicts = 16
@@ -31,7 +35,10 @@ func (q *Queue) Publish(ctx context.Context, job *queuepb.Job) error {
 	if err != nil {
 		return fmt.Errorf("publish %s: %w", job.GetOperation(), err)
 	}
+	// Before, so that there is no moment in which its loss would go unnoticed.
+	undo := q.expect(job.GetReplyTo(), job.GetOperation())
 	if err := q.publish(ctx, job, data); err != nil {
+		undo()
 		return fmt.Errorf("publish %s: %w", job.GetOperation(), err)
 	}
 	return nil
@@ -42,6 +49,7 @@ func (q *Queue) publish(ctx context.Context, job *queuepb.Job, data []byte) erro
 		return err
 	}
 	m := &natsgo.Msg{Subject: q.jobSubject(job.GetPool(), band(job.GetPriority()), job.GetOperation()), Data: data}
+	waited := false
 	for range maxConflicts {
 		err := q.try(ctx, callPublish, func(ctx context.Context) error {
 			_, err := q.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
@@ -55,11 +63,31 @@ func (q *Queue) publish(ctx context.Context, job *queuepb.Job, data []byte) erro
 		if there || dupErr != nil {
 			return dupErr
 		}
-		if full {
+		if full && waited {
 			return err
+		}
+		if full {
+			waited = true
+			if err := q.pause(ctx, fullFor); err != nil {
+				return err
+			}
 		}
 	}
 	return errContended
+}
+
+// pause waits for a while.
+func (q *Queue) pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-q.done:
+		return queue.ErrClosed
+	}
 }
 
 // duplicate looks after a job that is published although there is one of its
@@ -129,7 +157,7 @@ func (q *Queue) share(ctx context.Context, s stored, m *jetstream.RawStreamMsg, 
 		return nil
 	}
 	q.notify(ctx, r)
-	q.watch(api, r.Operation)
+	q.watch(api, r.Operation, r.Attempt)
 	if r.Worker == "" || api == "" {
 		return nil
 	}
@@ -151,7 +179,7 @@ func (q *Queue) Cancel(ctx context.Context, operation string) error {
 	case errors.Is(err, errConflict):
 		err = errContended
 	case err == nil:
-		q.unwatch(operation)
+		q.unexpect(operation)
 		return nil
 	}
 	return fmt.Errorf("cancel %s: %w", operation, err)

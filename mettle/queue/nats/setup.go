@@ -192,7 +192,7 @@ func (q *Queue) ensureInbox(ctx context.Context, api string) error {
 	if _, err := q.makeInbox(ctx, api); err != nil {
 		return err
 	}
-	if _, err := q.nc.Subscribe(q.noteSubject(api), func(m *natsgo.Msg) { q.watch(api, string(m.Data)) }); err != nil {
+	if _, err := q.nc.Subscribe(q.noteSubject(api), func(m *natsgo.Msg) { q.watch(api, string(m.Data), 0) }); err != nil {
 		return q.classify(err)
 	}
 	q.mu.Lock()
@@ -211,17 +211,24 @@ func (q *Queue) knowsInbox(api string) bool {
 
 // inbox finds the consumer of an API server's updates, or makes it: the broker
 // forgets one that nobody has fetched from for Options.UpdatesAge.
-func (q *Queue) inbox(ctx context.Context, api string) (c jetstream.Consumer, err error) {
+// It reports whether one that had been made was gone.
+func (q *Queue) inbox(ctx context.Context, api string) (c jetstream.Consumer, lost bool, err error) {
 	if err := q.ensureInbox(ctx, api); err != nil {
-		return nil, err
+		return nil, false, err
 	}
+	c, err = q.findInbox(ctx, api)
+	if !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return c, false, err
+	}
+	c, err = q.makeInbox(ctx, api)
+	return c, true, err
+}
+
+func (q *Queue) findInbox(ctx context.Context, api string) (c jetstream.Consumer, err error) {
 	err = q.try(ctx, callSetup, func(ctx context.Context) (err error) {
 		c, err = q.updates.Consumer(ctx, inboxName(api))
 		return err
 	})
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return q.makeInbox(ctx, api)
-	}
 	return c, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -56,6 +57,7 @@ func (l *lease) reporting(ctx context.Context, u *queuepb.Update) []string {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.note.Stop() // this report says as much
 	if u.GetStage() == queuepb.Update_COMPLETED {
 		l.final, l.told = u, slices.Clone(l.record.Replies)
 	}
@@ -153,7 +155,7 @@ func (q *Queue) receive(ctx context.Context, id string, handle func(*queuepb.Upd
 		return errors.New("there is a receiver already")
 	}
 	defer q.end(q.receiving, id)
-	consumer, err := q.inbox(ctx, id)
+	consumer, lost, err := q.inbox(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -166,14 +168,14 @@ func (q *Queue) receive(ctx context.Context, id string, handle func(*queuepb.Upd
 
 	ctx, cancel := context.WithCancel(ctx)
 	var last atomic.Pointer[jetstream.Msg]
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		q.look(ctx, id, &last)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { q.look(ctx, id, &last) })
+	if lost {
+		beside.Go(func() { q.audit(ctx, id) })
+	}
 	defer func() {
 		cancel()
-		<-ended
+		beside.Wait()
 	}()
 	stop := q.onClose(cancel)
 	defer stop()
@@ -245,7 +247,7 @@ func (q *Queue) accept(m jetstream.Msg, api string, newest *uint64) *queuepb.Upd
 		return nil // the connection was lost; by now there may be later news
 	}
 	if u.GetStage() == queuepb.Update_EXECUTING {
-		q.watch(api, u.GetOperation())
+		q.watch(api, u.GetOperation(), u.GetAttempt())
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -255,6 +257,7 @@ func (q *Queue) accept(m jetstream.Msg, api string, newest *uint64) *queuepb.Upd
 	if final {
 		delete(q.fences, u.GetOperation())
 		delete(q.watched, u.GetOperation())
+		delete(q.published, u.GetOperation())
 	}
 	return &u
 }

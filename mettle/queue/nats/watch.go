@@ -8,43 +8,88 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// A watch is on a job that a worker has. When a worker dies, the next one that
-// asks for jobs finds out. Where none asks, because there is no other in that
+// A watch is on a job that was published here. When its worker dies, the next one
+// that asks for jobs finds out. Where none asks, because there is no other in that
 // pool, the API server that the job reports to finds out itself.
 type watch struct {
-	api string
-	due time.Time // when to look at the record
+	api     string
+	attempt uint32    // the last that was heard of
+	due     time.Time // when to look at the record, if a worker has it
 }
 
-// maxWatched bounds Queue.watched. A job beyond it is found by the workers only.
-const maxWatched = 1 << 18
+// maxPublished bounds Queue.published, and so Queue.watched. A job beyond it is
+// found by the workers only.
+const maxPublished = 1 << 20
 
 // watchAfter is when an API server looks at a lease that has not been renewed, in
 // lease times: later than any worker would.
 const watchAfter = 2
 
-// watch has the record of a job be looked at when its lease should have lapsed.
-func (q *Queue) watch(api, operation string) {
+// expect notes that an API server waits for the end of a job. Undo takes that back,
+// unless it was expected before.
+func (q *Queue) expect(api, operation string) (undo func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.watched[operation] == nil && len(q.watched) >= maxWatched {
-		return
+	if api == "" || q.published[operation] != nil {
+		return func() {}
 	}
-	q.watched[operation] = &watch{api: api, due: time.Now().Add(watchAfter * q.opts.LeaseTime)}
+	q.expectLocked(api, operation)
+	return func() { q.unexpect(operation) }
 }
 
+// expectLocked is expect with mu held. It returns nil where there are too many.
+func (q *Queue) expectLocked(api, operation string) *watch {
+	w := q.published[operation]
+	if w == nil && len(q.published) < maxPublished {
+		w = &watch{api: api}
+		q.published[operation] = w
+	}
+	return w
+}
+
+// watch has the record of a job be looked at when its lease should have lapsed.
+func (q *Queue) watch(api, operation string, attempt uint32) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if w := q.expectLocked(api, operation); w != nil {
+		w.attempt, w.due = max(w.attempt, attempt), time.Now().Add(watchAfter*q.opts.LeaseTime)
+		q.watched[operation] = w
+	}
+}
+
+// unwatch is for a job that no worker has any more.
 func (q *Queue) unwatch(operation string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	delete(q.watched, operation)
 }
 
-// noteClaim tells the API servers of a job that a worker has it, so that they
-// watch. Where that is lost, a worker still finds out if the lease lapses.
-func (q *Queue) noteClaim(r record) {
+// unexpect is for a job whose end nobody waits for any more.
+func (q *Queue) unexpect(operation string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.watched, operation)
+	delete(q.published, operation)
+}
+
+// noteAfter is how long after the beginning of a lease the API servers are told of
+// it, so that they watch. Most workers have reported by then, which tells as much.
+const noteAfter = 100 * time.Millisecond
+
+// noteClaim tells the API servers of a job that a worker has it. Where that is
+// lost, a worker still finds out if the lease lapses.
+func (l *lease) noteClaim() {
+	leave, err := l.q.enter()
+	if err != nil {
+		return
+	}
+	defer leave()
+	l.mu.Lock()
+	r := l.record
+	l.mu.Unlock()
 	for _, api := range r.Replies {
-		if err := q.nc.Publish(q.noteSubject(api), []byte(r.Operation)); err != nil {
-			q.log.Debug("an API server could not be told of a claim", "operation", r.Operation, "error", err)
+		if err := l.q.nc.Publish(l.q.noteSubject(api), []byte(r.Operation)); err != nil {
+			l.q.log.Debug("an API server could not be told of a claim", "operation", r.Operation, "error", err)
 		}
 	}
 }
@@ -107,6 +152,10 @@ func (q *Queue) lookAt(ctx context.Context, operation string) {
 		return
 	}
 	if s.State != stateLeased {
+		if err := q.endLost(ctx, operation); err != nil {
+			q.log.Warn("could not look after a job", "operation", operation, "error", err)
+			return
+		}
 		q.unwatch(operation) // whoever takes it next says so
 		return
 	}
