@@ -14,7 +14,7 @@ import (
 // setupCmd makes at a broker what a fleet needs there.
 type setupCmd struct {
 	queueFlags
-	Pools []string `help:"The pools of workers, by commas, beside those that the URL names. Default: default."`
+	Pools []string `help:"The pools of workers, by commas, beside those that the URL names. Default: default." env:"-"`
 }
 
 // Validate is called by kong, before Run.
