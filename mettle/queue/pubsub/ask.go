@@ -19,9 +19,11 @@ const (
 	// pullTries is how many times in a row a pull fails before the consumers
 	// that wait hear of it.
 	pullTries = 5
-	// maxRounds bounds the rounds of looking under way for one station. Who
-	// comes meanwhile is looked for together with the others.
+	// maxRounds bounds the rounds of looking under way for one station, and
+	// maxPulls the pulls that wait at one source. Who comes meanwhile is looked
+	// for together with the others.
 	maxRounds = 4
+	maxPulls  = 4
 	// emptyTime is how long pulls must have waited for nothing for a
 	// subscription to be taken as empty: longer than a message that is there
 	// needs to come.
@@ -46,9 +48,11 @@ func (q *Queue) askFor(st *station, w *waiter) []func(context.Context) {
 // isEmpty reports whether pulls wait at all sources and bring nothing. The mutex
 // is held.
 func (st *station) isEmpty() bool {
-	return !slices.ContainsFunc(st.sources, func(s *source) bool {
-		return s.asked == 0 || s.empty.IsZero() || time.Since(s.empty) < emptyTime
-	})
+	return !slices.ContainsFunc(st.sources, func(s *source) bool { return !s.isEmpty() })
+}
+
+func (s *source) isEmpty() bool {
+	return s.pulls > 0 && !s.empty.IsZero() && time.Since(s.empty) >= emptyTime
 }
 
 // look makes rounds for as long as somebody comes: it takes what is there from
@@ -65,9 +69,12 @@ func (q *Queue) look(ctx context.Context, st *station) {
 		}
 		q.mu.Unlock()
 		for _, s := range st.sources {
-			n := q.stillWaiting(batch)
+			n, empty := q.stillWaiting(batch, s)
 			if n == 0 {
 				break
+			}
+			if empty {
+				continue
 			}
 			// An error is told by the pulls that wait.
 			messages, _ := q.pull(ctx, s.subscription, min(n, maxPull), 0)
@@ -84,16 +91,17 @@ func (q *Queue) look(ctx context.Context, st *station) {
 	}
 }
 
-func (q *Queue) stillWaiting(batch []*waiter) int {
+// stillWaiting counts those of a batch that got nothing yet, and reports whether
+// s has nothing for them.
+func (q *Queue) stillWaiting(batch []*waiter, s *source) (n int, empty bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	n := 0
 	for _, w := range batch {
 		if !w.left {
 			n++
 		}
 	}
-	return n
+	return n, s.isEmpty()
 }
 
 // poll returns the pulls that are to wait for some consumers more. The mutex is
@@ -109,8 +117,9 @@ func (q *Queue) poll(st *station, batch []*waiter) []func(context.Context) {
 	}
 	var begin []func(context.Context)
 	for _, s := range st.sources {
-		if n := s.demand(); n > 0 {
+		if n := s.demand(); n > 0 && s.pulls < maxPulls {
 			s.asked += n
+			s.pulls++
 			begin = append(begin, func(ctx context.Context) { q.pullFor(ctx, s, n) })
 		}
 	}
@@ -161,11 +170,13 @@ func (q *Queue) pullFor(ctx context.Context, s *source, n int) {
 		q.mu.Lock()
 		s.asked -= n
 		n = s.demand()
-		s.asked += max(n, 0)
-		q.mu.Unlock()
 		if n <= 0 {
+			s.pulls--
+			q.mu.Unlock()
 			return
 		}
+		s.asked += n
+		q.mu.Unlock()
 	}
 }
 
@@ -191,6 +202,7 @@ func (q *Queue) fail(s *source, n int, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s.asked -= n
+	s.pulls--
 	for _, w := range slices.Clone(s.waiters) {
 		if w.polling {
 			q.forget(w)

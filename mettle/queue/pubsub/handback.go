@@ -165,11 +165,7 @@ func (q *Queue) republish(ctx context.Context, l *lease, h history) error {
 		attributes[attrAvoid] = h.avoid
 	}
 	maps.Copy(attributes, h.failures)
-	topic := q.topic("jobs")
-	return q.call(ctx, target{"publish", topic, "pubsub.topics.publish"}, func(ctx context.Context) error {
-		_, err := q.topics.Publish(ctx, &pb.PublishRequest{Topic: topic, Messages: []*pb.PubsubMessage{{Data: data, Attributes: attributes}}})
-		return err
-	})
+	return q.publishNow(ctx, q.topic("jobs"), &pb.PubsubMessage{Data: data, Attributes: attributes})
 }
 
 // putBack hands back a job that no consumer has seen, as if it had not been

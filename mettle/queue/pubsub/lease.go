@@ -134,12 +134,6 @@ func (l *lease) explain(verb string, err error) error {
 	return fmt.Errorf("%s lease of %s, attempt %d: %w", verb, l.job.GetOperation(), l.attempt, err)
 }
 
-func (q *Queue) acknowledge(ctx context.Context, subscription, ackID string) error {
-	return q.callLease(ctx, target{"acknowledge", subscription, "pubsub.subscriptions.consume"}, func(ctx context.Context) error {
-		return q.subs.Acknowledge(ctx, &pb.AcknowledgeRequest{Subscription: subscription, AckIds: []string{ackID}})
-	})
-}
-
 // modify has messages delivered again after d, or at once if that is 0.
 func (q *Queue) modify(ctx context.Context, subscription string, ackIDs []string, d time.Duration) error {
 	return q.callLease(ctx, target{"change the lease", subscription, "pubsub.subscriptions.consume"}, func(ctx context.Context) error {

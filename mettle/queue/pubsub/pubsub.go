@@ -153,7 +153,7 @@ type Queue struct {
 	pulse   pulse
 	seq     atomic.Int64 // the number of the last update that was sent
 
-	jobs, updates, cancels, notices *batcher
+	jobs, updates, cancels, notices *publisher
 
 	done  chan struct{} // closed by Close
 	tasks sync.WaitGroup
@@ -167,17 +167,18 @@ type Queue struct {
 	// mu guards everything below. There is no I/O under it.
 	mu        sync.Mutex
 	closed    bool
-	listening bool                 // this process hears of cancellations
-	ears      map[string]bool      // who listens to notices
-	replies   map[string]bool      // whose reply subscriptions are there; true: being received from
-	pools     map[string]time.Time // when a pool's subscription was seen last
-	sources   map[string]*source   // by subscription
-	stations  map[string]*station  // by pools
-	leases    map[string]*lease    // by message
-	known     *fifo[*operation]    // API server: by operation
-	withdrawn *fifo[*withdrawal]   // worker: by operation
-	delivered *fifo[uint32]        // worker: deliveries seen, by message
-	ended     *fifo[struct{}]      // worker: the messages that need nothing but an acknowledgement
+	listening bool                        // this process hears of cancellations
+	ears      map[string]bool             // who listens to notices
+	replies   map[string]bool             // whose reply subscriptions are there; true: being received from
+	pools     map[string]time.Time        // when a pool's subscription was seen last
+	sources   map[string]*source          // by subscription
+	stations  map[string]*station         // by pools
+	leases    map[string]*lease           // by message
+	acks      map[string]*batcher[string] // by subscription
+	known     *fifo[*operation]           // API server: by operation
+	withdrawn *fifo[*withdrawal]          // worker: by operation
+	delivered *fifo[uint32]               // worker: deliveries seen, by message
+	ended     *fifo[struct{}]             // worker: the messages that need nothing but an acknowledgement
 }
 
 var _ queue.Broker = (*Queue)(nil)
@@ -197,7 +198,7 @@ func New(ctx context.Context, o Options) (*Queue, error) {
 		opts: o, log: o.Logger, metrics: m, id: rand.Text()[:16], pulse: pulse{began: time.Now()},
 		done: make(chan struct{}), making: make(chan struct{}, 1),
 		ears: make(map[string]bool), replies: make(map[string]bool), pools: make(map[string]time.Time),
-		sources: make(map[string]*source), stations: make(map[string]*station), leases: make(map[string]*lease),
+		sources: make(map[string]*source), stations: make(map[string]*station), leases: make(map[string]*lease), acks: make(map[string]*batcher[string]),
 		known: newFIFO[*operation](o.MaxOperations), withdrawn: newFIFO[*withdrawal](maxRemembered),
 		delivered: newFIFO[uint32](maxRemembered), ended: newFIFO[struct{}](maxRemembered),
 	}
@@ -217,10 +218,10 @@ func New(ctx context.Context, o Options) (*Queue, error) {
 		q.tasks.Go(func() { f(life) })
 		return true
 	}
-	q.jobs = q.newBatcher(q.topic("jobs"))
-	q.updates = q.newBatcher(q.topic("updates"))
-	q.cancels = q.newBatcher(q.topic("cancel"))
-	q.notices = q.newBatcher(q.topic("notices"))
+	q.jobs = q.newPublisher(q.topic("jobs"))
+	q.updates = q.newPublisher(q.topic("updates"))
+	q.cancels = q.newPublisher(q.topic("cancel"))
+	q.notices = q.newPublisher(q.topic("notices"))
 	return q, nil
 }
 

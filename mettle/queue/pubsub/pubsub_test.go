@@ -127,12 +127,3 @@ func TestSuite(t *testing.T) {
 		},
 	})
 }
-
-func BenchmarkQueue(b *testing.B) {
-	queuetest.Bench(b, func(b *testing.B) queuetest.Queue {
-		s := newServer(b)
-		o := options(s)
-		o.LeaseTime = 60 * time.Second
-		return newFleet(b, s, o)
-	})
-}

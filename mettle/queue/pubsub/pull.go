@@ -19,7 +19,8 @@ type source struct {
 	pool, band   string
 
 	waiters []*waiter // the one that has waited the longest is first
-	asked   int       // how many messages the pulls under way may bring
+	pulls   int       // how many of them wait
+	asked   int       // how many messages they may bring
 	empty   time.Time // since when pulls wait and bring nothing; zero: unknown
 	held    []*lease  // for which nobody waited when they came
 }
