@@ -165,8 +165,13 @@ func (s *Server) say(n *queuepb.Notice) bool {
 	}
 }
 
-// notifyTimeout bounds one Notify.
-const notifyTimeout = 10 * time.Second
+const (
+	// notifyTimeout bounds one Notify.
+	notifyTimeout = 10 * time.Second
+	// speakers is how many there are at once: a build that is cancelled has
+	// thousands to be told, and a broker takes some milliseconds for each.
+	speakers = 8
+)
 
 // speak gives the broker what is to be said.
 func (s *Server) speak(ctx context.Context) error {

@@ -168,6 +168,24 @@ func FuzzPrepare(f *testing.F) {
 	})
 }
 
+// A page token is one that this server made, or is refused.
+func FuzzParseToken(f *testing.F) {
+	s := newServer(f, blobs{}, nil)
+	f.Add("", uint64(0))
+	f.Add(s.token(7), uint64(7))
+	f.Add("MTBAYW5vdGhlcg", uint64(1)<<63)
+	f.Fuzz(func(t *testing.T, token string, place uint64) {
+		if got, err := s.parseToken(token); err == nil && token != "" {
+			if again, err := s.parseToken(s.token(got)); err != nil || again != got {
+				t.Errorf("the token of %d is read as %d, %v", got, again, err)
+			}
+		}
+		if got, err := s.parseToken(s.token(place)); err != nil || got != place {
+			t.Errorf("the token of %d is read as %d, %v", place, got, err)
+		}
+	})
+}
+
 func TestRecent(t *testing.T) {
 	r := newRecent()
 	at := func(i int) digest.Digest { return digest.Of(digest.SHA256, fmt.Append(nil, i)) }

@@ -49,7 +49,7 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer, ops *operation.Registry, platforms *platform.Set) (*metrics, error) {
 	total := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "mettle_executes_total",
-		Help: "Execute and WaitExecution calls that have ended, by outcome.",
+		Help: "Execute, WaitExecution and WaitOperation calls that have ended, by outcome.",
 	}, []string{"outcome"})
 	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "mettle_execute_duration_seconds",

@@ -222,7 +222,36 @@ func (m *registryMachine) pass(t *rapid.T) {
 	clear(m.withdrawn)
 }
 
+// listed checks that the list has all that are in flight, in their order.
+func (m *registryMachine) listed(t *rapid.T) {
+	var got []string
+	var last uint64
+	m.r.List(0, func(l operation.Listed) bool {
+		if l.Place <= last {
+			t.Fatalf("place %d is listed after %d", l.Place, last)
+		}
+		last = l.Place
+		if !l.Snapshot.Ended() {
+			got = append(got, l.Names...)
+		}
+		return true
+	})
+	for _, o := range m.all {
+		for _, c := range append(slices.Clone(o.clients), client{wait: o.op}) {
+			if c.wait == o.op {
+				s, _ := o.op.Watch()
+				if !o.ended && !errors.Is(s.Err, operation.ErrCancelled) && !slices.Contains(got, o.op.Job()) {
+					t.Fatalf("%s, which is in flight, is not in the list", o.op.Job())
+				}
+			} else if !o.ended && !slices.Contains(got, c.name.String()) {
+				t.Fatalf("%s, by which a client waits, is not in the list", c.name)
+			}
+		}
+	}
+}
+
 func (m *registryMachine) check(t *rapid.T) {
+	m.listed(t)
 	running := 0
 	for _, o := range m.all {
 		s := operation.State(o.op)

@@ -61,10 +61,9 @@ func (r *Registry) Join(n Name, merge Merge) (w *Wait, created bool) {
 	text, key := n.String(), keyOf(n)
 	r.mu.Lock()
 	defer r.unlock()
-	if r.cancelled.has(text) {
+	if w = r.byName[text]; r.refused(text, w) {
 		return &Wait{text: text}, false
 	}
-	w = r.byName[text]
 	if w == nil && merge == Mergeable {
 		if op := lookUp(r.inFlight, key); op != nil {
 			w = r.name(op, text)
@@ -75,6 +74,12 @@ func (r *Registry) Join(n Name, merge Merge) (w *Wait, created bool) {
 	}
 	r.join(w)
 	return w, created
+}
+
+// refused reports whether a name, which is w's if there is one, was cancelled.
+// The mutex is held.
+func (r *Registry) refused(text string, w *Wait) bool {
+	return r.cancelled.has(text) || w != nil && w.cancelled.Load()
 }
 
 // create makes an operation. The mutex is held.
@@ -115,10 +120,10 @@ func (r *Registry) Find(n Name) (*Wait, bool) {
 	r.mu.Lock()
 	defer r.unlock()
 	text := n.String()
-	if r.cancelled.has(text) {
+	w := r.byName[text]
+	if r.refused(text, w) {
 		return &Wait{text: text}, true
 	}
-	w := r.byName[text]
 	if w == nil {
 		if op := r.same(n); op != nil {
 			w = r.name(op, text)
