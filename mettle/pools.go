@@ -17,7 +17,7 @@ import (
 
 // poolFlags are those of an API server.
 type poolFlags struct {
-	Pools      []string      `help:"A pool of workers that is there even while it has none, as NAME[/SLOTS][:key=value,...] with the slots of one worker, such as gpu/8:gpu=yes; for several, give it several times. Other pools come with their first worker." placeholder:"POOL" sep:";"`
+	Pools      []string      `help:"A pool of workers that is there even while it has none, as NAME[/SLOTS][:key=value,...] with the slots of one worker, such as gpu/8:gpu=yes; for several, give it several times. Other pools come with their first worker, which a server that has just started may hear of only after a quarter of a minute." placeholder:"POOL" sep:";"`
 	PoolLinger time.Duration `help:"How long actions are queued for a pool whose last worker has gone, before they are refused." default:"5m"`
 }
 
@@ -32,11 +32,17 @@ func (f poolFlags) check() error {
 func (f poolFlags) pools() ([]platform.Pool, error) {
 	pools := make([]platform.Pool, 0, len(f.Pools))
 	for _, s := range f.Pools {
-		p, err := platform.ParsePool(s)
-		if err != nil {
-			return nil, fmt.Errorf("--pools: %w", err)
+		list := []string{s}
+		if !strings.Contains(s, ":") { // names alone, as setup takes them
+			list = strings.Split(s, ",")
 		}
-		pools = append(pools, p)
+		for _, s := range list {
+			p, err := platform.ParsePool(s)
+			if err != nil {
+				return nil, fmt.Errorf("--pools: %w", err)
+			}
+			pools = append(pools, p)
+		}
 	}
 	return pools, nil
 }
@@ -69,19 +75,19 @@ func poolTable(pools []api.Pool) metrics.Table {
 		for i, prop := range p.Properties {
 			props[i] = prop.String()
 		}
-		workers := fmt.Sprintf("%d", p.Taking)
+		workers := []string{fmt.Sprint(p.Taking)}
 		for _, more := range []struct {
 			n    int
 			what string
 		}{{p.Paused, "paused"}, {p.Draining, "draining"}} {
 			if more.n > 0 {
-				workers += fmt.Sprintf(" (and %d %s)", more.n, more.what)
+				workers = append(workers, fmt.Sprintf("(and %d %s)", more.n, more.what))
 			}
 		}
 		t.Rows = append(t.Rows, metrics.Row{
 			Name: p.Name,
 			Value: fmt.Sprintf("workers %s, slots %d, running %d, queued here %d, executing for clients here %d",
-				workers, p.Slots, p.Running, p.Queued, p.Executing),
+				strings.Join(workers, " "), p.Slots, p.Running, p.Queued, p.Executing),
 			Note: strings.Join(props, " "),
 		})
 	}

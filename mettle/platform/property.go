@@ -60,6 +60,9 @@ func ParsePool(s string) (Pool, error) {
 	if err := checkName(name); err != nil {
 		return Pool{}, fmt.Errorf("pool %q: %w", s, err)
 	}
+	if strings.ContainsAny(name, ",;= \t\n") {
+		return Pool{}, fmt.Errorf("pool %q: %q is no name; a pool is NAME[/SLOTS][:name=value,...]", s, name)
+	}
 	if counted {
 		n, err := strconv.Atoi(slots)
 		if err != nil || n < 1 || n > maxSlots {

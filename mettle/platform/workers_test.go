@@ -371,7 +371,7 @@ func TestParsePool(t *testing.T) {
 			t.Errorf("ParsePool(%q) = %+v, %v, want %+v", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"", ":a=b", "/8", "gpu/", "gpu/x", "gpu/0", "gpu/-1", "gpu/1000000", "gpu:", "gpu:a", "gpu:a=b,,", "gpu:=b"} {
+	for _, in := range []string{"", ":a=b", "/8", "gpu/", "gpu/x", "gpu/0", "gpu/-1", "gpu/1000000", "gpu:", "gpu:a", "gpu:a=b,,", "gpu:=b", "a,b", "gpu=yes", "a b"} {
 		if got, err := platform.ParsePool(in); err == nil {
 			t.Errorf("ParsePool(%q) = %+v", in, got)
 		}
