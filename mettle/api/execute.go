@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -168,28 +169,62 @@ func (c *call) run() error {
 }
 
 // runOnce sees to it that the client hears something before there is an answer.
+// What begins the operation runs in the call's own goroutine, whose stack has
+// grown already: another one's would have to, which takes a tenth of a call.
 func (c *call) runOnce() error {
-	ctx := c.stream.Context()
-	begun := make(chan answer, 1) // so that the goroutine ends in any case
-	go func() { begun <- c.s.beginSafely(ctx, c) }()
-	timer := time.NewTimer(firstMessageAfter)
-	defer timer.Stop()
-	for {
-		select {
-		case a := <-begun:
-			return c.answer(a)
-		case <-timer.C:
-			if c.s.ops.Cancelled(c.name) {
-				c.quit.Store(true)
-				err := c.failed(operation.ErrCancelled)
-				return c.leave(<-begun, err)
-			}
-			if err := c.send(&operation.Snapshot{Stage: operation.CacheCheck}); err != nil {
-				return c.leave(<-begun, err)
-			}
-			timer.Reset(c.s.opts.KeepAlive)
+	f := fillIn{c: c}
+	f.start()
+	a := c.s.beginSafely(c.stream.Context(), c)
+	if ended, err := f.stop(); ended {
+		return c.leave(a, err)
+	}
+	return c.answer(a)
+}
+
+// A fillIn tells the client of a call that it waits, while its operation is being
+// found or begun.
+type fillIn struct {
+	c *call
+
+	// mu guards what follows, and sending to the client.
+	mu      sync.Mutex
+	timer   *time.Timer
+	stopped bool
+	ended   bool  // the client has gone, or cancelled it
+	err     error // with which the call ends then
+}
+
+func (f *fillIn) start() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.timer = time.AfterFunc(firstMessageAfter, f.tick)
+}
+
+// tick is called by the timer.
+func (f *fillIn) tick() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.stopped:
+	case f.c.s.ops.Cancelled(f.c.name):
+		f.c.quit.Store(true)
+		f.ended, f.err = true, f.c.failed(operation.ErrCancelled)
+	default:
+		f.err = f.c.send(&operation.Snapshot{Stage: operation.CacheCheck})
+		if f.ended = f.err != nil; !f.ended {
+			f.timer.Reset(f.c.s.opts.KeepAlive)
 		}
 	}
+}
+
+// stop has it tell nothing more. It reports whether the call has ended in the
+// meantime, and how.
+func (f *fillIn) stop() (ended bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stopped = true
+	f.timer.Stop()
+	return f.ended, f.err
 }
 
 // leave ends a call whose client has gone, or has cancelled it, before it was
