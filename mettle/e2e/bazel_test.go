@@ -87,10 +87,13 @@ func (b *bazel) local() []string {
 }
 
 // remote are the flags of a build on s and nowhere else.
-func (b *bazel) remote(s *server) []string {
+func (b *bazel) remote(s *server) []string { return b.remoteAt(s.Addr()) }
+
+// remoteAt is remote, on whatever answers at addr.
+func (b *bazel) remoteAt(addr string) []string {
 	return append(
 		b.local(),
-		"--remote_executor=grpc://"+s.Addr(),
+		"--remote_executor=grpc://"+addr,
 		"--spawn_strategy=remote",
 		"--genrule_strategy=remote",
 		"--remote_local_fallback=false",

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mettle-build/mettle/mettle/queue/pubsub/pubsubtest"
 )
 
 // startTimeout is far beyond what a start takes, even on a busy machine.
@@ -54,6 +56,12 @@ func binary(t *testing.T, name string) string {
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(natsDirVar); dir != "" {
 		os.Exit(natsMain(dir, os.Args[1:]))
+	}
+	if addr := os.Getenv(bucketVar); addr != "" {
+		os.Exit(bucketMain(addr))
+	}
+	if pubsubtest.RunAsProcess() {
+		return
 	}
 	code := m.Run()
 	if dir, err := binaries(); err == nil {
@@ -224,3 +232,22 @@ func (b *logBuffer) String() string {
 }
 
 var _ io.Writer = (*logBuffer)(nil)
+
+// kind says what a server is: api, worker, elan, or something else.
+func (s *server) kind() string {
+	switch {
+	case s.program == "mettle":
+		return s.args[0]
+	case filepath.IsAbs(s.program):
+		return "broker"
+	}
+	return s.program
+}
+
+// commandIn is a command of mettle with more in its environment.
+func commandIn(t *testing.T, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), binary(t, "mettle"), args...)
+	cmd.Env = append(os.Environ(), env...)
+	return cmd
+}

@@ -1,0 +1,229 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mettle-build/mettle/mettle/queue/pubsub/pubsubtest"
+)
+
+// A city is a fleet with several of everything: 2 API servers behind one address,
+// 3 workers and 2 Elans over one bucket. All of it runs, each part a process.
+type city struct {
+	t       *testing.T
+	broker  *server // nil where it is not to be killed
+	bucket  *server
+	elans   []*server
+	apis    []*server
+	workers []*server
+	front   *road // to the API servers
+	runs    string
+}
+
+// A broker is what a city meets at.
+type brokerOf func(t *testing.T) (url string, env []string, s *server)
+
+func overNATS(t *testing.T) (url string, env []string, s *server) {
+	t.Helper()
+	s = newNATS(t)
+	s.Start()
+	return "nats://" + s.Addr() + "/city?lease=" + cityLease.String(), nil, s
+}
+
+func overPubSub(t *testing.T) (url string, env []string, s *server) {
+	t.Helper()
+	p := pubsubtest.Start(t)
+	return "gcppubsub://city/city?lease=" + cityLease.String(), []string{"PUBSUB_EMULATOR_HOST=" + p.Addr}, nil
+}
+
+// cityLease is short, so that what a killed worker had is soon with another. It is
+// the shortest that Pub/Sub has.
+const cityLease = 10 * time.Second
+
+func newCity(t *testing.T, broker brokerOf) *city {
+	t.Helper()
+	url, env, b := broker(t)
+	c := &city{t: t, broker: b, bucket: newBucket(t), runs: publicDir(t)}
+	c.bucket.Start()
+	setup := commandIn(t, env, "setup", "--queue="+url)
+	if out, err := setup.CombinedOutput(); err != nil {
+		t.Fatalf("mettle setup: %v\n%s", err, out)
+	}
+	var storage []string
+	for range 2 {
+		s := newServer(t, "elan", []string{"--storage=s3://" + bucketName + "/elan?region=here&path_style=true&endpoint=http://" + c.bucket.Addr()})
+		s.args = append(s.args, "--port="+strconv.Itoa(s.Port))
+		s.env = []string{"AWS_ACCESS_KEY_ID=id", "AWS_SECRET_ACCESS_KEY=secret"}
+		c.elans = append(c.elans, s)
+		storage = append(storage, s.Addr())
+	}
+	flags := []string{"--queue=" + url, "--storage=" + strings.Join(storage, ",")}
+	var fronts []string
+	for range 2 {
+		s := newServer(t, "mettle", append([]string{"api"}, flags...))
+		s.args = append(s.args, "--port="+strconv.Itoa(s.Port))
+		s.env = env
+		c.apis = append(c.apis, s)
+		fronts = append(fronts, s.Addr())
+	}
+	for i := range 3 {
+		s := newServer(t, "mettle", append([]string{
+			"worker", "--slots=3", "--dir=" + storeDir(t), "--uid_base=" + strconv.Itoa(64000+10*i),
+		}, flags...))
+		s.says = "Metrics, health"
+		s.env = env
+		c.workers = append(c.workers, s)
+	}
+	c.front = newRoad(t, fronts...)
+	for _, s := range c.servers() {
+		s.Start()
+	}
+	for _, s := range c.servers() {
+		awaitReady(t, s)
+	}
+	return c
+}
+
+// servers are all processes of ours.
+func (c *city) servers() []*server { return slices.Concat(c.elans, c.apis, c.workers) }
+
+// remote are the flags of a build by the whole city. That many retries are what
+// somebody sets who expects servers to be replaced under a build.
+func (c *city) remote(b *bazel) []string {
+	return append(b.remoteAt(c.front.Addr()), "--remote_retries=30", "--jobs=48")
+}
+
+// build begins a build, which gives its output and status to the channel.
+func (c *city) build(b *bazel) <-chan bazelResult {
+	ended := make(chan bazelResult, 1) // one value, and the goroutine never waits
+	ctx, cancel := context.WithTimeout(c.t.Context(), bazelTimeout)
+	cmd := b.command(ctx, "build", append(c.remote(b), "//layers:all")...)
+	log := &logBuffer{}
+	cmd.Stdout, cmd.Stderr = log, log
+	go func() {
+		defer cancel()
+		err := cmd.Run()
+		ended <- bazelResult{log.String(), err}
+	}()
+	return ended
+}
+
+type bazelResult struct {
+	out string
+	err error
+}
+
+// disturb kills a process after the other, and starts each again, until the build
+// has ended. It returns how many of each kind it killed.
+func (c *city) disturb(ended <-chan bazelResult, rng *rand.Rand) (bazelResult, map[string]int) {
+	victims := c.servers()
+	if c.broker != nil {
+		victims = append(victims, c.broker)
+	}
+	kills := map[string]int{}
+	for {
+		select {
+		case r := <-ended:
+			return r, kills
+		case <-time.After(time.Duration(1000+rng.IntN(3000)) * time.Millisecond):
+		}
+		some := []*server{victims[rng.IntN(len(victims))]}
+		if rng.IntN(4) == 0 { // two at once
+			if other := victims[rng.IntN(len(victims))]; other != some[0] {
+				some = append(some, other)
+			}
+		}
+		for _, s := range some {
+			s.Kill()
+			kills[s.kind()]++
+			c.t.Logf("killed a process of %s", s.kind())
+		}
+		time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond) // until somebody replaces it
+		for _, s := range some {
+			s.Start()
+		}
+	}
+}
+
+// executions counts how often each action began, by the marks that it leaves.
+func (c *city) executions() (marks, actions int) {
+	c.t.Helper()
+	seen := map[string]int{}
+	err := filepath.WalkDir(c.runs, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			name, _, _ := strings.Cut(filepath.Base(path), ".")
+			seen[name]++
+			marks++
+		}
+		return err
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return marks, len(seen)
+}
+
+// chaosRounds is how many builds are disturbed: METTLE_CHAOS_ROUNDS, or one.
+func chaosRounds() int {
+	if n, err := strconv.Atoi(os.Getenv("METTLE_CHAOS_ROUNDS")); err == nil {
+		return n
+	}
+	return 1
+}
+
+// TestFleet_chaos builds some hundreds of actions, while processes are killed
+// that take part, one or two every few seconds. METTLE_CHAOS_SEED repeats a
+// schedule, as far as the processes do.
+func TestFleet_chaos(t *testing.T) {
+	for name, broker := range map[string]brokerOf{"nats": overNATS, "pubsub": overPubSub} {
+		t.Run(name, func(t *testing.T) {
+			c := newCity(t, broker)
+			for round := range chaosRounds() {
+				c.chaos(t, round)
+			}
+		})
+	}
+}
+
+func (c *city) chaos(t *testing.T, round int) {
+	t.Helper()
+	seed := rand.Uint64()
+	if s, err := strconv.ParseUint(os.Getenv("METTLE_CHAOS_SEED"), 10, 64); err == nil {
+		seed = s + uint64(round) //nolint:gosec // a small number
+	}
+	t.Logf("round %d: seed %d", round, seed)
+	rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // no secret
+	l := layers{Depth: 6, Width: 50, Pause: 1, SlowPause: 30, SlowEvery: 40, LargeEvery: 10, Salt: fmt.Sprint("salt", seed), Marks: c.runs}
+	b := newBazel(t)
+	l.write(b)
+	before, _ := c.executions()
+	start := time.Now()
+	r, kills := c.disturb(c.build(b), rng)
+	if r.err != nil {
+		t.Fatalf("round %d, seed %d: the build ended with %v; killed %v\n%s", round, seed, r.err, kills, r.out)
+	}
+	l.check(b)
+	marks, _ := c.executions()
+	t.Logf("round %d: %d actions in %.1f s, %d executions, killed %v", round, l.Actions(), time.Since(start).Seconds(), marks-before, kills)
+	if len(kills) == 0 {
+		t.Error("nothing was killed: the build was too short")
+	}
+	// What was reported is stored: another client is told all of it.
+	again := newBazel(t)
+	l.write(again)
+	if r := <-c.build(again); r.err != nil {
+		t.Fatalf("round %d: the second build ended with %v\n%s", round, r.err, r.out)
+	} else {
+		checkOnly(t, r.out, "remote cache hit")
+	}
+	l.check(again)
+}
