@@ -64,6 +64,16 @@ func platformOf(props ...string) func(*repb.Action, *repb.Command) {
 	}
 }
 
+// What no worker could have is refused at once.
+func TestExecute_impossiblePlatform(t *testing.T) {
+	inFleet(t, platform.Options{}, func(_ *testing.T, b *bench) {
+		s := b.executeAction(b.store.action("a", platformOf("OSFamily=linux", "OSFamily=windows"))).err(codes.FailedPrecondition)
+		if !strings.Contains(s.Message(), "takes one") {
+			t.Errorf("message %q", s.Message())
+		}
+	})
+}
+
 // A server that has just started does not refuse what it has not heard of yet.
 func TestExecute_waitsUntilWorkersAreKnown(t *testing.T) {
 	inFleet(t, platform.Options{}, func(t *testing.T, b *bench) {

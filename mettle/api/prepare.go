@@ -16,6 +16,7 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/command"
 	"github.com/mettle-build/mettle/mettle/operation"
+	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
@@ -173,7 +174,7 @@ func (s *Server) pool(ctx context.Context, want *repb.Platform) (string, error) 
 	for {
 		changed, left, unsettled := s.opts.Platforms.Unsettled()
 		pool, err := s.opts.Platforms.Match(want)
-		if err == nil || !unsettled {
+		if err == nil || !unsettled || errors.Is(err, platform.ErrImpossible) {
 			return pool, err
 		}
 		timer := time.NewTimer(left)

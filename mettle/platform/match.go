@@ -90,10 +90,10 @@ func check(props []*repb.Platform_Property) error {
 	for _, pr := range props {
 		switch name, value := pr.GetName(), pr.GetValue(); name {
 		case "":
-			return fmt.Errorf("%w: a property without a name, of value %.100q", ErrUnsupported, value)
+			return fmt.Errorf("%w: a property without a name, of value %.100q", ErrImpossible, value)
 		case osFamily:
 			if family != "" && !strings.EqualFold(family, value) {
-				return fmt.Errorf("%w: property %s has the values %.100q and %.100q, but takes one", ErrUnsupported, name, family, value)
+				return fmt.Errorf("%w: property %s has the values %.100q and %.100q, but takes one", ErrImpossible, name, family, value)
 			}
 			family = value
 		}

@@ -50,6 +50,8 @@ import (
 var (
 	// ErrUnsupported is wrapped by the errors of Match.
 	ErrUnsupported = errors.New("unsupported platform")
+	// ErrImpossible wraps ErrUnsupported: no pool could ever have what was asked for.
+	ErrImpossible = fmt.Errorf("%w that there can't be", ErrUnsupported)
 	// errNonsense: what a worker or an operator declares can't be.
 	errNonsense = errors.New("nonsense")
 )

@@ -18,9 +18,12 @@ import (
 type gate struct {
 	// look says what the machine lacks; empty: nothing.
 	look func() string
-	// tell is told why the gate is shut, and by "" that it is open, with mu held:
-	// it must not block.
+	// tell is told why the gate is shut, and by "" that it is open.
 	tell func(reason string)
+
+	// changing is held by who changes something until that was told, so that it is
+	// told in order. Who passes needs only mu.
+	changing sync.Mutex
 
 	mu     sync.Mutex // guards the rest
 	looked time.Time
@@ -101,30 +104,38 @@ func (g *gate) inspect(fresh time.Duration) {
 	g.looked = now
 	g.mu.Unlock()
 	lacks := g.look()
+	g.change(func() { g.lacks = lacks })
+}
+
+// change calls f with the mutex held, and opens or shuts the gate as follows from
+// what f has done.
+func (g *gate) change(f func()) {
+	g.changing.Lock()
+	defer g.changing.Unlock()
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.lacks = lacks
-	g.settle()
+	f()
+	changed := g.settle()
+	reason := g.reason
+	g.mu.Unlock()
+	if changed {
+		g.tell(reason)
+	}
 }
 
 // fault shuts the gate because of a slot, until mend.
 func (g *gate) fault(slot int, reason string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.faults[slot] = reason
-	g.settle()
+	g.change(func() { g.faults[slot] = reason })
 }
 
 // mend takes back what was said of a slot.
 func (g *gate) mend(slot int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.faults, slot)
-	g.settle()
+	g.change(func() { delete(g.faults, slot) })
 }
 
 // end shuts the gate for good, and has those who wait at it go.
 func (g *gate) end() {
+	g.changing.Lock()
+	defer g.changing.Unlock()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.ended = true
@@ -139,17 +150,18 @@ func (g *gate) end() {
 	}
 }
 
-// settle opens or shuts the gate as it should be. The mutex is held.
-func (g *gate) settle() {
+// settle opens or shuts the gate as it should be, and reports whether there is
+// something to tell. The mutex is held.
+func (g *gate) settle() bool {
 	if g.ended || g.base == nil {
-		return
+		return false
 	}
 	reason := g.lacks
 	if slots := g.faulty(); reason == "" && len(slots) > 0 {
 		reason = g.faults[slots[0]]
 	}
 	if reason == g.reason && (g.taking != nil) == (reason == "") {
-		return
+		return false
 	}
 	g.reason = reason
 	switch {
@@ -160,7 +172,7 @@ func (g *gate) settle() {
 		g.shut()
 		g.taking, g.opened = nil, make(chan struct{})
 	}
-	g.tell(reason)
+	return true
 }
 
 // faulty lists the slots with faults, sorted. The mutex is held.

@@ -169,6 +169,27 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// One that was low has to be well above the limit.
+func TestMemory_doesNotWaver(t *testing.T) {
+	root := writeTree(t, nil)
+	m := &memory{root: root, limit: 1000 << 10}
+	for _, step := range []struct {
+		available string
+		low       bool
+	}{{"1001", false}, {"999", true}, {"1001", true}, {"1249", true}, {"1251", false}, {"1001", false}} {
+		dir := filepath.Join(root, "proc")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "meminfo"), []byte("MemTotal: 5000 kB\nMemAvailable: "+step.available+" kB\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.check(); (err != nil) != step.low {
+			t.Errorf("with %s kB: %v", step.available, err)
+		}
+	}
+}
+
 // What this machine says can be read.
 func TestMemory_here(t *testing.T) {
 	m, err := newMemory("/", 0)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 )
 
 // memory tells how much of it is left for actions: on the machine, and in the
@@ -19,6 +20,9 @@ type memory struct {
 	root   string // of the file system; "/" but in tests
 	limit  int64  // what is to be available, in bytes; not above 0: nothing
 	groups []group
+	// low says that it was low when last looked at: a quarter more than the limit
+	// has to be available then, so that the worker does not waver.
+	low atomic.Bool
 }
 
 // group is the files of one control group with memory limits.
@@ -59,8 +63,13 @@ func (m *memory) check() error {
 	if err != nil {
 		return err
 	}
-	if free < m.limit {
-		return fmt.Errorf("memory is low: %d bytes are available, less than the limit of %d", free, m.limit)
+	limit := m.limit
+	if m.low.Load() {
+		limit += limit / 4
+	}
+	m.low.Store(free < limit)
+	if free < limit {
+		return fmt.Errorf("memory is low: %d bytes are available, less than the limit of %d", free, limit)
 	}
 	return nil
 }
