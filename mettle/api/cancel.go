@@ -16,8 +16,8 @@ import (
 )
 
 // answerTimeout is how long the other API servers have to say that they hold an
-// operation, and the ActionCache that it has a result. A server that is late has its job withdrawn, and publishes it again if
-// another client of it waits there.
+// operation, and the ActionCache that it has a result. A server that is late has
+// its job withdrawn, and publishes it again if another client waits for it there.
 const answerTimeout = time.Second
 
 // CancelOperation implements google.longrunning.Operations. It ends the wait of

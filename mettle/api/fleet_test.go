@@ -18,6 +18,15 @@ import (
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
+// another is a second server over the same storage and queue.
+func (b *bench) another(id string) *bench {
+	b.t.Helper()
+	other := &bench{t: b.t, store: b.store, jobs: b.jobs}
+	b.t.Cleanup(func() { other.stop() })
+	other.start(func(o *api.Options) { o.ID = id })
+	return other
+}
+
 // restart ends servers at once, and starts them again as API servers are: with
 // ids that they never had.
 func restart(servers ...*bench) {

@@ -216,15 +216,6 @@ type bench struct {
 	stop   func() // ends the server, once
 }
 
-// another is a second server over the same storage and queue.
-func (b *bench) another(id string) *bench {
-	b.t.Helper()
-	other := &bench{t: b.t, store: b.store, jobs: b.jobs}
-	b.t.Cleanup(func() { other.stop() })
-	other.start(func(o *api.Options) { o.ID = id })
-	return other
-}
-
 // inBubble runs f in a synctest bubble with a bench.
 func inBubble(t *testing.T, f func(t *testing.T, b *bench)) {
 	t.Helper()

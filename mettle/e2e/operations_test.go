@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -166,4 +167,94 @@ func (b *begun) end(t *testing.T) *repb.ExecuteResponse {
 		}
 		return res
 	}
+}
+
+// Two API servers over NATS: what one of them began, the other sees, takes up and
+// cancels, also when both were killed at once; nothing is run twice.
+func TestFleet_operations(t *testing.T) {
+	f := newFleet(t)
+	other := newServer(t, "mettle", []string{"api", f.queueFlag, f.storageFlag})
+	other.args = append(other.args, "--port="+strconv.Itoa(other.Port))
+	worker := f.worker(4)
+	for _, s := range []*server{f.broker, f.elan, f.api, other, worker} {
+		s.Start()
+	}
+	for _, s := range []*server{f.api, other, worker} {
+		awaitReady(t, s)
+	}
+	store := f.api.client(t)
+	mark := fmt.Sprintf("86397.%d", os.Getpid())
+	starts := publicDir(t) // gets a file with each start
+	action := putAction(t, store.client, "mktemp "+starts+"/XXXXXX; (setsid sleep "+mark+" &); sleep "+mark).Proto()
+	started := func() int {
+		entries, err := os.ReadDir(starts)
+		if err != nil {
+			t.Error(err)
+		}
+		return len(entries)
+	}
+	first := begin(t, store.conn, &repb.ExecuteRequest{ActionDigest: action})
+	poll(t, "the action to run", func() bool { return len(running(t, mark)) > 1 })
+	other.run(t, "operations", "cancel", first.name)
+	if res := first.end(t); codes.Code(res.GetStatus().GetCode()) != codes.Canceled { //nolint:gosec // a status code
+		t.Errorf("the client got %v", res)
+	}
+	poll(t, "the processes to die", func() bool { return len(running(t, mark)) == 0 })
+
+	second := begin(t, store.conn, &repb.ExecuteRequest{ActionDigest: action})
+	poll(t, "the action to run again", func() bool { return len(running(t, mark)) > 1 })
+	f.api.Kill()
+	other.Kill()
+	f.api.Start()
+	other.Start()
+	awaitReady(t, f.api)
+	awaitReady(t, other)
+	resumed := resume(t, other.client(t).conn, second.name)
+	poll(t, "the other server to hear of the worker", func() bool {
+		return strings.Contains(other.run(t, "operations", "get", second.name), "executing")
+	})
+	if n := started(); n != 2 {
+		t.Errorf("the action was started %d times, want twice", n)
+	}
+	f.api.run(t, "operations", "cancel", second.name)
+	if res := resumed.end(t); codes.Code(res.GetStatus().GetCode()) != codes.Canceled { //nolint:gosec // a status code
+		t.Errorf("the client that came back got %v", res)
+	}
+	poll(t, "the processes to die", func() bool { return len(running(t, mark)) == 0 })
+	if n := started(); n != 2 {
+		t.Errorf("the action was started %d times in all, want twice", n)
+	}
+}
+
+// connected is a client of a server.
+type connected struct {
+	conn   *grpc.ClientConn
+	client *client.Client
+}
+
+func (s *server) client(t *testing.T) connected {
+	t.Helper()
+	conn, err := client.Dial(t.Context(), s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	c, err := client.New(client.Options{Conn: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return connected{conn, c}
+}
+
+// resume is WaitExecution.
+func resume(t *testing.T, conn *grpc.ClientConn, name string) *begun {
+	t.Helper()
+	stream, err := repb.NewExecutionClient(conn).WaitExecution(t.Context(), &repb.WaitExecutionRequest{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	return &begun{name, stream}
 }

@@ -22,11 +22,11 @@ func TestRegistry_Cancel_remembers(t *testing.T) {
 			t.Errorf("Join after Cancel: created is %v, state %+v", created, s)
 		}
 		r.Leave(w)
-		time.Sleep(time.Minute - 1)
+		time.Sleep(59 * time.Second)
 		if !r.Cancelled(first) {
 			t.Error("it is forgotten too early")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Second)
 		synctest.Wait()
 		if r.Cancelled(first) {
 			t.Error("it is never forgotten")

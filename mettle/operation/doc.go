@@ -13,5 +13,10 @@
 // and otherwise enqueues the action again under the same name. So no operation
 // is lost, and there is no database.
 //
+// Calls that are merged keep names of their own, and each is cancelled by its own
+// (Wait); the operation ends when the last of them is. A name that was cancelled
+// is remembered for some minutes, so that a client that comes back with it does
+// not begin the work again.
+//
 // It speaks neither gRPC nor to a broker; mettle/api, its only caller, does.
 package operation

@@ -73,9 +73,10 @@ func (r *Registry) forget(op *Operation) {
 		delete(r.byName, op.text)
 		r.order.remove(op.seq)
 	}
-	for len(op.others) > 0 {
-		r.unname(op.others[len(op.others)-1])
+	for _, w := range op.others {
+		delete(r.byName, w.text)
 	}
+	op.others = nil
 	if r.finished[op.key] == op {
 		delete(r.finished, op.key)
 	}

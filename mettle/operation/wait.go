@@ -159,7 +159,7 @@ func (r *Registry) name(op *Operation, text string) *Wait {
 	return w
 }
 
-// unname undoes name. The mutex is held.
+// unname undoes name, if it did something and forget has not. The mutex is held.
 func (r *Registry) unname(w *Wait) {
 	if r.byName[w.text] != w {
 		return
