@@ -26,7 +26,7 @@ func (q *Queue) deliver(s *source, m *pb.ReceivedMessage) {
 		// Of a subscription without a filter: an emulator's. It comes by its
 		// own subscription as well, with the same id.
 		q.start(func(ctx context.Context) {
-			if err := q.acknowledge(ctx, l.subscription, l.ackID); err != nil {
+			if err := q.acknowledge(ctx, l.subscription, l.current()); err != nil {
 				q.log.Debug("could not drop another subscription's job", "subscription", l.subscription, "error", err)
 			}
 		})
@@ -116,13 +116,19 @@ const (
 	unwelcome                // it is put back: this process could not run it
 )
 
-// judge decides. The mutex is held.
+// judge decides. A delivery of what runs here already, because the broker
+// delivers twice at times, only takes the place of the older one: what ends the
+// lease now ends this one too. The mutex is held.
 func (q *Queue) judge(l *lease) verdict {
-	if old := q.leases[l.message]; old != nil && old.ackID == l.ackID && old.valid() {
-		return twice
-	}
 	if _, ok := q.ended.get(l.message); ok {
 		return needless
+	}
+	if old := q.leases[l.message]; old != nil && old.valid() {
+		if old.ackID != l.ackID {
+			old.ackID, old.until = l.ackID, l.until
+			q.metrics.twice.Inc()
+		}
+		return twice
 	}
 	if w, _ := q.withdrawn.get(l.job.GetOperation()); w.covers(l.publication, l.published) {
 		return needless
@@ -136,17 +142,14 @@ func (q *Queue) judge(l *lease) verdict {
 	return fit
 }
 
-// supersede ends the leases here that l takes the place of: an older delivery of
-// its message, and those of an operation that was withdrawn before it was
-// published anew. Leases that have lapsed are forgotten. The mutex is held.
+// supersede ends the leases here that l takes the place of: those of an operation
+// that was withdrawn before it was published anew. Leases that have lapsed are
+// forgotten. The mutex is held.
 func (q *Queue) supersede(l *lease) {
 	for id, old := range q.leases {
 		switch {
 		case !old.valid():
 			delete(q.leases, id)
-		case old.message == l.message:
-			old.over = true
-			q.metrics.lost.Inc()
 		case old.job.GetOperation() == l.job.GetOperation() && old.base < l.base:
 			old.over = true
 			old.cancel()
@@ -165,7 +168,7 @@ func (q *Queue) ackNow(ctx context.Context, l *lease) {
 	q.mu.Lock()
 	q.ended.put(l.message, struct{}{})
 	q.mu.Unlock()
-	if err := q.acknowledge(ctx, l.subscription, l.ackID); err != nil {
+	if err := q.acknowledge(ctx, l.subscription, l.current()); err != nil {
 		q.log.Warn("could not acknowledge a job that has ended", "operation", l.job.GetOperation(), "error", err)
 	}
 }

@@ -83,6 +83,7 @@ func (l *lease) Release(ctx context.Context) error {
 	if l.isCancelled() {
 		return l.Ack(ctx)
 	}
+	l.q.metrics.released.Inc()
 	// Before it can be delivered again. If it does not arrive, the next
 	// delivery says it once more.
 	told := l.q.sendRequeued(ctx, l.job, l.attempt, l.whose(), map[string]string{attrRun: l.token(), attrReleased: "true"})
@@ -101,6 +102,7 @@ func (l *lease) Reject(ctx context.Context, reason string) error {
 	if l.isCancelled() {
 		return l.Ack(ctx)
 	}
+	l.q.metrics.rejected.Inc()
 	worker := l.whose()
 	h := history{delivered: l.past.delivered + l.count, failed: l.failuresBefore() + 1, avoid: l.q.id, failures: maps.Clone(l.past.failures)}
 	if h.failures == nil {
@@ -132,7 +134,7 @@ func (l *lease) handBack(ctx context.Context, verb string, h history, told error
 	}
 	if err := l.q.republish(ctx, l, h); err != nil {
 		l.q.log.Warn("a job that is handed back could not be published again, so it counts as an attempt", "operation", l.job.GetOperation(), "error", err)
-		if err := l.q.modify(ctx, l.subscription, []string{l.ackID}, 0); err != nil {
+		if err := l.q.modify(ctx, l.subscription, []string{l.current()}, 0); err != nil {
 			return l.explain(verb, err)
 		}
 		l.end()
@@ -142,7 +144,7 @@ func (l *lease) handBack(ctx context.Context, verb string, h history, told error
 	l.q.ended.put(l.message, struct{}{})
 	l.q.mu.Unlock()
 	l.end()
-	if err := l.q.acknowledge(ctx, l.subscription, l.ackID); err != nil {
+	if err := l.q.acknowledge(ctx, l.subscription, l.current()); err != nil {
 		l.q.log.Warn("a job was handed back, and is delivered twice, because the lease could not be ended", "operation", l.job.GetOperation(), "error", err)
 	}
 	return nil
@@ -177,9 +179,9 @@ func (q *Queue) putBack(ctx context.Context, l *lease) {
 		q.mu.Lock()
 		q.ended.put(l.message, struct{}{})
 		q.mu.Unlock()
-		err = q.acknowledge(ctx, l.subscription, l.ackID)
+		err = q.acknowledge(ctx, l.subscription, l.current())
 	} else {
-		err = q.modify(ctx, l.subscription, []string{l.ackID}, 0)
+		err = q.modify(ctx, l.subscription, []string{l.current()}, 0)
 	}
 	if err != nil {
 		q.log.Warn("a job that nobody waited for could not be handed back, its lease has to lapse", "operation", l.job.GetOperation(), "error", err)

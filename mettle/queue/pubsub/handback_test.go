@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	pb "cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -320,4 +322,67 @@ func TestQueue_Cancel_byAnotherServer(t *testing.T) {
 	if err := l.Release(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// What is delivered to a process that has it already does not run again there,
+// and ends with what runs.
+func TestQueue_Lease_deliveredTwice(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	o := options(s)
+	o.OneBand = true
+	reg := prometheus.NewRegistry()
+	api := newQueue(t, o)
+	if err := errors.Join(api.Setup(t.Context()), api.Publish(t.Context(), job("a"))); err != nil {
+		t.Fatal(err)
+	}
+	o.Registerer = reg
+	worker := newQueue(t, o)
+	var twice atomic.Bool
+	twice.Store(true)
+	s.SetFault(func(method string, _ any) pubsubtest.Fault {
+		return pubsubtest.Fault{Duplicate: method == "Pull" && twice.Swap(false)}
+	})
+	l := leaseBy(t, worker, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := worker.Lease(ctx, []string{"p"})
+		ended <- err
+	}()
+	const name = "mettle_pubsub_delivered_twice_total"
+	for !hasCounted(t, reg, name) {
+		time.Sleep(time.Millisecond)
+	}
+	for range 3 { // it goes on for longer than the lease
+		time.Sleep(lease / 2)
+		if err := l.Extend(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Ack(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n := s.Unacked("projects/project/subscriptions/test-jobs-p-normal"); n > 0 {
+		t.Errorf("%d messages are left", n)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("a second lease: %v, want %v", err, context.Canceled)
+	}
+}
+
+// hasCounted reports whether a counter is above 0.
+func hasCounted(t *testing.T, reg *prometheus.Registry, name string) bool {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name && f.GetMetric()[0].GetCounter().GetValue() > 0 {
+			return true
+		}
+	}
+	return false
 }

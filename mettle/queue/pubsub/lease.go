@@ -18,7 +18,6 @@ type lease struct {
 	q            *Queue
 	subscription string
 	message      string // its id
-	ackID        string
 	pool, band   string // attributes
 	publication  string
 	published    time.Time
@@ -31,6 +30,7 @@ type lease struct {
 	cancelled    chan struct{}
 
 	// The rest is guarded by Queue.mu.
+	ackID  string    // of the newest delivery of the message
 	until  time.Time // when it lapses, with the monotonic clock's reading
 	over   bool      // acknowledged, handed back, or taken by another delivery
 	gone   bool      // cancelled is closed
@@ -70,7 +70,7 @@ func (l *lease) Extend(ctx context.Context) error {
 		return l.explain("extend", err)
 	}
 	start := time.Now() // the broker starts later, so it ends later too
-	if err := l.q.modify(ctx, l.subscription, []string{l.ackID}, l.q.opts.LeaseTime); err != nil {
+	if err := l.q.modify(ctx, l.subscription, []string{l.current()}, l.q.opts.LeaseTime); err != nil {
 		return l.explain("extend", err)
 	}
 	l.q.mu.Lock()
@@ -90,7 +90,7 @@ func (l *lease) Ack(ctx context.Context) error {
 	l.q.mu.Lock()
 	l.q.ended.put(l.message, struct{}{})
 	l.q.mu.Unlock()
-	if err := l.q.acknowledge(ctx, l.subscription, l.ackID); err != nil {
+	if err := l.q.acknowledge(ctx, l.subscription, l.current()); err != nil {
 		return l.explain("acknowledge", err)
 	}
 	l.end()
@@ -118,6 +118,13 @@ func (l *lease) check(ctx context.Context) error {
 		return queue.ErrLeaseLost
 	}
 	return nil
+}
+
+// current is the id by which the newest delivery ends.
+func (l *lease) current() string {
+	l.q.mu.Lock()
+	defer l.q.mu.Unlock()
+	return l.ackID
 }
 
 // end forgets the lease.

@@ -15,7 +15,7 @@ type metrics struct {
 	reg   prometheus.Registerer
 	calls *prometheus.CounterVec
 
-	redelivered, lost, usedUp, dead, surplus, reconnected prometheus.Counter
+	redelivered, twice, lost, released, rejected, usedUp, dead, surplus, reconnected prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -28,6 +28,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Namespace: "mettle", Subsystem: "pubsub", Name: "calls_total", Help: "Calls to Pub/Sub, by method and status code; streams once, when they are opened.",
 		}, []string{"method", "code"}),
 		redelivered: counter("redelivered_total", "Jobs that came here after another delivery of them had lapsed or was handed back."),
+		twice:       counter("delivered_twice_total", "Jobs that were delivered to this process while it had them already; they do not run again."),
+		released:    counter("released_total", "Jobs that a worker here has handed back because it ends."),
+		rejected:    counter("rejected_total", "Jobs that a worker here has handed back because it could not run them."),
 		lost:        counter("leases_lost_total", "Leases that a worker here still held when they had lapsed."),
 		usedUp:      counter("attempts_used_up_total", "Jobs that were ended here because their attempts were used up."),
 		dead:        counter("dead_letters_total", "Jobs that came from the dead-letter topic, which catches what nobody ended."),
@@ -48,7 +51,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.calls, m.redelivered, m.lost, m.usedUp, m.dead, m.surplus, m.reconnected}
+	return []prometheus.Collector{m.calls, m.redelivered, m.twice, m.released, m.rejected, m.lost, m.usedUp, m.dead, m.surplus, m.reconnected}
 }
 
 func (m *metrics) unregister() {

@@ -149,12 +149,12 @@ func (s *Server) Waiting(subscription string) int {
 	return 0
 }
 
-// Undelivered counts the messages of a subscription that wait to be pulled.
-func (s *Server) Undelivered(subscription string) int {
+// Unacked counts the messages of a subscription that are not acknowledged.
+func (s *Server) Unacked(subscription string) int {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	if sub := s.b.subs[subscription]; sub != nil {
-		return len(sub.ready)
+		return len(sub.ready) + len(sub.out)
 	}
 	return 0
 }
