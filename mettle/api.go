@@ -95,7 +95,8 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 	}
 	if s.api, err = api.New(api.Options{
 		ID:             uniqueName(),
-		Store:          s.storage.blobs,
+		Store:          s.storage.of(""),
+		Stores:         s.storage.of,
 		Actions:        s.storage.actions,
 		Jobs:           s.jobs,
 		Updates:        s.jobs,

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/file"
+	"github.com/mettle-build/mettle/elan/blob/instances"
 	"github.com/mettle-build/mettle/elan/blob/retry"
 	"github.com/mettle-build/mettle/elan/blob/tiered"
 	"github.com/mettle-build/mettle/elan/client"
@@ -47,14 +48,16 @@ func (f *storageFlags) check() (err error) {
 // connect is a connection to the storage, which need not be there yet.
 func (f *storageFlags) connect() (*grpc.ClientConn, error) { return client.Connect(f.targets) }
 
-// remoteStorage is another server's storage, as the parts here use it.
+// remoteStorage is another server's storage, as the parts here use it. Its calls
+// wait for a server that is away, for a while.
 type remoteStorage struct {
-	conn    *grpc.ClientConn
-	blobs   blob.Store
-	actions retry.ActionCache
+	conn      *grpc.ClientConn
+	patient   *retry.Retrier
+	instances *client.Instances
+	actions   retry.ActionCache // of all instances
 }
 
-// open makes the parts, and does not wait for the storage: calls do, for a while.
+// open makes the parts. The storage need not be there.
 func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*remoteStorage, error) {
 	patient, err := retry.New(retry.Options{Logger: log, Registerer: registry})
 	if err != nil {
@@ -64,11 +67,17 @@ func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*r
 	if err != nil {
 		return nil, err
 	}
-	c, err := client.New(client.Options{Conn: conn})
-	if err != nil {
+	s := &remoteStorage{conn: conn, patient: patient}
+	if s.instances, err = client.NewInstances(client.Options{Conn: conn}); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	return &remoteStorage{conn: conn, blobs: patient.Store(c), actions: patient.Actions(c)}, nil
+	s.actions = patient.Actions(s.instances.Of(""))
+	return s, nil
+}
+
+// of is the blobs of an instance.
+func (s *remoteStorage) of(instance string) blob.Store {
+	return s.patient.Store(s.instances.Of(instance))
 }
 
 // ready asks for a sign of life.
@@ -92,10 +101,13 @@ type cacheOptions struct {
 const cacheLifetime = time.Minute
 
 // cachedStorage is the storage with a directory of this machine in front, from
-// which inputs are hard links.
+// which inputs are hard links. What it has is kept apart by instances, whether the
+// storage does so or not: an action is given nothing that its instance has not.
 type cachedStorage struct {
-	tiered.Closer
-	cache *file.Store
+	tiers   tiered.Closer
+	cache   *file.Store
+	remote  *remoteStorage
+	through *instances.Stores
 }
 
 func (s *remoteStorage) withCache(ctx context.Context, o cacheOptions) (*cachedStorage, error) {
@@ -106,17 +118,20 @@ func (s *remoteStorage) withCache(ctx context.Context, o cacheOptions) (*cachedS
 		return nil, err
 	}
 	tiers, err := tiered.New(ctx, tiered.Options{
-		Tiers:  []tiered.Tier{{Name: "cache", Store: cache}, {Name: "storage", Store: s.blobs}},
+		Tiers:  []tiered.Tier{{Name: "cache", Store: cache}, {Name: "storage", Store: s.patient.Store(s.instances)}},
 		Logger: o.log, Registerer: o.registry,
 	})
 	if err != nil {
 		return nil, errors.Join(err, cache.Close())
 	}
-	return &cachedStorage{Closer: tiers, cache: cache}, nil
+	return &cachedStorage{tiers: tiers, cache: cache, remote: s, through: instances.Over(tiers)}, nil
 }
 
-// Unwrap lets the abilities of the tiers be found.
-func (c *cachedStorage) Unwrap() blob.Store { return c.Closer }
+// of is the blobs of an instance.
+func (c *cachedStorage) of(instance string) blob.Store {
+	c.remote.instances.Of(instance) // so that its name is known where only its space is told
+	return c.through.Of(instance)
+}
 
 // close ends the tiers, and then the directory.
-func (c *cachedStorage) close() error { return errors.Join(c.Close(), c.cache.Close()) }
+func (c *cachedStorage) close() error { return errors.Join(c.tiers.Close(), c.cache.Close()) }

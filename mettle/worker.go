@@ -120,7 +120,8 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 	w.worker, err = worker.New(worker.Options{
 		Jobs:             w.jobs,
 		Updates:          w.jobs,
-		Store:            cached,
+		Store:            cached.of(""),
+		Stores:           cached.of,
 		Actions:          w.storage.actions,
 		Dir:              filepath.Join(w.dir, "work"),
 		Slots:            c.Slots,

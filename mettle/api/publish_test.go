@@ -1,8 +1,10 @@
 package api_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -10,7 +12,70 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/mettle-build/mettle/mettle/queue"
+	"github.com/mettle-build/mettle/mettle/queue/mem"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
+
+// jobs is a queue some of whose calls fail.
+type jobs struct {
+	*mem.Queue
+	mu   sync.Mutex
+	err  error
+	wait chan struct{} // where not nil, Publish waits for it
+	last string        // the operation of the last job
+	n    int
+}
+
+func (j *jobs) Publish(ctx context.Context, job *queuepb.Job) error {
+	j.mu.Lock()
+	err, wait := j.err, j.wait
+	if j.last != job.GetOperation() {
+		j.last = job.GetOperation()
+		j.n++
+	}
+	j.mu.Unlock()
+	if wait != nil {
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return j.Queue.Publish(ctx, job)
+}
+
+func (j *jobs) Cancel(ctx context.Context, operation string) error {
+	j.mu.Lock()
+	err := j.err
+	j.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return j.Queue.Cancel(ctx, operation)
+}
+
+func (j *jobs) fail(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.err = err
+}
+
+// hold makes Publish wait until ch is closed.
+func (j *jobs) hold(ch chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.wait = ch
+}
+
+// published counts the jobs that Publish was called for, again and again as one.
+func (j *jobs) published() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.n
+}
 
 func TestExecute_publishFails(t *testing.T) {
 	for name, tc := range map[string]struct {

@@ -75,7 +75,7 @@ type fleet struct {
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
 	f := &fleet{t: t, broker: newNATS(t)}
-	f.elan = newServer(t, "elan", []string{"--storage=file://" + storeDir(t)})
+	f.elan = newServer(t, "elan", []string{"--storage=file://" + storeDir(t), "--isolate_instances"})
 	f.elan.args = append(f.elan.args, "--port="+strconv.Itoa(f.elan.Port))
 	f.queueFlag = "--queue=nats://" + f.broker.Addr() + "/e2e"
 	f.storageFlag = "--storage=" + f.elan.Addr()
@@ -181,10 +181,13 @@ func TestFleet(t *testing.T) {
 	t.Run("a worker is hurried", func(t *testing.T) { f.hurried(t, conn) })
 }
 
+// ownInstance is that of the actions which Bazel does not ask for.
+const ownInstance = "own/instance"
+
 // start has the fleet run a script, and returns where the response will be.
 func (f *fleet) start(t *testing.T, conn *grpc.ClientConn, script string) <-chan string {
 	t.Helper()
-	c, err := client.New(client.Options{Conn: conn})
+	c, err := client.New(client.Options{Conn: conn, Instance: ownInstance})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +201,7 @@ func (f *fleet) start(t *testing.T, conn *grpc.ClientConn, script string) <-chan
 func outcome(ctx context.Context, conn *grpc.ClientConn, d digest.Digest) string {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	stream, err := repb.NewExecutionClient(conn).Execute(ctx, &repb.ExecuteRequest{ActionDigest: d.Proto()})
+	stream, err := repb.NewExecutionClient(conn).Execute(ctx, &repb.ExecuteRequest{InstanceName: ownInstance, ActionDigest: d.Proto()})
 	for err == nil {
 		var op *longrunningpb.Operation
 		if op, err = stream.Recv(); err != nil || !op.GetDone() {

@@ -50,6 +50,12 @@ func New(ctx context.Context, inner blob.Store) (*Stores, error) {
 	if _, err := inner.FindMissing(ctx, []digest.Digest{probe}); err != nil {
 		return nil, fmt.Errorf("keep instances apart in this store: %w", err)
 	}
+	return Over(inner), nil
+}
+
+// Over is New for a store that is known to keep spaces apart, or to ask one that
+// does: it asks nothing.
+func Over(inner blob.Store) *Stores {
 	s := &Stores{inner: inner}
 	s.chunker, _ = blob.As[blob.Chunker](inner)
 	l, links := blob.As[blob.Linker](inner)
@@ -58,7 +64,7 @@ func New(ctx context.Context, inner blob.Store) (*Stores, error) {
 	if links && adopts && audits {
 		s.local = &local{l, ad, au}
 	}
-	return s, nil
+	return s
 }
 
 // Of is the store of an instance, which need not be closed. It is a
@@ -82,12 +88,13 @@ type view struct {
 }
 
 var (
-	_ blob.Store   = view{}
-	_ blob.Chunker = view{}
-	_ blob.Store   = localView{}
-	_ blob.Linker  = localView{}
-	_ blob.Adopter = localView{}
-	_ blob.Auditor = localView{}
+	_ blob.Store    = view{}
+	_ blob.Chunker  = view{}
+	_ blob.Repeater = view{}
+	_ blob.Store    = localView{}
+	_ blob.Linker   = localView{}
+	_ blob.Adopter  = localView{}
+	_ blob.Auditor  = localView{}
 )
 
 // in is d in the view's space.
@@ -96,6 +103,11 @@ func (v view) in(d digest.Digest) (digest.Digest, error) {
 		return d, fmt.Errorf("blob %s: within an instance there are no spaces: %w", d, errors.ErrUnsupported)
 	}
 	return d.In(v.space), nil
+}
+
+// Repeat implements blob.Repeater where the store does; elsewhere it calls f once.
+func (v view) Repeat(ctx context.Context, f func(ctx context.Context) error) error {
+	return blob.Repeat(ctx, v.inner, f) //nolint:wrapcheck // f's own
 }
 
 // FindMissing implements blob.Finder.
