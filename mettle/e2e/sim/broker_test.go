@@ -48,8 +48,8 @@ type job struct {
 	ended          bool
 	failures       []string
 	replies        []string
-	executing      *queuepb.Update
-	released       time.Duration // when the last lease ended
+	news           *queuepb.Update // the newest of the worker that has it
+	released       time.Duration   // when the last lease ended
 }
 
 // A lease is one delivery. Its fields are guarded by broker.mu.
@@ -109,8 +109,8 @@ func (b *broker) share(j *job, id string) {
 	if !slices.Contains(j.replies, id) {
 		j.replies = append(j.replies, id)
 	}
-	if j.executing != nil {
-		b.post(id, j.executing)
+	if j.news != nil {
+		b.post(id, j.news)
 	}
 }
 
@@ -199,7 +199,7 @@ func (b *broker) lapse(l *lease) {
 func (b *broker) giveBack(l *lease, how, failure string) {
 	j := l.job
 	b.over(l, how)
-	j.executing = nil
+	j.news = nil
 	if j.cancelled {
 		b.end(j, "withdrawn")
 		return
@@ -352,9 +352,7 @@ func (b *broker) update(replyTo string, u *queuepb.Update) {
 		}
 		if l := j.lease; l != nil && l.attempt == u.GetAttempt() {
 			l.worker = u.GetWorker()
-			if u.GetStage() == queuepb.Update_EXECUTING {
-				j.executing = u
-			}
+			j.news = u
 		}
 	}
 	for _, id := range ids {

@@ -64,17 +64,13 @@ func (n *apiNode) start() error {
 	w := n.w
 	p := &apiProcess{process: w.newProcess(n.node, n.lives), registry: prometheus.NewRegistry(), ran: make(chan error, 1)}
 	n.lives++
-	id := p.name
-	if w.plan.sameID {
-		id = n.node
-	}
 	platforms, err := platform.New(platform.Options{})
 	if err != nil {
 		return err
 	}
 	o, c := newPort(w.broker, p.process), &cable{w.storage, p.process}
 	if p.server, err = api.New(api.Options{
-		ID: id, Store: c, Actions: c, Jobs: o, Updates: o, Notices: o, Platforms: platforms,
+		ID: p.name, Store: c, Actions: c, Jobs: o, Updates: o, Notices: o, Platforms: platforms,
 		AbandonAfter: w.plan.abandonAfter, KeepAlive: keepAlive, Registerer: p.registry,
 	}); err != nil {
 		return err

@@ -76,8 +76,6 @@ type plan struct {
 	apis    int
 	workers int
 	slots   int
-	// sameID says that an API server comes back under the id that it had.
-	sameID bool
 	// abandonAfter is the API servers'.
 	abandonAfter time.Duration
 	// horizon is when all is well again.
@@ -95,8 +93,8 @@ type visit struct {
 }
 
 func (p *plan) String() string {
-	return fmt.Sprintf("seed %d: %s jobs, %d api, %d worker × %d, %d actions, %d clients, until %v, abandon after %v, same id %v, faults %v",
-		p.seed, p.kind, p.apis, p.workers, p.slots, len(p.actions), len(p.clients), p.horizon, p.abandonAfter, p.sameID, p.faults)
+	return fmt.Sprintf("seed %d: %s jobs, %d api, %d worker × %d, %d actions, %d clients, until %v, abandon after %v, faults %v",
+		p.seed, p.kind, p.apis, p.workers, p.slots, len(p.actions), len(p.clients), p.horizon, p.abandonAfter, p.faults)
 }
 
 // newPlan makes the plan of a seed. One seed in sixteen has no faults: then
@@ -108,7 +106,6 @@ func newPlan(d *dice) *plan {
 		apis:         1 + d.among("plan apis", 3),
 		workers:      1 + d.among("plan workers", 4),
 		slots:        1 + d.among("plan slots", 2),
-		sameID:       d.chance("plan same id", 0.5),
 		abandonAfter: d.between("plan abandon", 10*time.Second, 3*time.Minute),
 		horizon:      d.between("plan horizon", time.Minute, 6*time.Minute),
 	}

@@ -177,6 +177,10 @@ func (b *broker) notify(from string, n *queuepb.Notice) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, e := range b.ears {
+		// Nobody says it again, even where all else is told twice.
+		if b.w.unsettled() && b.w.plan.faults.has(losses) && b.w.dice.chance("notice lost "+from+" "+e.p.node, 0.3) {
+			continue
+		}
 		b.w.send("notice "+from+" "+e.p.node, e.p.node, &b.service, func() {
 			select {
 			case e.said <- n:
