@@ -47,7 +47,11 @@ type Publisher interface {
 	// raised as Raiser says, by brokers that can. Errors wrap ErrFull, ErrUnavailable or ErrClosed.
 	Publish(ctx context.Context, job *queuepb.Job) error
 	// Cancel withdraws the job of an operation: a waiting one is dropped, a
-	// leased one's worker is told. It is no error if there is none.
+	// leased one's worker is told. It is no error if there is none. Every API server
+	// that has published the job hears of its end, by a COMPLETED Update whose
+	// status is CANCELLED: its clients may still wait, and it can publish the job
+	// again. It is the worker's, or where none reports, the broker's, whose
+	// attempt may be 0.
 	Cancel(ctx context.Context, operation string) error
 }
 

@@ -32,8 +32,8 @@ type job struct {
 	failures  []string // who had it and how that failed
 	// replies are the API servers beside msg's reply_to that want to know.
 	replies []string
-	// executing is the newest news of its progress, for those who ask later.
-	executing *queuepb.Update
+	// news is the newest of the worker that has it, for those who ask later.
+	news *queuepb.Update
 }
 
 // maxReplies bounds job.replies. More than two API servers that ask for one

@@ -138,6 +138,7 @@ func (q *Queue) unwait(w *waiter) {
 		j.attempt--
 		if j.cancelled {
 			q.drop(j)
+			sig = q.tell(j, withdrawn(j))
 		} else {
 			sig = q.offer(j)
 		}
@@ -157,9 +158,9 @@ func (q *Queue) giveBack(l *lease, failure string) signals {
 	defer l.pool.ended(l.share)
 	if j.cancelled {
 		q.drop(j)
-		return signals{}
+		return q.tell(j, withdrawn(j))
 	}
-	j.executing = nil
+	j.news = nil
 	if failure != "" {
 		who := cmp.Or(l.worker, "a worker that had not reported")
 		j.failures = append(j.failures, fmt.Sprintf("attempt %d: %s %s", l.attempt-j.fence, who, failure))

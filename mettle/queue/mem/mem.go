@@ -213,6 +213,7 @@ func (q *Queue) publish(msg *queuepb.Job) (signals, error) {
 		return signals{}, queue.ErrClosed
 	}
 	var fence uint32
+	var sig signals
 	if j := q.jobs[msg.GetOperation()]; j != nil {
 		if !j.cancelled {
 			q.raise(j, msg.GetPriority(), msg.GetInvocation())
@@ -222,20 +223,22 @@ func (q *Queue) publish(msg *queuepb.Job) (signals, error) {
 		// delivery stays withdrawn; what it still reports is not about this job.
 		fence = j.attempt
 		q.drop(j)
+		sig = q.tellAllBut(msg.GetReplyTo(), j, withdrawn(j))
 	}
 	j := newJob(msg, time.Since(q.epoch))
 	if len(q.jobs) >= q.opts.MaxJobs {
-		return signals{}, fmt.Errorf("%w: %d jobs", queue.ErrFull, len(q.jobs))
+		return sig, fmt.Errorf("%w: %d jobs", queue.ErrFull, len(q.jobs))
 	}
 	if q.bytes+j.size > q.opts.MaxBytes {
-		return signals{}, fmt.Errorf("%w: %d bytes in %d jobs", queue.ErrFull, q.bytes, len(q.jobs))
+		return sig, fmt.Errorf("%w: %d bytes in %d jobs", queue.ErrFull, q.bytes, len(q.jobs))
 	}
 	q.seq++
 	j.seq, j.attempt, j.fence = q.seq, fence, fence
 	q.jobs[msg.GetOperation()] = j
 	q.bytes += j.size
 	q.box(msg.GetReplyTo())
-	return q.offer(j), nil
+	sig.waiter = q.offer(j).waiter
+	return sig, nil
 }
 
 // Raise implements queue.Raiser.
@@ -286,21 +289,29 @@ func (q *Queue) raise(j *job, priority int32, invocation string) {
 // Cancel implements queue.Publisher.
 func (q *Queue) Cancel(_ context.Context, operation string) error {
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	sig, err := q.cancel(operation)
+	q.mu.Unlock()
+	sig.send()
+	return err
+}
+
+// cancel is Cancel with the mutex held.
+func (q *Queue) cancel(operation string) (signals, error) {
 	if q.closed {
-		return fmt.Errorf("cancel %s: %w", operation, queue.ErrClosed)
+		return signals{}, fmt.Errorf("cancel %s: %w", operation, queue.ErrClosed)
 	}
 	j := q.jobs[operation]
 	switch {
 	case j == nil || j.cancelled:
+		return signals{}, nil
 	case j.lease == nil:
 		q.pool(j.msg.GetPool()).remove(j)
 		q.drop(j)
-	default:
-		j.cancelled = true
-		close(j.lease.cancelled)
+		return q.tell(j, withdrawn(j)), nil
 	}
-	return nil
+	j.cancelled = true
+	close(j.lease.cancelled)
+	return signals{}, nil
 }
 
 // sweep ends the leases that lapse.

@@ -85,9 +85,7 @@ func (q *Queue) sendUpdate(replyTo string, u *queuepb.Update) (signals, error) {
 		}
 		if l := j.lease; l != nil && l.attempt == u.GetAttempt() {
 			l.worker = u.GetWorker()
-			if u.GetStage() == queuepb.Update_EXECUTING {
-				j.executing = u
-			}
+			j.news = u
 		}
 	}
 	box, err := q.post(replyTo, u)
@@ -112,13 +110,18 @@ func (q *Queue) sendUpdate(replyTo string, u *queuepb.Update) (signals, error) {
 
 // tell posts an update of the broker's own to all who want to know of j. The
 // mutex is held.
-func (q *Queue) tell(j *job, u *queuepb.Update) signals {
+func (q *Queue) tell(j *job, u *queuepb.Update) signals { return q.tellAllBut("", j, u) }
+
+// tellAllBut is tell for all but one API server.
+func (q *Queue) tellAllBut(not string, j *job, u *queuepb.Update) signals {
 	u.Sent = timestamppb.Now()
 	var sig signals
-	// What does not fit is dropped: the receiver is far behind, and a worker's
-	// next report or the client's WaitExecution makes up for it.
-	sig.box, _ = q.post(j.msg.GetReplyTo(), u)
-	for _, id := range j.replies {
+	for _, id := range append([]string{j.msg.GetReplyTo()}, j.replies...) {
+		if id == not && not != "" {
+			continue
+		}
+		// What does not fit is dropped: the receiver is far behind, and a worker's
+		// next report or the client's WaitExecution makes up for it.
 		if b, _ := q.post(id, u); b != nil {
 			sig.more = append(sig.more, b)
 		}
@@ -168,6 +171,18 @@ func (q *Queue) box(id string) *mailbox {
 	return b
 }
 
+// withdrawn is the end of a job that was withdrawn, and of which no worker
+// reports.
+func withdrawn(j *job) *queuepb.Update {
+	data, err := proto.Marshal(&repb.ExecuteResponse{Status: &spb.Status{Code: int32(code.Code_CANCELLED), Message: "the job was withdrawn"}})
+	if err != nil { // it is all of our own making
+		return nil
+	}
+	return &queuepb.Update{
+		Operation: j.msg.GetOperation(), Attempt: j.attempt, Stage: queuepb.Update_COMPLETED, ExecuteResponse: data,
+	}
+}
+
 // addReply has j report to one more API server, and tells that one how far j
 // has come. The mutex is held.
 func (q *Queue) addReply(j *job, id string) signals {
@@ -178,10 +193,10 @@ func (q *Queue) addReply(j *job, id string) signals {
 		}
 		j.replies = append(j.replies, id)
 	}
-	if j.executing == nil {
+	if j.news == nil {
 		return signals{}
 	}
-	b, _ := q.post(id, j.executing) // progress, which is dropped rather than refused
+	b, _ := q.post(id, j.news) // dropped rather than refused: the server is far behind
 	return signals{box: b}
 }
 

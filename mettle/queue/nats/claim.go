@@ -155,6 +155,13 @@ func (q *Queue) claimFrom(ctx context.Context, d delivery, s stored, name string
 	case verdictOurs:
 		return q.newLease(d, s.record, s.revision), nil
 	case verdictDrop:
+		if s.State == stateLeased && s.Job == d.sequence && s.cancelled() {
+			if left > 0 { // its worker reports
+				q.reject(d.msg, left)
+				return nil, nil //nolint:nilnil // said at claim
+			}
+			return nil, q.lapse(ctx, s)
+		}
 		if added {
 			if err := q.redirect(ctx, d, next, s); err != nil {
 				return nil, err

@@ -131,6 +131,7 @@ func (l *lease) handBack(ctx context.Context, verb string, end func(*record)) er
 		l.end()
 		switch {
 		case r.State == stateEnded:
+			l.q.tell(ctx, r.Replies, ended(r))
 			l.finish()
 		case r.usedUp(l.q.opts.MaxAttempts):
 			l.mu.Lock()

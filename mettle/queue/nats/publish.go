@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	natsgo "github.com/nats-io/nats.go"
@@ -104,9 +105,8 @@ func (q *Queue) duplicate(ctx context.Context, job *queuepb.Job) (there bool, er
 		if err != nil {
 			return false, err
 		}
-		withdrawn := m.Sequence <= s.Cancelled
-		if withdrawn || s.State == stateEnded && m.Sequence <= s.Job {
-			err = q.replace(ctx, s, m.Sequence, withdrawn)
+		if m.Sequence <= s.Cancelled || s.State == stateEnded && m.Sequence <= s.Job {
+			err = q.replace(ctx, s, m.Sequence, job.GetReplyTo())
 			if err == nil {
 				return false, nil
 			}
@@ -125,14 +125,18 @@ func (q *Queue) duplicate(ctx context.Context, job *queuepb.Job) (there bool, er
 
 // replace removes the message of a job that was withdrawn while it was leased, or
 // has ended. What the worker of a withdrawn one still reports is not about the
-// next job of that name.
-func (q *Queue) replace(ctx context.Context, s stored, sequence uint64, withdrawn bool) error {
+// next job of that name, which is the API server's.
+func (q *Queue) replace(ctx context.Context, s stored, sequence uint64, api string) error {
+	withdrawn := sequence <= s.Cancelled
 	r := record{Operation: s.Operation, State: stateWaiting, Cancelled: max(s.Cancelled, sequence)}
 	if withdrawn {
 		r.Attempt, r.Fence = s.Attempt, s.Attempt
 	}
 	if _, err := q.store(ctx, r, s.revision); err != nil {
 		return err
+	}
+	if withdrawn {
+		q.tell(ctx, slices.DeleteFunc(slices.Clone(s.Replies), func(id string) bool { return id == api }), ended(s.record))
 	}
 	if r.Fence > 0 {
 		q.fence(r.Operation, r.Fence)
@@ -148,6 +152,9 @@ func (q *Queue) share(ctx context.Context, s stored, m *jetstream.RawStreamMsg, 
 		return fmt.Errorf("the job in the queue: %w", err)
 	}
 	r := s.clone()
+	if r.State == stateEnded { // of an earlier job of the name
+		r = record{Operation: r.Operation, State: stateWaiting, Cancelled: r.Cancelled}
+	}
 	if api != job.GetReplyTo() && r.addReply(api) {
 		if _, err := q.store(ctx, r, s.revision); err != nil {
 			return err
@@ -211,7 +218,26 @@ func (q *Queue) cancel(ctx context.Context, operation string) error {
 		q.notify(ctx, s.record)
 		return nil // its worker ends it, or whoever comes across it when it lapses
 	}
-	return q.deleteJob(ctx, m.Sequence)
+	if err := q.deleteJob(ctx, m.Sequence); err != nil {
+		return err
+	}
+	return q.tellOfEnd(ctx, s.record, m)
+}
+
+// tellOfEnd tells those who have published a job that was withdrawn before a
+// worker had it.
+func (q *Queue) tellOfEnd(ctx context.Context, r record, m *jetstream.RawStreamMsg) error {
+	var job queuepb.Job
+	if err := proto.Unmarshal(m.Data, &job); err != nil {
+		return fmt.Errorf("the job in the queue: %w", err)
+	}
+	if r.State == stateEnded { // of an earlier job of the name
+		r.Replies = nil
+	}
+	r.Operation = job.GetOperation()
+	r.addReply(job.GetReplyTo())
+	q.tell(ctx, r.Replies, ended(r))
+	return nil
 }
 
 // notifyTimeout bounds the wait for a worker to look at a record: it may have

@@ -116,6 +116,12 @@ func usedUp(r record) *queuepb.Update {
 	})
 }
 
+// ended is the final update of a job that was withdrawn, and of which no worker
+// reports.
+func ended(r record) *queuepb.Update {
+	return failed(r, &spb.Status{Code: int32(code.Code_CANCELLED), Message: "the job was withdrawn"})
+}
+
 func failed(r record, status *spb.Status) *queuepb.Update {
 	u := &queuepb.Update{
 		Operation: r.Operation, Attempt: r.Attempt, Worker: r.Worker, Stage: queuepb.Update_COMPLETED, Sent: timestamppb.Now(),
@@ -251,7 +257,7 @@ func (q *Queue) accept(m jetstream.Msg, api string, newest *uint64) *queuepb.Upd
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if u.GetAttempt() <= q.fences[u.GetOperation()] {
+	if fence, ok := q.fences[u.GetOperation()]; ok && u.GetAttempt() <= fence {
 		return nil // a report on a withdrawn job of that name
 	}
 	if final {

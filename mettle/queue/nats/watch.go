@@ -185,6 +185,7 @@ func (q *Queue) lapse(ctx context.Context, s stored) error {
 		if _, err := q.store(ctx, r, s.revision); err != nil {
 			return err
 		}
+		q.tell(ctx, r.Replies, ended(r))
 		return q.deleteJob(ctx, r.Job)
 	}
 	lapsed := s.record
