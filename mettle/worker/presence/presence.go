@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -66,6 +67,9 @@ const (
 type Presence struct {
 	o    Options
 	wake chan struct{} // of capacity 1: a token says that there is something new
+	// jitter is Run's. Its seed is the worker's name: those of a fleet differ, and
+	// a simulation of one goes the same way each time.
+	jitter *rand.Rand
 
 	running atomic.Int32
 	// counted says that running has changed since it was told.
@@ -91,7 +95,10 @@ func New(o Options) (*Presence, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Presence{o: o, wake: make(chan struct{}, 1), state: queuepb.WorkerState_TAKING}, nil
+	name := fnv.New64a()
+	_, _ = name.Write([]byte(o.Worker))              // never fails
+	jitter := rand.New(rand.NewPCG(name.Sum64(), 0)) //nolint:gosec // it is no secret
+	return &Presence{o: o, wake: make(chan struct{}, 1), jitter: jitter, state: queuepb.WorkerState_TAKING}, nil
 }
 
 // Add says that n actions more run, or fewer. It does not block.
@@ -135,7 +142,7 @@ func (p *Presence) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		select {
 		case <-p.wake:
-			if failed {
+			if failed || ctx.Err() != nil {
 				continue // it is tried again when next fires
 			}
 			if left := coalesce - time.Since(told); left > 0 && !p.isUrgent() {
@@ -178,7 +185,7 @@ func (p *Presence) isUrgent() bool {
 
 // pause is the time to the next notice where nothing happens.
 func (p *Presence) pause() time.Duration {
-	return p.o.Every*9/10 + rand.N(p.o.Every/5+1) //nolint:gosec // jitter
+	return p.o.Every*9/10 + time.Duration(p.jitter.Int64N(int64(p.o.Every/5)+1))
 }
 
 // tell tells the state as it is. What changes in the meantime is told next.
