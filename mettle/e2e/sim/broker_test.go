@@ -95,7 +95,7 @@ func (b *broker) publish(msg *queuepb.Job, publication uint64, base uint32) {
 		// Its worker has not let go of it yet. What that still reports is not
 		// about this job.
 		j.fence, j.attempt = old.attempt, old.attempt
-		b.end(old, "replaced")
+		b.withdrawn(old)
 	}
 	b.jobs = append(b.jobs, j)
 	b.history[msg.GetOperation()] = append(b.history[msg.GetOperation()], j)
@@ -201,7 +201,7 @@ func (b *broker) giveBack(l *lease, how, failure string) {
 	b.over(l, how)
 	j.news = nil
 	if j.cancelled {
-		b.end(j, "withdrawn")
+		b.withdrawn(j)
 		return
 	}
 	if failure != "" {
@@ -210,7 +210,7 @@ func (b *broker) giveBack(l *lease, how, failure string) {
 	if len(j.failures) >= maxAttempts {
 		b.w.trace("broker", "job %s: attempts used up", j.label)
 		b.end(j, "used up")
-		b.tell(j, usedUp(j, l))
+		b.tell(j, end(j, l.attempt, l.worker, code.Code_INTERNAL, fmt.Sprintf("%s: %s", queue.ReasonAttempts, strings.Join(j.failures, "; "))))
 		return
 	}
 	b.tell(j, &queuepb.Update{Operation: j.msg.GetOperation(), Attempt: l.attempt, Worker: l.worker, Stage: queuepb.Update_REQUEUED})
@@ -249,7 +249,7 @@ func (b *broker) cancel(operation string, publications []uint64) {
 		}
 		b.w.trace("broker", "job %s withdrawn", j.label)
 		if j.lease == nil {
-			b.end(j, "withdrawn")
+			b.withdrawn(j)
 			continue
 		}
 		j.cancelled = true
@@ -257,6 +257,15 @@ func (b *broker) cancel(operation string, publications []uint64) {
 		b.w.checkCancelled(l)
 		b.w.send("cancel "+j.label, l.holder.node, &b.service, l.handle.cancel, nil)
 	}
+}
+
+// withdrawn ends a job that was withdrawn. The mutex is held.
+func (b *broker) withdrawn(j *job) {
+	b.end(j, "withdrawn")
+	if b.w.mutation == silentCancel {
+		return
+	}
+	b.tell(j, end(j, j.attempt, "", code.Code_CANCELLED, "withdrawn"))
 }
 
 // renew is the effect of Extend, Ack, Release and Reject at the broker: f runs
@@ -313,16 +322,14 @@ func (b *broker) unwait(wt *waiter) {
 	b.waiters = slices.DeleteFunc(b.waiters, func(x *waiter) bool { return x == wt })
 }
 
-// usedUp is the final update of a job.
-func usedUp(j *job, l *lease) *queuepb.Update {
-	data, err := proto.Marshal(&repb.ExecuteResponse{Status: &spb.Status{
-		Code: int32(code.Code_INTERNAL), Message: fmt.Sprintf("%s: %s", queue.ReasonAttempts, strings.Join(j.failures, "; ")),
-	}})
+// end is the broker's own final update of a job.
+func end(j *job, attempt uint32, worker string, c code.Code, message string) *queuepb.Update {
+	data, err := proto.Marshal(&repb.ExecuteResponse{Status: &spb.Status{Code: int32(c), Message: message}})
 	if err != nil {
 		panic(err) // our own names are UTF-8
 	}
 	return &queuepb.Update{
-		Operation: j.msg.GetOperation(), Attempt: l.attempt, Worker: l.worker, Stage: queuepb.Update_COMPLETED, ExecuteResponse: data,
+		Operation: j.msg.GetOperation(), Attempt: attempt, Worker: worker, Stage: queuepb.Update_COMPLETED, ExecuteResponse: data,
 	}
 }
 

@@ -19,11 +19,12 @@ const (
 	dropRequeued          // nobody tells that a job was handed back
 	neverExtend           // a worker does not extend its leases
 	losePublish           // Publish says yes, and has not published
+	silentCancel          // nobody is told of a job that was withdrawn, by notices neither
 	numMutations
 )
 
 func (m mutation) String() string {
-	return [...]string{"none", "ack-first", "no-fencing", "drop-requeued", "never-extend", "lose-publish"}[m]
+	return [...]string{"none", "ack-first", "no-fencing", "drop-requeued", "never-extend", "lose-publish", "silent-cancel"}[m]
 }
 
 // ackEarly acknowledges the job that u is about to report.

@@ -228,9 +228,14 @@ func (o *port) fresh(u *queuepb.Update) *queuepb.Update {
 	return u
 }
 
-// Notify implements queue.Notifier.
+// Notify implements queue.Notifier. What the broker can be told, it need not
+// confirm.
 func (o *port) Notify(ctx context.Context, n *queuepb.Notice) error {
-	return o.do(ctx, "notify", func() { o.b.notify(o.p.node, n) })
+	if o.b.w.isCut(o.p.node, &o.b.service) || o.b.w.isDown(&o.b.service) || !o.p.alive() {
+		return o.do(ctx, "notify in vain", func() { o.b.notify(o.p.name, n) })
+	}
+	o.b.notify(o.p.name, n)
+	return nil
 }
 
 // ListenNotices implements queue.Listener.

@@ -174,6 +174,9 @@ func (b *broker) unlisten(e *ear) {
 }
 
 func (b *broker) notify(from string, n *queuepb.Notice) {
+	if b.w.mutation == silentCancel {
+		return
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, e := range b.ears {
