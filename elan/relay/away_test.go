@@ -409,7 +409,7 @@ func TestRelay_drainingServerIsLeftOut(t *testing.T) {
 
 // TestNew_refuses: what makes no sense.
 func TestNew_refuses(t *testing.T) {
-	conn := connect(t, "localhost:1")
+	conn := connect(t, []string{"localhost:1"})
 	conns := []*grpc.ClientConn{conn}
 	reg := prometheus.NewRegistry()
 	if _, err := relay.New(relay.Options{Conns: conns, Registerer: reg}); err != nil {

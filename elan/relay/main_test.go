@@ -78,7 +78,7 @@ func (b *backend) kill(t testing.TB) {
 // elan registers a whole storage server over a store that all of them share.
 func elan(t testing.TB) func(*grpc.Server) {
 	t.Helper()
-	store, err := mem.New(mem.Options{MaxBytes: 512 << 20})
+	store, err := mem.New(mem.Options{MaxBytes: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,20 +109,20 @@ func relayTo(t testing.TB, o relay.Options, backends ...*backend) *side {
 		targets = append(targets, b.addr)
 	}
 	if o.Conns == nil {
-		o.Conns = []*grpc.ClientConn{connect(t, targets...)}
+		o.Conns = []*grpc.ClientConn{connect(t, targets, relay.DialOptions()...)}
 	}
 	r, err := relay.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := started(t, r.Register)
-	conn := connect(t, b.addr)
+	conn := connect(t, []string{b.addr})
 	return &side{relay: r, conn: conn, cas: repb.NewContentAddressableStorageClient(conn), streams: bytestream.NewByteStreamClient(conn)}
 }
 
-func connect(t testing.TB, targets ...string) *grpc.ClientConn {
+func connect(t testing.TB, targets []string, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
-	conn, err := client.Connect(targets)
+	conn, err := client.Connect(targets, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,11 @@
 // named by its content; but a fetch of an asset that was answered is not, since
 // Elan has tried its origin often enough.
 //
-// Of one stream no more is held here than its flow control windows: a client that
-// reads slowly holds up its own stream and no other.
+// Of one stream no more is held here than a message and what its windows let in,
+// some 1.5 MiB: a client that reads slowly holds up its own stream and no other.
+// Passing a call on takes what gRPC takes for one more hop: on a machine where a
+// blob of 1 KiB takes 50 µs of CPU to be read, client and storage together, it takes
+// 10 to 50 more, and 0.5 ms for a MiB of a large one.
 //
 // Capabilities are the storage's, asked for each time, with the execution that
 // this server offers. They are not remembered: they depend on who asks, a build
@@ -58,7 +61,7 @@ const (
 // Options are those of New.
 type Options struct {
 	// Conns are connections to the storage, at least one, each to all of its
-	// servers. Calls take turns with them: several are of use where one
+	// servers, made with DialOptions. Calls take turns with them: several are of use where one
 	// connection is as much as a CPU can handle. The caller closes them, after
 	// the server that they serve.
 	Conns []*grpc.ClientConn
@@ -83,6 +86,17 @@ type Options struct {
 // defaultMaxBatchBytes is what elan/rpc's servers take, which leave half a MiB of
 // a message of 16 for what is around the blobs.
 const defaultMaxBatchBytes = 15<<20 + 512<<10
+
+// streamWindow is how much of a stream waits here for a client that is slow, beside
+// the message that is being sent to it. Eight times as much, which elan/client has
+// for itself, is no faster, with messages of 1 MiB.
+const streamWindow = 512 << 10
+
+// DialOptions are for the connections of a Relay, beside those of
+// elan/client.Connect.
+func DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithInitialWindowSize(streamWindow)}
+}
 
 // Relay passes calls on. It is safe for concurrent use, starts no goroutines that
 // outlive a call, and needs no closing.
