@@ -130,7 +130,7 @@ func (s *apiServer) wireStorage() (err error) {
 	}
 	s.closers.add(s.storage.close)
 	for range min(maxConns, runtime.NumCPU()) {
-		conn, err := s.cmd.connect()
+		conn, err := s.cmd.connect(relay.DialOptions()...)
 		if err != nil {
 			return err
 		}

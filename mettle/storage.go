@@ -46,7 +46,9 @@ func (f *storageFlags) check() (err error) {
 }
 
 // connect is a connection to the storage, which need not be there yet.
-func (f *storageFlags) connect() (*grpc.ClientConn, error) { return client.Connect(f.targets) }
+func (f *storageFlags) connect(opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return client.Connect(f.targets, opts...)
+}
 
 // remoteStorage is another server's storage, as the parts here use it. Its calls
 // wait for a server that is away, for a while.
