@@ -113,10 +113,23 @@ func (s *Server) hearCancellation(c *queuepb.Cancellation) {
 }
 
 // takeOver tells the others that clients of the operation wait here from now on.
-func (s *Server) takeOver(name string) {
+func (s *Server) takeOver(job string) {
+	s.ops.TookOver(job)
 	s.say(&queuepb.Notice{About: &queuepb.Notice_Takeover{
-		Takeover: &queuepb.Takeover{Operation: name, Server: s.opts.ID},
+		Takeover: &queuepb.Takeover{Operation: job, Server: s.opts.ID},
 	}})
+}
+
+// takeoverEvery is how often a takeover is said again, since notices may be
+// lost, and the server that was left withdraws the job some minutes later.
+const takeoverEvery = time.Minute
+
+// insist is takeOver from time to time, by a client that came back and waits.
+func (c *call) insist(w *operation.Wait) {
+	if c.resumed && w.Job() == c.text && time.Since(c.tookOver) >= takeoverEvery {
+		c.tookOver = time.Now()
+		c.s.takeOver(c.text)
+	}
 }
 
 // A withdrawer withdraws jobs and tells the other API servers, whose clients may

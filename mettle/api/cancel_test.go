@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/api"
 	"github.com/mettle-build/mettle/mettle/operation"
 	"github.com/mettle-build/mettle/mettle/queue"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
 // cancel calls CancelOperation, which is to succeed.
@@ -211,6 +213,50 @@ func TestTakeover(t *testing.T) {
 		other.cancel(w.name)
 		moved.cancelled()
 		b.withdrawn(l)
+	})
+}
+
+// A takeover that was not heard of is said again.
+func TestTakeover_lost(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		deaf := &bench{t: t, store: b.store, jobs: b.jobs}
+		t.Cleanup(func() { deaf.stop() })
+		ears := &plugged{jobs: b.jobs}
+		deaf.start(func(o *api.Options) { o.ID, o.Notices = "deaf", ears })
+		w := deaf.executeAction(b.store.action("a"))
+		w.next()
+		l := b.lease()
+		deaf.executing(l, "w")
+		stop := keepLease(t, l)
+		ears.plug(true)
+		w.leave()
+		moved := b.resume(w.name)
+		moved.want(repb.ExecutionStage_EXECUTING)
+		time.Sleep(time.Second)
+		ears.plug(false)
+		time.Sleep(10 * time.Minute) // longer than abandonment takes
+		b.kept(l)
+		stop()
+		b.complete(l, exit(4))
+		if got := moved.response().GetResult().GetExitCode(); got != 4 {
+			t.Errorf("exit code is %d, want 4", got)
+		}
+	})
+}
+
+// plugged is a queue whose notices are not heard while it is plugged.
+type plugged struct {
+	*jobs
+	deaf atomic.Bool
+}
+
+func (p *plugged) plug(deaf bool) { p.deaf.Store(deaf) }
+
+func (p *plugged) ListenNotices(ctx context.Context, id string, handle func(*queuepb.Notice)) error {
+	return p.jobs.ListenNotices(ctx, id, func(n *queuepb.Notice) {
+		if !p.deaf.Load() {
+			handle(n)
+		}
 	})
 }
 

@@ -41,6 +41,7 @@ type call struct {
 	sent     bool        // the client has had a message
 	outcome  outcome
 	quit     atomic.Bool // it was cancelled before it was begun
+	tookOver time.Time   // when it last said so to the other API servers
 }
 
 // Execute implements the Execution service.
@@ -286,9 +287,7 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 	if created {
 		s.ops.Assign(w, job.GetPool())
 		s.publish(ctx, w, job)
-		if c.resumed {
-			s.takeOver(c.text)
-		}
+		c.insist(w)
 	} else if u := urgencyOf(job); s.ops.Raise(w, u) {
 		s.raise(ctx, w, u)
 	}

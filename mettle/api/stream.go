@@ -40,6 +40,7 @@ func (c *call) follow(w *operation.Wait) error {
 		select {
 		case <-changed:
 		case <-timer.C: // the newest state, once more
+			c.insist(w)
 		case <-done:
 			return status.FromContextError(c.stream.Context().Err()).Err()
 		case <-draining:

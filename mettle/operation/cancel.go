@@ -91,6 +91,9 @@ func (r *Registry) Withdrawn(u *queuepb.Update) {
 // that it is not withdrawn when nobody waits for it here any more.
 func (r *Registry) TakenOver(job string) { r.tell(job, Event{Kind: TakenOver}) }
 
+// TookOver tells that this API server looks after the job of that name again.
+func (r *Registry) TookOver(job string) { r.tell(job, Event{Kind: TookOver}) }
+
 func (r *Registry) tell(job string, e Event) {
 	r.mu.Lock()
 	defer r.unlock()

@@ -63,6 +63,7 @@ const (
 	Cancelled                     // all who wait have asked for its end
 	Withdrawn                     // somebody else has withdrawn the job; Update may tell which attempt
 	TakenOver                     // another API server looks after the job from now on
+	TookOver                      // this API server does
 )
 
 // An Event is something that has happened to an operation.
@@ -209,6 +210,8 @@ func (m *Machine) Step(e Event) Effects {
 		return m.fail(ErrWithdrawn)
 	case TakenOver:
 		return m.takenOver()
+	case TookOver:
+		m.elsewhere = false
 	}
 	return 0
 }

@@ -19,7 +19,7 @@ import (
 //	step              events, one a line:
 //	  accept [skip] | hit RESPONSE | miss | published | publish-failed ERROR
 //	  executing ATTEMPT WORKER [METADATA] | requeued ATTEMPT | completed ATTEMPT WORKER RESPONSE
-//	  join | leave | timer | cancel | withdrawn [ATTEMPT] | taken-over
+//	  join | leave | timer | cancel | withdrawn [ATTEMPT] | taken-over | took-over
 func TestMachine_transcripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/machine", func(t *testing.T, path string) {
 		m := &operation.Machine{}
@@ -114,6 +114,8 @@ func parseEvent(f []string) (operation.Event, error) {
 		return e, nil
 	case "taken-over":
 		return operation.Event{Kind: operation.TakenOver}, nil
+	case "took-over":
+		return operation.Event{Kind: operation.TookOver}, nil
 	}
 	return operation.Event{}, errors.New("unknown event")
 }
