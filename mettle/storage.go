@@ -12,6 +12,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/file"
@@ -57,6 +58,7 @@ type remoteStorage struct {
 	patient   *retry.Retrier
 	instances *client.Instances
 	actions   retry.ActionCache // of all instances
+	failures  client.Failures   // of all instances
 }
 
 // open makes the parts. The storage need not be there.
@@ -73,7 +75,8 @@ func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*r
 	if s.instances, err = client.NewInstances(client.Options{Conn: conn}); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	s.actions = patient.Actions(s.instances.Of(""))
+	all := s.instances.Of("") // results' keys name their instances
+	s.actions, s.failures = patient.Actions(all), all.Failures()
 	return s, nil
 }
 
@@ -85,7 +88,10 @@ func (s *remoteStorage) of(instance string) blob.Store {
 // ready asks for a sign of life.
 func (s *remoteStorage) ready(ctx context.Context) error {
 	_, err := repb.NewCapabilitiesClient(s.conn).GetCapabilities(ctx, &repb.GetCapabilitiesRequest{})
-	return err
+	if err != nil {
+		return errors.New(status.Convert(err).Message())
+	}
+	return nil
 }
 
 func (s *remoteStorage) close() error { return s.conn.Close() }

@@ -123,6 +123,7 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		Store:            cached.of(""),
 		Stores:           cached.of,
 		Actions:          w.storage.actions,
+		Failures:         w.storage.failures,
 		Dir:              filepath.Join(w.dir, "work"),
 		Slots:            c.Slots,
 		Pools:            []string{c.Pool},

@@ -176,11 +176,32 @@ func (c *Client) Get(ctx context.Context, k blob.EntryKey) (*repb.ActionResult, 
 	return r, nil
 }
 
+// Failures keeps what failed at another server, which serves it in the instances
+// of action.FailedInstance, as Elan does. It is safe for concurrent use.
+type Failures struct{ c *Client }
+
+// Failures are those of all instances of c's server.
+func (c *Client) Failures() Failures { return Failures{c} }
+
+// Put keeps the response to an execution of k that failed, in place of an older
+// one of the same action.
+func (f Failures) Put(ctx context.Context, k blob.EntryKey, resp *repb.ExecuteResponse) error {
+	r, err := action.FailedResult(resp)
+	if err != nil {
+		return fmt.Errorf("keep the failure of action %s: %w", k.Action, err)
+	}
+	return f.c.update(ctx, blob.EntryKey{Instance: action.FailedInstance(k.Instance), Action: k.Action}, r)
+}
+
 // Put implements action.Putter.
 func (c *Client) Put(ctx context.Context, k blob.EntryKey, r *repb.ActionResult) error {
 	if r.GetExitCode() != 0 {
 		return fmt.Errorf("result of action %s: %w: exit code %d, want 0", k.Action, action.ErrNotCacheable, r.GetExitCode())
 	}
+	return c.update(ctx, k, r)
+}
+
+func (c *Client) update(ctx context.Context, k blob.EntryKey, r *repb.ActionResult) error {
 	_, err := c.actions.UpdateActionResult(ctx, &repb.UpdateActionResultRequest{
 		InstanceName: k.Instance, ActionDigest: k.Action.Proto(), ActionResult: r, DigestFunction: k.Action.Function().Proto(),
 	})

@@ -10,11 +10,13 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	gstatus "google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/mettle-build/mettle/elan/action"
@@ -39,7 +41,11 @@ func register(t testing.TB, g *grpc.Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := rpc.Register(g, rpc.Options{Store: store, Actions: actions}); err != nil {
+	failures, err := action.NewFailures(action.FailuresOptions{Entries: store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rpc.Register(g, rpc.Options{Store: store, Actions: actions, Failures: failures}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -119,6 +125,46 @@ func TestClient_actions(t *testing.T) {
 		if err := c.Put(t.Context(), k, &repb.ActionResult{ExitCode: 1}); !errors.Is(err, action.ErrNotCacheable) {
 			t.Errorf("Put of a failed result: %v, want ErrNotCacheable", err)
 		}
+	}
+}
+
+// What failed is kept there as it is here: with its status, and as no result.
+func TestClient_failures(t *testing.T) {
+	c := newClient(t, client.Options{Conn: start(t, register)})
+	for name, want := range map[string]*repb.ExecuteResponse{
+		"exit code": {Result: &repb.ActionResult{ExitCode: 3, ExecutionMetadata: &repb.ExecutedActionMetadata{Worker: "w"}}},
+		"timeout": {
+			Result: &repb.ActionResult{StdoutDigest: digest.Of(digest.SHA256, []byte("printed")).Proto()},
+			Status: &spb.Status{Code: int32(codes.DeadlineExceeded), Message: "it took too long"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := blob.EntryKey{Instance: "i/j", Action: digest.Of(digest.SHA256, []byte(name))}
+			given := proto.CloneOf(want)
+			if err := c.Failures().Put(t.Context(), k, given); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, given, protocmp.Transform()); diff != "" {
+				t.Errorf("the caller's message was changed (-want +got)\n%s", diff)
+			}
+			r, err := c.Get(t.Context(), blob.EntryKey{Instance: action.FailedInstance("i/j"), Action: k.Action})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := action.FailedResponse(r)
+			if len(got.Result.GetExecutionMetadata().GetAuxiliaryMetadata()) != 0 || got.Result.ExitCode != want.Result.ExitCode {
+				t.Errorf("got %v", got)
+			}
+			if diff := cmp.Diff(want.Status, got.Status, protocmp.Transform()); diff != "" {
+				t.Errorf("status (-want +got)\n%s", diff)
+			}
+			if _, err := c.Get(t.Context(), k); !errors.Is(err, blob.ErrNotFound) {
+				t.Errorf("its result: %v, want ErrNotFound", err)
+			}
+		})
+	}
+	if err := c.Failures().Put(t.Context(), blob.EntryKey{Action: digest.Of(digest.SHA256, nil)}, &repb.ExecuteResponse{}); !errors.Is(err, action.ErrInvalid) {
+		t.Errorf("put of nothing: %v, want ErrInvalid", err)
 	}
 }
 

@@ -2,11 +2,11 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
@@ -64,19 +64,7 @@ func (s *actionCacheServer) failure(ctx context.Context, k blob.EntryKey) (*repb
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what of
 	}
-	r := f.Response.GetResult()
-	if f.Response.GetStatus().GetCode() == 0 {
-		return r, nil
-	}
-	why, err := anypb.New(f.Response.Status)
-	if err != nil {
-		return nil, fmt.Errorf("failure of action %s: %w", k.Action, err)
-	}
-	if r.ExecutionMetadata == nil {
-		r.ExecutionMetadata = &repb.ExecutedActionMetadata{}
-	}
-	r.ExecutionMetadata.AuxiliaryMetadata = append(r.ExecutionMetadata.AuxiliaryMetadata, why)
-	return r, nil
+	return action.FailedResult(f.Response) //nolint:wrapcheck // it says what is wrong
 }
 
 // inline follows the hints of req as far as the message has room. A blob that
@@ -117,19 +105,33 @@ func (s *actionCacheServer) inline(ctx context.Context, store blob.Opener, req *
 }
 
 // UpdateActionResult takes a result whose blobs are all there, of a command that
-// succeeded.
+// succeeded. In the instances of action.FailedInstance it takes what failed, from
+// workers that have no other way to this storage.
 func (s *actionCacheServer) UpdateActionResult(ctx context.Context, req *repb.UpdateActionResultRequest) (*repb.ActionResult, error) {
-	if _, err := s.o.storeOf(req.InstanceName); err != nil {
+	instance, failed := action.CutFailedInstance(req.InstanceName)
+	if !failed {
+		instance = req.InstanceName
+	}
+	if _, err := s.o.storeOf(instance); err != nil {
 		return nil, status.From(err)
 	}
-	if err := s.o.Updates.MayUpdate(ctx, req.InstanceName); err != nil {
+	if err := s.o.Updates.MayUpdate(ctx, instance); err != nil {
 		return nil, status.From(err)
 	}
 	d, err := readDigest(req.DigestFunction, req.ActionDigest)
 	if err != nil {
 		return nil, status.From(err)
 	}
-	if err := s.o.Actions.Put(ctx, blob.EntryKey{Instance: req.InstanceName, Action: d}, req.ActionResult); err != nil {
+	k := blob.EntryKey{Instance: instance, Action: d}
+	switch {
+	case !failed:
+		err = s.o.Actions.Put(ctx, k, req.ActionResult)
+	case s.o.Failures == nil:
+		err = fmt.Errorf("failure of action %s: %w: this server keeps none", d, errors.ErrUnsupported)
+	default:
+		err = s.o.Failures.Put(ctx, k, action.FailedResponse(req.ActionResult))
+	}
+	if err != nil {
 		return nil, status.From(err)
 	}
 	return req.ActionResult, nil

@@ -93,11 +93,21 @@ func TestFailures(t *testing.T) {
 		if got.ExitCode != 3 || string(got.StderrRaw) != "no such file" {
 			t.Errorf("got %v", got)
 		}
-		// Nobody gets it in by the front door.
-		_, err = s.actions.UpdateActionResult(t.Context(), &repb.UpdateActionResultRequest{
-			InstanceName: action.FailedInstance(instance), ActionDigest: key.Action.Proto(), ActionResult: &repb.ActionResult{},
-		})
-		wantCode(t, "UpdateActionResult among the failed ones", err, codes.InvalidArgument)
+		update := func(r *repb.ActionResult) error {
+			_, err := s.actions.UpdateActionResult(t.Context(), &repb.UpdateActionResultRequest{
+				InstanceName: action.FailedInstance(instance), ActionDigest: key.Action.Proto(), ActionResult: r,
+			})
+			return err
+		}
+		wantCode(t, "a result that did not fail, among the failed ones", update(&repb.ActionResult{}), codes.InvalidArgument)
+		// A worker elsewhere puts it as it is served.
+		got.StderrRaw, got.ExitCode = nil, 4
+		wantCode(t, "a failure from elsewhere", update(got), codes.OK)
+		if again, err := get(action.FailedInstance(instance)); err != nil || again.ExitCode != 4 || len(again.GetExecutionMetadata().GetAuxiliaryMetadata()) != 1 {
+			t.Errorf("got %v, %v, want what was put", again, err)
+		}
+		_, err = get(instance)
+		wantCode(t, "the result of an action that failed elsewhere", err, codes.NotFound)
 	}
 	none := start(t, rpc.Options{})
 	_, err = none.actions.GetActionResult(t.Context(), &repb.GetActionResultRequest{InstanceName: action.FailedInstance(""), ActionDigest: of([]byte("a")).Proto()})

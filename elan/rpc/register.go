@@ -58,8 +58,9 @@ type Actions interface {
 	action.Putter
 }
 
-// Failures finds failed actions: an *action.Failures.
+// Failures finds and keeps failed actions: an *action.Failures.
 type Failures interface {
+	Put(ctx context.Context, k blob.EntryKey, resp *repb.ExecuteResponse) error
 	Get(ctx context.Context, k blob.EntryKey) (*action.Failure, error)
 }
 

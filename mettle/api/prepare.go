@@ -237,19 +237,14 @@ func (s *Server) publish(ctx context.Context, w *operation.Wait, job *queuepb.Jo
 // publishPatiently tries again while the broker is away, so that a build waits
 // for it and does not fail, until nobody waits for it or the server shuts down.
 func (s *Server) publishPatiently(ctx context.Context, w *operation.Wait, job *queuepb.Job) error {
+	away, err := s.tryPublish(ctx, job)
+	if !away {
+		return err
+	}
+	s.log.WarnContext(ctx, "a job waits for the broker", "operation", w.Job(), "error", err)
 	patience := time.NewTimer(publishPatience)
 	defer patience.Stop()
-	for wait := firstPublishWait; ; wait = min(2*wait, lastPublishWait) {
-		try, cancel := context.WithTimeout(ctx, publishTimeout)
-		err := s.opts.Jobs.Publish(try, job)
-		away := errors.Is(err, queue.ErrUnavailable) && !errors.Is(err, queue.ErrRefused) || err != nil && try.Err() != nil
-		cancel()
-		if !away {
-			return err
-		}
-		if wait == firstPublishWait {
-			s.log.WarnContext(ctx, "a job waits for the broker", "operation", w.Job(), "error", err)
-		}
+	for wait := firstPublishWait; away; wait = min(2*wait, lastPublishWait) {
 		snap, changed := w.WatchJob()
 		if snap.Ended() {
 			return err
@@ -264,5 +259,19 @@ func (s *Server) publishPatiently(ctx context.Context, w *operation.Wait, job *q
 			return err
 		}
 		pause.Stop()
+		away, err = s.tryPublish(ctx, job)
 	}
+	return err
+}
+
+// tryPublish reports as well whether the broker is away, so that it may succeed
+// later.
+func (s *Server) tryPublish(ctx context.Context, job *queuepb.Job) (away bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	err = s.opts.Jobs.Publish(ctx, job)
+	if err == nil {
+		return false, nil
+	}
+	return errors.Is(err, queue.ErrUnavailable) && !errors.Is(err, queue.ErrRefused) || ctx.Err() != nil, err
 }

@@ -176,6 +176,13 @@ func TestFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	t.Run("what failed is kept", func(t *testing.T) {
+		a, err := client.New(client.Options{Conn: conn, Instance: "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkKept(t, f.api, conn, a)
+	})
 	t.Run("the broker is killed", func(t *testing.T) { f.brokerKilled(t, conn) })
 	t.Run("a worker drains", func(t *testing.T) { f.drains(t, conn, first) })
 	t.Run("a worker is hurried", func(t *testing.T) { f.hurried(t, conn) })
