@@ -17,71 +17,75 @@ import (
 )
 
 // A city is a fleet with several of everything: 2 API servers behind one address,
-// 3 workers and 2 Elans over one bucket. All of it runs, each part a process.
+// 3 workers and 2 Elans over one bucket. Each part is a process.
 type city struct {
 	t       *testing.T
 	broker  *server // nil where it is not to be killed
+	meet    meeting
 	bucket  *server
 	elans   []*server
 	apis    []*server
 	workers []*server
 	front   *road // to the API servers
-	runs    string
+	marks   string
+	uids    int
 }
 
-// A broker is what a city meets at.
-type brokerOf func(t *testing.T) (url string, env []string, s *server)
-
-func overNATS(t *testing.T) (url string, env []string, s *server) {
-	t.Helper()
-	s = newNATS(t)
-	s.Start()
-	return "nats://" + s.Addr() + "/city?lease=" + cityLease.String(), nil, s
-}
-
-func overPubSub(t *testing.T) (url string, env []string, s *server) {
-	t.Helper()
-	p := pubsubtest.Start(t)
-	return "gcppubsub://city/city?lease=" + cityLease.String(), []string{"PUBSUB_EMULATOR_HOST=" + p.Addr}, nil
+// A meeting is the broker that a city meets at.
+type meeting struct {
+	addr string
+	// flags are those of a process that gets to the broker at addr, and what is
+	// to be in its environment.
+	flags func(addr string) (url string, env []string)
 }
 
 // cityLease is short, so that what a killed worker had is soon with another. It is
 // the shortest that Pub/Sub has.
 const cityLease = 10 * time.Second
 
-func newCity(t *testing.T, broker brokerOf) *city {
+func overNATS(t *testing.T) (meeting, *server) {
 	t.Helper()
-	url, env, b := broker(t)
-	c := &city{t: t, broker: b, bucket: newBucket(t), runs: publicDir(t)}
+	s := newNATS(t)
+	s.Start()
+	return meeting{s.Addr(), func(addr string) (string, []string) {
+		return "nats://" + addr + "/city?lease=" + cityLease.String(), nil
+	}}, s
+}
+
+func overPubSub(t *testing.T) (meeting, *server) {
+	t.Helper()
+	p := pubsubtest.Start(t)
+	return meeting{p.Addr, func(addr string) (string, []string) {
+		return "gcppubsub://city/city?lease=" + cityLease.String(), []string{"PUBSUB_EMULATOR_HOST=" + addr}
+	}}, nil
+}
+
+// newCity builds a city, all of whose processes run.
+func newCity(t *testing.T, broker func(*testing.T) (meeting, *server)) *city {
+	t.Helper()
+	c := &city{t: t, bucket: newBucket(t), marks: publicDir(t)}
+	c.meet, c.broker = broker(t)
 	c.bucket.Start()
+	url, env := c.meet.flags(c.meet.addr)
 	setup := commandIn(t, env, "setup", "--queue="+url)
 	if out, err := setup.CombinedOutput(); err != nil {
 		t.Fatalf("mettle setup: %v\n%s", err, out)
 	}
-	var storage []string
 	for range 2 {
 		s := newServer(t, "elan", []string{"--storage=s3://" + bucketName + "/elan?region=here&path_style=true&endpoint=http://" + c.bucket.Addr()})
 		s.args = append(s.args, "--port="+strconv.Itoa(s.Port))
 		s.env = []string{"AWS_ACCESS_KEY_ID=id", "AWS_SECRET_ACCESS_KEY=secret"}
 		c.elans = append(c.elans, s)
-		storage = append(storage, s.Addr())
 	}
-	flags := []string{"--queue=" + url, "--storage=" + strings.Join(storage, ",")}
 	var fronts []string
 	for range 2 {
-		s := newServer(t, "mettle", append([]string{"api"}, flags...))
+		s := c.server(c.meet.addr, c.storage(), "api")
 		s.args = append(s.args, "--port="+strconv.Itoa(s.Port))
-		s.env = env
 		c.apis = append(c.apis, s)
 		fronts = append(fronts, s.Addr())
 	}
-	for i := range 3 {
-		s := newServer(t, "mettle", append([]string{
-			"worker", "--slots=3", "--dir=" + storeDir(t), "--uid_base=" + strconv.Itoa(64000+10*i),
-		}, flags...))
-		s.says = "Metrics, health"
-		s.env = env
-		c.workers = append(c.workers, s)
+	for range 3 {
+		c.workers = append(c.workers, c.worker(c.meet.addr, c.storage()))
 	}
 	c.front = newRoad(t, fronts...)
 	for _, s := range c.servers() {
@@ -91,6 +95,33 @@ func newCity(t *testing.T, broker brokerOf) *city {
 		awaitReady(t, s)
 	}
 	return c
+}
+
+// storage is where the Elans are.
+func (c *city) storage() []string {
+	var addrs []string
+	for _, s := range c.elans {
+		addrs = append(addrs, s.Addr())
+	}
+	return addrs
+}
+
+// server is a process, not started, that gets to the broker and the Elans there.
+func (c *city) server(broker string, storage []string, command string, flags ...string) *server {
+	c.t.Helper()
+	url, env := c.meet.flags(broker)
+	s := newServer(c.t, "mettle", append([]string{command, "--queue=" + url, "--storage=" + strings.Join(storage, ",")}, flags...))
+	s.env = env
+	return s
+}
+
+// worker is server for one more worker.
+func (c *city) worker(broker string, storage []string) *server {
+	c.t.Helper()
+	c.uids += 10 // each has users of its own for its slots, as those on one machine must
+	s := c.server(broker, storage, "worker", "--slots=3", "--dir="+storeDir(c.t), "--uid_base="+strconv.Itoa(64000+c.uids))
+	s.says = "Metrics, health"
+	return s
 }
 
 // servers are all processes of ours.
@@ -158,7 +189,7 @@ func (c *city) disturb(ended <-chan bazelResult, rng *rand.Rand) (bazelResult, m
 func (c *city) executions() (marks, actions int) {
 	c.t.Helper()
 	seen := map[string]int{}
-	err := filepath.WalkDir(c.runs, func(path string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(c.marks, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && !e.IsDir() {
 			name, _, _ := strings.Cut(filepath.Base(path), ".")
 			seen[name]++
@@ -184,7 +215,7 @@ func chaosRounds() int {
 // that take part, one or two every few seconds. METTLE_CHAOS_SEED repeats a
 // schedule, as far as the processes do.
 func TestFleet_chaos(t *testing.T) {
-	for name, broker := range map[string]brokerOf{"nats": overNATS, "pubsub": overPubSub} {
+	for name, broker := range map[string]func(*testing.T) (meeting, *server){"nats": overNATS, "pubsub": overPubSub} {
 		t.Run(name, func(t *testing.T) {
 			c := newCity(t, broker)
 			for round := range chaosRounds() {
@@ -202,7 +233,7 @@ func (c *city) chaos(t *testing.T, round int) {
 	}
 	t.Logf("round %d: seed %d", round, seed)
 	rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // no secret
-	l := layers{Depth: 6, Width: 50, Pause: 1, SlowPause: 30, SlowEvery: 40, LargeEvery: 10, Salt: fmt.Sprint("salt", seed), Marks: c.runs}
+	l := layers{Depth: 6, Width: 50, Pause: 1, SlowPause: 30, SlowEvery: 40, LargeEvery: 10, Salt: fmt.Sprint("salt", seed), Marks: c.marks}
 	b := newBazel(t)
 	l.write(b)
 	before, _ := c.executions()

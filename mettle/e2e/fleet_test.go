@@ -191,8 +191,8 @@ func TestFleet(t *testing.T) {
 // ownInstance is that of the actions which Bazel does not ask for.
 const ownInstance = "own/instance"
 
-// start has the fleet run a script, and returns where the response will be.
-func (f *fleet) start(t *testing.T, conn *grpc.ClientConn, script string) <-chan string {
+// startAction has a fleet run a script, and returns where the response will be.
+func startAction(t *testing.T, conn *grpc.ClientConn, script string) <-chan string {
 	t.Helper()
 	c, err := client.New(client.Options{Conn: conn, Instance: ownInstance})
 	if err != nil {
@@ -236,10 +236,10 @@ func wantOK(t *testing.T, what string, ended <-chan string) {
 // meanwhile begins when it is back.
 func (f *fleet) brokerKilled(t *testing.T, conn *grpc.ClientConn) {
 	dir := publicDir(t)
-	runs := f.start(t, conn, "touch "+dir+"/runs; sleep 1.5; echo 1 > out")
+	runs := startAction(t, conn, "touch "+dir+"/runs; sleep 1.5; echo 1 > out")
 	waitForFile(t.Context(), t, filepath.Join(dir, "runs"))
 	f.broker.Kill()
-	asked := f.start(t, conn, "echo 2 > out")
+	asked := startAction(t, conn, "echo 2 > out")
 	time.Sleep(2 * time.Second) // the outage
 	f.broker.Start()
 	wantOK(t, "what ran", runs)
@@ -250,7 +250,7 @@ func (f *fleet) brokerKilled(t *testing.T, conn *grpc.ClientConn) {
 // drains: what runs at SIGTERM ends, and so does the worker, with status 0.
 func (f *fleet) drains(t *testing.T, conn *grpc.ClientConn, worker *server) {
 	dir := publicDir(t)
-	runs := f.start(t, conn, "touch "+dir+"/runs; sleep 1; echo 3 > out")
+	runs := startAction(t, conn, "touch "+dir+"/runs; sleep 1; echo 3 > out")
 	waitForFile(t.Context(), t, filepath.Join(dir, "runs"))
 	if err := worker.Terminate(t.Context()); err != nil {
 		t.Errorf("the worker ended with %v after SIGTERM", err)
@@ -264,7 +264,7 @@ func (f *fleet) hurried(t *testing.T, conn *grpc.ClientConn) {
 	dir := publicDir(t)
 	hurried := f.worker(1)
 	hurried.Start()
-	runs := f.start(t, conn, "if mkdir "+dir+"/first; then sleep 600; fi; echo 4 > out")
+	runs := startAction(t, conn, "if mkdir "+dir+"/first; then sleep 600; fi; echo 4 > out")
 	waitForFile(t.Context(), t, filepath.Join(dir, "first"))
 	other := f.worker(2)
 	other.Start()

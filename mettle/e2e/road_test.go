@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -29,13 +30,19 @@ type road struct {
 // newRoad makes a road to backends, which ends with the test.
 func newRoad(t *testing.T, backends ...string) *road {
 	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	return newRoadFrom(t, "127.0.0.1", backends...)
+}
+
+// newRoadFrom is newRoad, beginning at another address of this machine.
+func newRoadFrom(t *testing.T, host string, backends ...string) *road {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &road{listener: l, backends: backends, conns: map[net.Conn]bool{}}
 	r.open = sync.NewCond(&r.mu)
-	r.wg.Go(r.accept)
+	r.wg.Go(func() { r.accept(t.Context()) })
 	t.Cleanup(func() {
 		_ = l.Close()
 		r.mu.Lock()
@@ -78,23 +85,23 @@ func (r *road) pass() bool {
 	return !r.closed
 }
 
-func (r *road) accept() {
+func (r *road) accept(ctx context.Context) {
 	for {
 		c, err := r.listener.Accept()
 		if err != nil {
 			return
 		}
-		r.wg.Go(func() { r.serve(c) })
+		r.wg.Go(func() { r.serve(ctx, c) })
 	}
 }
 
-func (r *road) serve(c net.Conn) {
+func (r *road) serve(ctx context.Context, c net.Conn) {
 	defer c.Close()
 	if !r.track(c) || !r.pass() {
 		return
 	}
 	defer r.untrack(c)
-	to, err := r.dial()
+	to, err := r.dial(ctx)
 	if err != nil {
 		return
 	}
@@ -132,15 +139,16 @@ func (r *road) carry(from, to net.Conn) {
 }
 
 // dial connects to the next backend that answers.
-func (r *road) dial() (net.Conn, error) {
+func (r *road) dial(ctx context.Context) (net.Conn, error) {
 	r.mu.Lock()
 	first := r.next
 	r.next++
 	backends := r.backends
 	r.mu.Unlock()
+	dialer := net.Dialer{Timeout: time.Second}
 	err := io.EOF
 	for i := range backends {
-		c, e := net.DialTimeout("tcp", backends[(first+i)%len(backends)], time.Second)
+		c, e := dialer.DialContext(ctx, "tcp", backends[(first+i)%len(backends)])
 		if e == nil {
 			return c, nil
 		}

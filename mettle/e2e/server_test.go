@@ -76,6 +76,7 @@ type server struct {
 	program string // mettle or elan, or the path of another
 	args    []string
 	env     []string // beside our own
+	within  []string // a command that executes the program, with its arguments; nil: none
 	says    string   // is in a line that is printed when it serves
 	// Port and HTTPPort stay the same when the server is started again.
 	Port, HTTPPort int
@@ -132,7 +133,8 @@ func (s *server) Start() {
 	if !filepath.IsAbs(path) {
 		path = binary(s.t, path)
 	}
-	s.cmd = exec.Command(path, s.args...) //nolint:noctx // ended by Kill or Terminate
+	argv := slices.Concat(s.within, []string{path}, s.args)
+	s.cmd = exec.Command(argv[0], argv[1:]...) //nolint:noctx // ended by Kill or Terminate
 	s.cmd.Env = append(os.Environ(), s.env...)
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
