@@ -4,6 +4,7 @@ GO       ?= go
 FUZZTIME ?= 10s
 BENCH    ?= .
 CRASHES  ?= 300
+ROUNDS ?= 10
 VERSION  ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo dev)
 # The tools have a module of their own, so that their dependencies are not ours.
 TOOL     := $(GO) tool -modfile=third_party/tools/go.mod
@@ -11,7 +12,7 @@ PROTOS    = $(shell git ls-files --cached --others --exclude-standard -- 'proto/
 PROTO_OUT = proto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint fmt fuzz crash bench cover proto check check-fmt check-tidy check-proto
+.PHONY: help build test race lint fmt fuzz crash chaos bench cover proto check check-fmt check-tidy check-proto
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -42,6 +43,9 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 
 crash: ## kill a process that writes to a store CRASHES (300) times, and compare all that it acknowledged
 	METTLE_TEST_CRASH_ROUNDS=$(CRASHES) $(GO) test -count=1 -v -timeout=1h -run='^TestStore_kill$$' ./elan/blob/file
+
+chaos: ## build ROUNDS (10) times over each broker while processes of a fleet are killed
+	METTLE_CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout=2h -run='^TestFleet_chaos$$' ./mettle/e2e
 
 bench: ## run the Go benchmarks that match BENCH (.); `mettle bench` measures a server
 	$(GO) test -run='^$$' -bench='$(BENCH)' -benchmem ./...

@@ -60,6 +60,14 @@ func overPubSub(t *testing.T) (meeting, *server) {
 	}}, nil
 }
 
+func overCluster(cluster natsCluster) func(*testing.T) (meeting, *server) {
+	return func(*testing.T) (meeting, *server) {
+		return meeting{cluster.addrs(), func(addr string) (string, []string) {
+			return "nats://" + addr + "/city?replicas=3&lease=" + cityLease.String(), nil
+		}}, nil
+	}
+}
+
 // newCity builds a city, all of whose processes run.
 func newCity(t *testing.T, broker func(*testing.T) (meeting, *server)) *city {
 	t.Helper()

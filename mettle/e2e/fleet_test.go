@@ -15,55 +15,11 @@ import (
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
-	natsserver "github.com/nats-io/nats-server/v2/server"
 	"google.golang.org/grpc"
 
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/digest"
 )
-
-// natsDirVar makes of this test's binary a broker that keeps its files in the
-// directory that the variable names: there need not be a nats-server here.
-const natsDirVar = "METTLE_E2E_NATS"
-
-// natsMain is the broker. It listens on the port of --port, and ends by a kill.
-func natsMain(dir string, args []string) int {
-	port := 0
-	for _, arg := range args {
-		if v, ok := strings.CutPrefix(arg, "--port="); ok {
-			port, _ = strconv.Atoi(v)
-		}
-	}
-	s, err := natsserver.NewServer(&natsserver.Options{
-		Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, NoLog: true, SyncAlways: true,
-	})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	s.Start()
-	if !s.ReadyForConnections(startTimeout) {
-		fmt.Fprintln(os.Stderr, "the broker does not start")
-		return 1
-	}
-	fmt.Println("serves on nats://" + s.Addr().String())
-	s.WaitForShutdown()
-	return 0
-}
-
-// newNATS is a broker that has yet to be started.
-func newNATS(t *testing.T) *server {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newServer(t, self, nil)
-	s.args = []string{"--port=" + strconv.Itoa(s.Port)}
-	s.env = []string{natsDirVar + "=" + t.TempDir()}
-	s.says = "nats://"
-	return s
-}
 
 // A fleet is one process of each kind. None has been started.
 type fleet struct {
