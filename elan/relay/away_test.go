@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/mettle-build/mettle/elan/relay"
+	"github.com/mettle-build/mettle/elan/rpc"
 )
 
 // aside is a storage that says when its first call has begun, and does not answer
@@ -424,6 +426,40 @@ func TestNew_refuses(t *testing.T) {
 	} {
 		if _, err := relay.New(o); err == nil {
 			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// TestRelay_storageStops: a storage server that shuts down is not held up by the
+// connections that watch its health, and no call is lost to that.
+func TestRelay_storageStops(t *testing.T) {
+	register := elan(t)
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, h := rpc.NewServer()
+	register(server)
+	ctx, shutDown := context.WithCancel(t.Context())
+	defer shutDown()
+	done := make(chan error, 1)
+	go func() {
+		done <- rpc.Serve(ctx, server, rpc.ServeOptions{Listener: l, Health: h, Grace: time.Hour})
+	}()
+	other := started(t, register)
+	s := relayTo(t, relay.Options{}, &backend{addr: l.Addr().String()}, other)
+	for stopped := false; !stopped; {
+		if _, err := s.cas.FindMissingBlobs(t.Context(), &repb.FindMissingBlobsRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		shutDown()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			stopped = true
+		default:
 		}
 	}
 }

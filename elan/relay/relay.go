@@ -146,7 +146,8 @@ type method struct {
 }
 
 // Register registers the services that are passed on, and Capabilities, with s,
-// which has the codec of elan/wire, as servers of elan/rpc do.
+// which has the codec of elan/wire, as servers of elan/rpc do. To its interceptors
+// what is passed on are *wire.Raw.
 func (r *Relay) Register(s *grpc.Server) {
 	repb.RegisterCapabilitiesServer(s, &capabilitiesServer{r: r})
 	reapi := repb.File_build_bazel_remote_execution_v2_remote_execution_proto.Services()
