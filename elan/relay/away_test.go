@@ -13,7 +13,6 @@ import (
 
 	assetpb "github.com/bazelbuild/remote-apis/build/bazel/remote/asset/v1"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/genproto/googleapis/bytestream"
@@ -21,7 +20,6 @@ import (
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	gstatus "google.golang.org/grpc/status"
-	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/mettle-build/mettle/elan/relay"
 	"github.com/mettle-build/mettle/elan/rpc"
@@ -305,56 +303,6 @@ func TestRelay_waitsNoLonger(t *testing.T) {
 				t.Errorf("a call that was cancelled while it waited: %v", err)
 			}
 		})
-	}
-}
-
-// TestRelay_capabilities: they are the storage's, with what this server executes.
-func TestRelay_capabilities(t *testing.T) {
-	execution := &repb.ExecutionCapabilities{ExecEnabled: true, DigestFunction: repb.DigestFunction_SHA256}
-	f := &fake{}
-	s := relayTo(t, relay.Options{Execution: execution, MaxBatchBytes: 5 << 20}, started(t, f.register))
-	for _, tc := range []struct {
-		name              string
-		batch, wantBatch  int64
-		storagesExecution *repb.ExecutionCapabilities
-	}{
-		{"smaller batches", 3 << 20, 3 << 20, nil},
-		{"larger batches", 30 << 20, 5 << 20, nil},
-		{"batches without a limit", 0, 5 << 20, nil},
-		{"a storage that executes", 3 << 20, 3 << 20, &repb.ExecutionCapabilities{}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			f.capabilities = func(_ context.Context, r *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
-				return &repb.ServerCapabilities{
-					CacheCapabilities: &repb.CacheCapabilities{
-						MaxBatchTotalSizeBytes:        tc.batch,
-						ActionCacheUpdateCapabilities: &repb.ActionCacheUpdateCapabilities{UpdateEnabled: r.InstanceName == "i"},
-					},
-					ExecutionCapabilities: tc.storagesExecution,
-				}, nil
-			}
-			got, err := repb.NewCapabilitiesClient(s.conn).GetCapabilities(t.Context(), &repb.GetCapabilitiesRequest{InstanceName: "i"})
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := &repb.ServerCapabilities{
-				CacheCapabilities: &repb.CacheCapabilities{
-					MaxBatchTotalSizeBytes:        tc.wantBatch,
-					ActionCacheUpdateCapabilities: &repb.ActionCacheUpdateCapabilities{UpdateEnabled: true},
-				},
-				ExecutionCapabilities: execution,
-			}
-			if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-		})
-	}
-	want := gstatus.Error(codes.PermissionDenied, "not for you")
-	f.capabilities = func(context.Context, *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
-		return nil, want
-	}
-	if _, err := repb.NewCapabilitiesClient(s.conn).GetCapabilities(t.Context(), &repb.GetCapabilitiesRequest{}); gstatus.Convert(err).Message() != "not for you" {
-		t.Errorf("%v, want what the storage says", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package relay_test
 import (
 	"bytes"
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,14 +30,13 @@ func TestRelay_killsInTheMiddleOfEverything(t *testing.T) {
 	}
 	store := r.Store(storeAt(t, s))
 
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
+	var over atomic.Bool
 	var clients errgroup.Group
 	rounds := make([]int, 4)
 	for i := range rounds {
 		clients.Go(func() error {
 			// Each at least once, and until the kills are over.
-			for ; rounds[i] < 4 || ctx.Err() == nil; rounds[i]++ {
+			for ; rounds[i] < 4 || !over.Load(); rounds[i]++ {
 				size := []int{100, 20_000, 300_000, 2 << 20}[rounds[i]%4]
 				if err := roundTrip(t.Context(), store, blobtest.Random(uint64(i*1000+rounds[i]), size)); err != nil {
 					return err
@@ -59,7 +59,7 @@ func TestRelay_killsInTheMiddleOfEverything(t *testing.T) {
 		b.start(t)
 		waitForCall(t, store)
 	}
-	stop()
+	over.Store(true)
 	if err := clients.Wait(); err != nil {
 		t.Error(err)
 	}
