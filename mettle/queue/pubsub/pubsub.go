@@ -1,9 +1,10 @@
 // Package pubsub is the broker over Google Cloud Pub/Sub: jobs go through one
 // topic to one subscription for each platform pool and priority band, updates
 // through another topic to a filtered, expiring subscription that each API
-// server makes for itself, and cancellations through a third one to every
-// worker. The README beside this file lists the resources, their attributes,
-// what is promised at each crash, and what an action costs.
+// server makes for itself, notices through a third one to every API server, and
+// cancellations through a fourth one to every worker. The README beside this
+// file lists the resources, their attributes, what is promised at each crash, and
+// what an action costs.
 //
 // A queue is opened by a URL, of which the pools are only read by Setup:
 //
@@ -21,6 +22,10 @@
 // not extended in time, by this process's own clock, is gone. What the broker
 // delivers twice all the same runs twice and ends once: the first COMPLETED
 // that reaches the API server is the end of an operation.
+//
+// Pub/Sub counts deliveries, and what is bounded here are failures: so a job that
+// is handed back is published again, with what has become of it in its
+// attributes, before its message is acknowledged.
 //
 // It does not merge equal jobs: an API server knows those of its own, and of
 // two servers' equal jobs both run, unless the second one finds the first one's
@@ -62,7 +67,7 @@ type Options struct {
 	// All processes must have the same, and Setup must have run with it.
 	// Default 60 s.
 	LeaseTime time.Duration
-	// MaxAttempts is how many times a job is delivered, at most 50. Default 3.
+	// MaxAttempts is how many deliveries of a job may fail, at most 50. Default 3.
 	MaxAttempts int
 	// OneBand has all priorities share one subscription a pool: fewer calls,
 	// and no priorities. All processes must have the same.
