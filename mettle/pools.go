@@ -18,7 +18,7 @@ import (
 // poolFlags are those of an API server.
 type poolFlags struct {
 	Pools      []string      `help:"A pool of workers that is there even while it has none, as NAME[/SLOTS][:key=value,...] with the slots of one worker, such as gpu/8:gpu=yes; for several, give it several times. Other pools come with their first worker, which a server that has just started may hear of only after a quarter of a minute." placeholder:"POOL" sep:";"`
-	PoolLinger time.Duration `help:"How long actions are queued for a pool whose last worker has gone, before they are refused." default:"5m"`
+	PoolLinger time.Duration `help:"How long actions are queued for a pool whose last worker has gone, before they go to another or are refused." default:"5m"`
 }
 
 func (f poolFlags) check() error {

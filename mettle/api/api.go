@@ -230,6 +230,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.opts.Notices != nil {
 		g.Go(func() error { return s.listen(ctx) })
 		g.Go(func() error { return s.echo(ctx) })
+		g.Go(func() error { return s.reassign(ctx) })
 		for range speakers {
 			g.Go(func() error { return s.speak(ctx) })
 		}

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -136,6 +137,50 @@ func TestExecute_declaredPool(t *testing.T) {
 	inFleet(t, platform.Options{Pools: []platform.Pool{gpu}}, func(_ *testing.T, b *bench) {
 		b.executeAction(b.store.action("a", platformOf("gpu=yes"))).want(repb.ExecutionStage_QUEUED)
 	})
+}
+
+// What waits for a pool that has gone for good is refused, or goes to another one
+// that has come in the meantime.
+func TestExecute_poolGoesWhileQueued(t *testing.T) {
+	for name, tc := range map[string]struct {
+		pool  string // which another worker is in
+		other string // what it offers
+		code  codes.Code
+	}{
+		"nobody else":   {"default", "gpu=no", codes.FailedPrecondition},
+		"another pool":  {"more", "gpu=yes", codes.OK},
+		"it comes back": {"gpu", "gpu=yes", codes.OK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inFleet(t, platform.Options{Linger: time.Minute}, func(t *testing.T, b *bench) {
+				b.announce("w", "gpu", queuepb.WorkerState_TAKING, "gpu=yes")
+				w := b.executeAction(b.store.action("a", platformOf("gpu=yes")))
+				merged := b.executeAction(b.store.action("a", platformOf("gpu=yes")))
+				w.want(repb.ExecutionStage_QUEUED)
+				merged.want(repb.ExecutionStage_QUEUED)
+				time.Sleep(30 * time.Second)
+				b.announce("w", "gpu", queuepb.WorkerState_GONE)
+				time.Sleep(50 * time.Second)
+				b.announce("o", tc.pool, queuepb.WorkerState_TAKING, tc.other)
+				time.Sleep(30 * time.Second)
+				if tc.code == codes.OK {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+					defer cancel()
+					l, err := b.jobs.Lease(ctx, []string{tc.pool})
+					if err != nil {
+						t.Fatal(err)
+					}
+					b.complete(l, exit(0))
+				}
+				for _, c := range []*waiting{w, merged} {
+					if got := c.response().GetStatus(); codes.Code(got.GetCode()) != tc.code {
+						t.Errorf("status %v, want %v", got, tc.code)
+					}
+				}
+				b.noLease()
+			})
+		})
+	}
 }
 
 // The files in deploy/autoscaling name metrics that there are, with labels that

@@ -42,6 +42,23 @@ func (r *Registry) Loads() map[string]Load {
 	return out
 }
 
+// QueuedFor lists the jobs of the operations that wait for a worker of the pool.
+func (r *Registry) QueuedFor(pool string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.loads[pool]
+	if l == nil || l.stages[Queued] == 0 {
+		return nil
+	}
+	jobs := make([]string, 0, l.stages[Queued])
+	for _, e := range r.order.after(0) {
+		if e.op != nil && e.op.load == l && e.op.machine.snap.Stage == Queued {
+			jobs = append(jobs, e.op.text)
+		}
+	}
+	return jobs
+}
+
 // count counts that op has come from one stage to another. The mutex is held.
 func (r *Registry) count(op *Operation, before, after Stage) {
 	if before >= Completed || before == after {

@@ -2,6 +2,7 @@ package operation_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -33,6 +34,12 @@ func TestRegistry_Loads(t *testing.T) {
 	want(map[string]operation.Load{"x": {Queued: 2}, "y": {Queued: 1}})
 	r.Update(update(a, 1, queuepb.Update_EXECUTING, "w"))
 	want(map[string]operation.Load{"x": {Queued: 1, Executing: 1}, "y": {Queued: 1}})
+	if got := r.QueuedFor("x"); !slices.Equal(got, []string{b.Job()}) {
+		t.Errorf("queued for x are %q", got)
+	}
+	if got := r.QueuedFor("z"); got != nil {
+		t.Errorf("queued for z are %q", got)
+	}
 	r.Update(update(a, 1, queuepb.Update_REQUEUED, "w"))
 	want(map[string]operation.Load{"x": {Queued: 2}, "y": {Queued: 1}})
 	r.Update(update(a, 2, queuepb.Update_COMPLETED, "w"))
