@@ -20,6 +20,8 @@ import (
 const (
 	// maxInvocationBytes bounds the name of an invocation: UUIDs have 36.
 	maxInvocationBytes = 128
+	// maxTookSeconds is more than any action may take: 30 days.
+	maxTookSeconds = 30 * 24 * 3600
 	// codeTimeout is google.rpc.Code.DEADLINE_EXCEEDED.
 	codeTimeout = 4
 )
@@ -133,16 +135,20 @@ func tookOf(response []byte) (took time.Duration, ok bool) {
 	if cached != 0 || virtual == nil || code != 0 && code != codeTimeout || code == 0 && failed != 0 {
 		return 0, false
 	}
+	var secs, nanos uint64
 	eachField(virtual, func(field protowire.Number, _ protowire.Type, value []byte) {
 		n, _ := protowire.ConsumeVarint(value)
 		switch field {
 		case durationSeconds:
-			took += time.Duration(min(n, 1<<32)) * time.Second //nolint:gosec // bounded
+			secs = n
 		case durationNanos:
-			took += time.Duration(min(n, 1<<30)) //nolint:gosec // bounded
+			nanos = n
 		}
 	})
-	return took, true
+	if secs > maxTookSeconds || nanos >= uint64(time.Second) { // also what is negative
+		return 0, false
+	}
+	return time.Duration(secs)*time.Second + time.Duration(nanos), true //nolint:gosec // bounded
 }
 
 // bytesOf is the content of a field that has a length; nil of any other.

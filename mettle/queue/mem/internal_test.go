@@ -59,6 +59,9 @@ func check(t *testing.T, q *Queue) *job {
 	if len(running)+len(waiting) > 0 {
 		t.Fatalf("without a share are %v, %v", running, waiting)
 	}
+	if alive := len(p.idle) - p.dead; alive != 0 {
+		t.Fatalf("%d consumers wait by count, want none", alive)
+	}
 	if len(p.bands) != len(p.byPriority) {
 		t.Fatalf("%d bands, by priority %d", len(p.bands), len(p.byPriority))
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/mettle-build/mettle/mettle/queue"
@@ -36,9 +37,10 @@ func (q *Queue) Lease(ctx context.Context, pools []string) (queue.Lease, error) 
 	}
 	w := &waiter{ready: make(chan struct{}, 1)}
 	for _, name := range pools {
-		p := q.pool(name)
-		p.waits(w)
-		w.pools = append(w.pools, p)
+		if p := q.pool(name); !slices.Contains(w.pools, p) {
+			p.waits(w)
+			w.pools = append(w.pools, p)
+		}
 	}
 	q.mu.Unlock()
 

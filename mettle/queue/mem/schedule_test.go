@@ -351,7 +351,7 @@ func TestQueue_Lease_manyWaiters(t *testing.T) {
 		got := make(chan queue.Lease, 3000)
 		for range 3000 {
 			go func() {
-				l, _ := q.Lease(ctx, []string{"p", "other"})
+				l, _ := q.Lease(ctx, []string{"p", "other", "p"})
 				got <- l
 			}()
 		}
