@@ -24,7 +24,7 @@ import (
 // it fails. It stores nothing and asks no cache.
 type oneCmd struct {
 	Action   string `arg:"" help:"The digest of the Action, hash/size, as in the message of a failed build."`
-	Remote   string `help:"The server that has the action and its inputs, host:port or grpc://host:port." default:"localhost:7778"`
+	Remote   string `help:"The server that has the action and its inputs, host:port or grpc://host:port." default:"localhost:7778" aliases:"storage"`
 	Instance string `help:"The instance name that the build used."`
 	Kept     bool   `help:"Run nothing: show what the server kept of the run that failed, its exit code, output and files." env:"-"`
 	Dir      string `help:"Where to build the input root and run. Default: a new temporary directory. What is left there stays, to be looked at." type:"path" env:"-"`

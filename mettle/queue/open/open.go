@@ -85,7 +85,7 @@ func parseNATS(s, text string) (*URL, error) {
 	}
 	options := func(o Options) nats.Options {
 		n := parsed
-		n.Name, n.Logger = o.Name, o.Logger
+		n.Name, n.Logger, n.Registerer = o.Name, o.Logger, o.Registerer
 		return n
 	}
 	u := &URL{text: text, lease: parsed.LeaseTime}
