@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mettle-build/mettle/elan/blob/file"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/platform"
@@ -109,6 +110,9 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		dir: filepath.Join(w.dir, "cache"), maxBytes: int64(c.CacheSize), minFree: int64(c.MinFree), log: w.log, registry: w.registry,
 	})
 	if err != nil {
+		if errors.Is(err, file.ErrInUse) {
+			err = fmt.Errorf("%w (workers of one machine have each a --dir, a --uid_base and an --http_port of their own)", err)
+		}
 		return err
 	}
 	w.closers.add(cached.close)
