@@ -50,6 +50,9 @@ type Options struct {
 	// KeepBytes is how large a blob may be that a Writer keeps, in memory, for
 	// being written again; 0 means 1 MiB.
 	KeepBytes int64
+	// Jitter chooses a time from 0 to its argument, both included, by which a pause
+	// is longer. nil: at random.
+	Jitter func(time.Duration) time.Duration
 	// Logger is told that a store is away, and that it is back. nil: nobody is.
 	Logger *slog.Logger
 	// Registerer takes the metrics. nil: they are counted for nobody.
@@ -75,6 +78,9 @@ func New(o Options) (*Retrier, error) {
 	}
 	if o.KeepBytes == 0 {
 		o.KeepBytes = defaultKeepBytes
+	}
+	if o.Jitter == nil {
+		o.Jitter = func(d time.Duration) time.Duration { return rand.N(d + 1) } //nolint:gosec // it spreads load and is no secret
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -137,7 +143,7 @@ func (r *Retrier) again(ctx context.Context, err error, f func() error) error {
 			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 		pause := min(firstPause<<min(n, 16), maxPause)
-		pause = pause/2 + rand.N(pause/2+1) //nolint:gosec // it spreads load and is no secret
+		pause = pause/2 + r.o.Jitter(pause/2)
 		if lasted := time.Since(since); lasted+pause > r.o.For {
 			r.givenUp.Inc()
 			return fmt.Errorf("given up after %d attempts in %v: %w", n+1, lasted.Round(time.Millisecond), err)
