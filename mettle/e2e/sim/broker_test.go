@@ -300,7 +300,10 @@ func (b *broker) release(l *lease) (bool, error) {
 }
 
 func (b *broker) reject(l *lease, reason string) (bool, error) {
-	return b.renew(l, "rejected", func() { b.giveBack(l, "rejected", "could not run it: "+reason) })
+	return b.renew(l, "rejected", func() {
+		b.w.checkReject(l, reason)
+		b.giveBack(l, "rejected", "could not run it: "+reason)
+	})
 }
 
 // wait makes p wait for a job.

@@ -172,6 +172,14 @@ func (w *world) checkLapse(l *lease) {
 	}
 }
 
+// checkReject: a worker rejects a job only if it is sick, or was cut off from the
+// storage. The broker's mutex is held.
+func (w *world) checkReject(l *lease, reason string) {
+	if !w.excused(l.holder.node, l.since, w.now()) {
+		w.violate("%s rejected %s, though all was well: %s", l.holder.name, l.job.label, reason)
+	}
+}
+
 // cancelTime is how long the worker of a job that was withdrawn may take to let
 // go of it: it hears of it when it next extends, and reports it.
 const cancelTime = extendEvery + 2*callTimeout
@@ -263,6 +271,10 @@ func (c *client) checkMessage(n *apiNode, began time.Duration, op *longrunningpb
 	if c.name == "" {
 		c.name = op.GetName()
 		w.trace(c.who(), "has %s", w.label(c.name))
+		if name := c.name; c.visit.cancels > 0 && !c.cancelled.Load() {
+			c.visit.cancels = max(c.visit.cancels, 1)
+			w.spawn(func() { c.cancelLater(name) })
+		}
 	}
 	if op.GetName() != c.name {
 		w.violate("%s: the operation is called %s, was %s", c.who(), w.label(op.GetName()), w.label(c.name))
@@ -315,7 +327,7 @@ const settleTime = 3 * time.Hour
 
 // checkQuiet: in the end no job, no operation and no execution is left.
 func (w *world) checkQuiet() {
-	for from := w.now(); ; time.Sleep(time.Second) {
+	for from := w.now(); ; time.Sleep(5 * time.Second) {
 		left := w.leftovers()
 		if left == "" {
 			break

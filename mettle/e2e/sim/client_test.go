@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
 )
 
@@ -31,6 +33,9 @@ type client struct {
 	name   string // of the operation that it waits for
 	since  time.Duration
 	gone   <-chan time.Time // when it leaves
+
+	cancelled atomic.Bool   // somebody has begun to cancel its operation
+	ended     chan struct{} // closed when it has its answer
 }
 
 // maxTries bounds what a client tries, far above what the faults explain.
@@ -39,7 +44,8 @@ const maxTries = 1000
 func (c *client) run() {
 	w := c.w
 	time.Sleep(time.Until(w.start.Add(c.visit.at)))
-	c.since = w.now()
+	c.since, c.ended = w.now(), make(chan struct{})
+	defer close(c.ended)
 	if c.visit.leaves > 0 {
 		c.gone = time.After(c.visit.leaves)
 	}
@@ -69,6 +75,37 @@ func (c *client) run() {
 			w.hasLeft(c)
 			return
 		}
+	}
+}
+
+// cancelLater has the operation cancelled by whichever server is there, as often
+// as it takes to be told that it is, unless it ends before.
+func (c *client) cancelLater(name string) {
+	w, key := c.w, c.who()+" cancels"
+	wait := time.After(max(c.visit.cancels-(w.now()-c.since), 0))
+	for {
+		select {
+		case <-wait:
+		case <-c.ended:
+			return
+		}
+		c.cancelled.Store(true)
+		n := w.apis[w.dice.among(key, len(w.apis))]
+		if p := n.enter(); p != nil {
+			ctx, stop := context.WithTimeout(w.ctx, callTimeout)
+			_, err := p.server.CancelOperation(ctx, &longrunningpb.CancelOperationRequest{Name: name})
+			stop()
+			p.calls.Done()
+			w.trace(c.who(), "cancels %s at %s: %v", w.label(name), p.name, err)
+			if err == nil {
+				return
+			}
+			if status.Code(err) != codes.Unavailable && status.Code(err) != codes.DeadlineExceeded {
+				w.violate("%s: CancelOperation: %v", c.who(), err)
+				return
+			}
+		}
+		wait = time.After(w.dice.between(key, 100*time.Millisecond, 3*time.Second))
 	}
 }
 
@@ -126,8 +163,12 @@ func (c *client) judge(res *repb.ExecuteResponse) bool {
 			w.violate("%s: action %d, which %s, timed out", c.who(), c.action.index, kind)
 		}
 		return true
+	case codes.Canceled:
+		if c.cancelled.Load() {
+			return true
+		}
 	case codes.FailedPrecondition:
-		if kind != lacks {
+		if kind != lacks && !c.mayBeRefused(res.GetStatus().GetMessage()) {
 			w.violate("%s: action %d, which %s: %s", c.who(), c.action.index, kind, res.GetStatus().GetMessage())
 		}
 		return true
@@ -169,10 +210,24 @@ func (c *client) checkResult(r *repb.ActionResult) {
 	}
 }
 
+// refusedFor is for how long after something that was wrong with a worker its pool
+// may be taken for one that is not there: a lifetime of its notices, and more.
+const refusedFor = 2 * time.Minute
+
+// mayBeRefused says whether a pool may have been taken for one that is not there.
+func (c *client) mayBeRefused(message string) bool {
+	from := c.w.now() - refusedFor
+	return strings.Contains(message, platform.ErrUnsupported.Error()) &&
+		(c.w.excusedAny("worker", from, c.w.now()) || c.w.excusedAny("api", from, c.w.now()))
+}
+
 // judgeBreak takes in a stream that broke.
 func (c *client) judgeBreak(n *apiNode, err error) {
 	w, s := c.w, status.Convert(err)
 	w.trace(c.who(), "stream to %s ends: %s %.80s", n.node, s.Code(), s.Message())
+	if s.Code() == codes.FailedPrecondition && c.mayBeRefused(s.Message()) {
+		return
+	}
 	if s.Code() != codes.Unavailable {
 		w.violate("%s: stream ended with %s: %s", c.who(), s.Code(), s.Message())
 		c.name = ""

@@ -18,6 +18,7 @@ func (w *world) schedule() {
 		{crashAPI, w.crashSome(len(w.apis), func(i int) node { return w.apis[i] })},
 		{crashWorker, w.crashSome(len(w.workers), func(i int) node { return w.workers[i] })},
 		{restarts, w.restartSome},
+		{sickness, w.sickenSome},
 		{partitions, w.cutSome},
 		{storeAway, w.outage(&w.storage.service)},
 		{brokerAway, w.outage(&w.broker.service)},
@@ -73,6 +74,20 @@ func (w *world) bounce(k node, end func(), key string) {
 	if err := k.start(); err != nil {
 		w.violate("%s does not start: %v", k.name(), err)
 	}
+}
+
+// sickenSome has a worker fail all that it runs.
+func (w *world) sickenSome(key string) {
+	n := w.workers[w.dice.among(key, len(w.workers))]
+	t := w.moment(key)
+	w.at(t, func() {
+		span := w.span(key, t)
+		w.trace(n.node, "is sick for %v", span)
+		w.excuseFor(n.node, span, "sickness")
+		n.sick.Add(1)
+		time.Sleep(span)
+		n.sick.Add(-1)
+	})
 }
 
 // cutSome cuts a node off from the broker, or the store, or both.

@@ -44,7 +44,8 @@ type service struct {
 }
 
 // callTimeout bounds a call with all its tries, and tryTimeout one of them, as
-// in the brokers and in Elan's client.
+// in the brokers and in Elan's client. Both are less by up to a tenth, so that no
+// other timer fires at the same moment: the bubble fires those in any order.
 const (
 	callTimeout = 10 * time.Second
 	tryTimeout  = 3 * time.Second
@@ -64,9 +65,9 @@ type reply[T any] struct {
 // call has f run at a service, at least once if the error is nil, and more often
 // if replies are lost. The error is f's, or wraps errNet.
 func call[T any](ctx context.Context, p *process, to *service, what string, f func() (T, error)) (T, error) {
-	ctx, stop := context.WithTimeout(ctx, callTimeout)
-	defer stop()
 	key := p.node + " " + to.name + " " + what
+	ctx, stop := context.WithTimeout(ctx, p.w.dice.between(key+" timeout", callTimeout*9/10, callTimeout))
+	defer stop()
 	for {
 		v, err := try(ctx, p, to, key, f)
 		if !errors.Is(err, errNet) || !p.alive() || ctx.Err() != nil {
@@ -95,7 +96,7 @@ func try[T any](ctx context.Context, p *process, to *service, key string, f func
 		v, err := f()
 		w.send(key+" reply", p.node, to, func() { answered <- reply[T]{v, err} }, nil)
 	}, func() { answered <- reply[T]{none, fmt.Errorf("%w: %s refuses connections", errNet, to.name)} })
-	timer := time.NewTimer(tryTimeout)
+	timer := time.NewTimer(w.dice.between(key+" timeout", tryTimeout*9/10, tryTimeout))
 	defer timer.Stop()
 	select {
 	case r := <-answered:

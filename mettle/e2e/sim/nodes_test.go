@@ -8,12 +8,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/retry"
 	"github.com/mettle-build/mettle/mettle/api"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
@@ -64,13 +68,17 @@ func (n *apiNode) start() error {
 	w := n.w
 	p := &apiProcess{process: w.newProcess(n.node, n.lives), registry: prometheus.NewRegistry(), ran: make(chan error, 1)}
 	n.lives++
-	platforms, err := platform.New(platform.Options{})
+	platforms, err := platform.New(platform.Options{FromWorkers: true, Linger: linger})
 	if err != nil {
 		return err
 	}
-	o, c := newPort(w.broker, p.process), &cable{w.storage, p.process}
+	o := newPort(w.broker, p.process)
+	store, actions, err := w.connect(p.process)
+	if err != nil {
+		return err
+	}
 	if p.server, err = api.New(api.Options{
-		ID: p.name, Store: c, Actions: c, Jobs: o, Updates: o, Notices: o, Platforms: platforms,
+		ID: p.name, Store: store, Actions: actions, Jobs: o, Updates: o, Notices: o, Platforms: platforms,
 		AbandonAfter: w.plan.abandonAfter, KeepAlive: keepAlive, Registerer: p.registry,
 	}); err != nil {
 		return err
@@ -83,6 +91,16 @@ func (n *apiNode) start() error {
 	n.now = p
 	n.mu.Unlock()
 	return nil
+}
+
+// enter is the process that is there, with one call more; nil if there is none.
+func (n *apiNode) enter() *apiProcess {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.now != nil {
+		n.now.calls.Add(1)
+	}
+	return n.now
 }
 
 // take makes the process one that nobody can call any more; nil if there is none.
@@ -136,6 +154,7 @@ type workerNode struct {
 	changing door // held while it is started or ended
 	lives    int
 	now      *workerProcess
+	sick     atomic.Int32 // how often it is
 }
 
 type workerProcess struct {
@@ -148,6 +167,30 @@ type workerProcess struct {
 
 func (n *workerNode) name() string { return n.node }
 
+// linger is for how long actions are accepted for a pool whose workers are gone.
+const linger = 30 * time.Second
+
+// poolOf is what a worker takes and has.
+func (w *world) poolOf(n *workerNode) ([]string, []platform.Property) {
+	if w.plan.big[slices.Index(w.workers, n)] {
+		return []string{"big"}, []platform.Property{{Name: "size", Value: "big"}}
+	}
+	return []string{queue.DefaultPool}, nil
+}
+
+// connect is the storage as a process has it.
+func (w *world) connect(p *process) (blob.Store, worker.Actions, error) {
+	c := &cable{w.storage, p}
+	if !w.plan.patient {
+		return c, c, nil
+	}
+	r, err := retry.New(retry.Options{Jitter: func(d time.Duration) time.Duration { return w.dice.between("patience of "+p.node, 0, d+1) }})
+	if err != nil {
+		return nil, nil, err
+	}
+	return r.Store(c), r.Actions(c), nil
+}
+
 func (n *workerNode) start() error {
 	defer n.changing.lock()()
 	if n.now != nil {
@@ -157,11 +200,15 @@ func (n *workerNode) start() error {
 	p := &workerProcess{process: w.newProcess(n.node, n.lives), ran: make(chan error, 1)}
 	n.lives++
 	p.dir = filepath.Join(w.dir, p.name)
-	o, c := newPort(w.broker, p.process), &cable{w.storage, p.process}
-	var err error
+	o := newPort(w.broker, p.process)
+	store, actions, err := w.connect(p.process)
+	if err != nil {
+		return err
+	}
+	pools, properties := w.poolOf(n)
 	if p.worker, err = worker.New(worker.Options{
-		Jobs: o, Updates: o, Store: c, Actions: c, Dir: p.dir, Name: p.name, Slots: w.plan.slots,
-		LeaseExtendEvery: extendEvery, MinFreeDiskBytes: -1, MinFreeMemoryBytes: -1, Notices: o,
+		Jobs: o, Updates: o, Store: store, Actions: actions, Dir: p.dir, Name: p.name, Slots: w.plan.slots,
+		LeaseExtendEvery: extendEvery, MinFreeDiskBytes: -1, MinFreeMemoryBytes: -1, Notices: o, Pools: pools, Properties: properties,
 		Runner: func(int) (runner.Runner, error) { return &hands{w: w, n: n, p: p.process}, nil },
 	}); err != nil {
 		return err
@@ -236,6 +283,9 @@ func (h *hands) Run(ctx context.Context, spec runner.Spec) (runner.Result, error
 	if err != nil {
 		return runner.Result{}, err
 	}
+	if h.n.sick.Load() > 0 {
+		return runner.Result{}, errSick
+	}
 	a := h.w.plan.actions[index]
 	res := runner.Result{Start: time.Now(), ExitCode: a.exitCode()}
 	x := h.w.executes(h.p, a)
@@ -264,6 +314,16 @@ func (h *hands) Run(ctx context.Context, spec runner.Spec) (runner.Result, error
 	out := []byte(a.output())
 	res.StdoutBytes = int64(len(out))
 	return res, errors.Join(os.WriteFile(spec.Stdout, out, 0o600), os.WriteFile(filepath.Join(spec.Root, "out"), out, 0o600))
+}
+
+var errSick = errors.New("no processes are to be had")
+
+// Probe is how a worker asks whether commands can run again.
+func (h *hands) Probe(context.Context, string) error {
+	if h.n.sick.Load() > 0 {
+		return errSick
+	}
+	return nil
 }
 
 // Close implements runner.Runner.

@@ -4,6 +4,7 @@ package sim_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -24,22 +25,22 @@ func (k jobsKind) String() string { return [...]string{"shared", "apart"}[k] }
 type faults uint
 
 const (
-	crashAPI     faults = 1 << iota // an API server dies at once
-	crashWorker                     // a worker does
-	restarts                        // either is told to end, and is started anew
-	partitions                      // a process can't reach the broker or the store
-	losses                          // requests and replies are lost
-	delays                          // messages take seconds
-	duplicates                      // updates come twice, jobs are delivered early
-	brokenConns                     // connections of clients end, some unnoticed
-	storeAway                       // the store does not answer, or late
-	brokerAway                      // the broker does not answer
-	leaving                         // clients go away for good
-	oddActions                      // actions that fail, hang, kill, are not cacheable
-	numFaults    = iota
-	noFaults     = faults(0)
-	anyFault     = faults(1<<numFaults - 1)
-	allButLosses = anyFault &^ losses
+	crashAPI    faults = 1 << iota // an API server dies at once
+	crashWorker                    // a worker does
+	restarts                       // either is told to end, and is started anew
+	partitions                     // a process can't reach the broker or the store
+	losses                         // requests and replies are lost
+	delays                         // messages take seconds
+	duplicates                     // updates come twice, jobs are delivered early
+	brokenConns                    // connections of clients end, some unnoticed
+	storeAway                      // the store does not answer, or late
+	brokerAway                     // the broker does not answer
+	leaving                        // clients go away for good
+	cancelling                     // and operations are cancelled
+	sickness                       // workers can't run what they should
+	oddActions                     // actions that fail, hang, kill, are not cacheable
+	numFaults   = iota
+	noFaults    = faults(0)
 )
 
 func (f faults) has(g faults) bool { return f&g != 0 }
@@ -48,7 +49,7 @@ func (f faults) String() string {
 	var s []string
 	for i, name := range [numFaults]string{
 		"crash-api", "crash-worker", "restarts", "partitions", "losses", "delays", "duplicates", "broken-conns", "store-away", "broker-away",
-		"leaving", "odd-actions",
+		"leaving", "cancelling", "sickness", "odd-actions",
 	} {
 		if f.has(1 << i) {
 			s = append(s, name)
@@ -76,6 +77,12 @@ type plan struct {
 	apis    int
 	workers int
 	slots   int
+	// patient says that calls of the store are tried again for a while, as in
+	// elan/blob/retry.
+	patient bool
+	// big says of each worker whether it is of the other pool, which some actions
+	// ask for.
+	big []bool
 	// abandonAfter is the API servers'.
 	abandonAfter time.Duration
 	// horizon is when all is well again.
@@ -90,6 +97,8 @@ type visit struct {
 	at     time.Duration
 	// leaves is how long after that it goes away, if it still waits; 0: never.
 	leaves time.Duration
+	// cancels is how long after that the operation is cancelled; 0: it is not.
+	cancels time.Duration
 }
 
 func (p *plan) String() string {
@@ -107,6 +116,7 @@ func newPlan(d *dice) *plan {
 		workers:      1 + d.among("plan workers", 4),
 		slots:        1 + d.among("plan slots", 2),
 		abandonAfter: d.between("plan abandon", 10*time.Second, 3*time.Minute),
+		patient:      d.chance("plan patient", 0.5),
 		horizon:      d.between("plan horizon", time.Minute, 6*time.Minute),
 	}
 	if d.seed%16 != 0 {
@@ -116,8 +126,13 @@ func newPlan(d *dice) *plan {
 			}
 		}
 	}
+	for i := range p.workers { // the first is never the only one that an action can have
+		p.big = append(p.big, i > 0 && d.chance("plan big", 0.4))
+	}
 	for i := range 2 + d.among("plan actions", 6) {
-		p.actions = append(p.actions, newAct(d, p.faults, i))
+		a := newAct(d, p.faults, i)
+		a.big = slices.Contains(p.big, true) && d.chance("act is big", 0.4)
+		p.actions = append(p.actions, a)
 	}
 	for i := range len(p.actions) + d.among("plan clients", 5) {
 		v := visit{action: i, at: d.between("plan visit", 0, p.horizon)}
@@ -129,6 +144,9 @@ func newPlan(d *dice) *plan {
 		}
 		if p.faults.has(leaving) && d.chance("plan leaves", 0.4) {
 			v.leaves = d.between("plan leaves after", 0, 2*time.Minute)
+		}
+		if p.faults.has(cancelling) && d.chance("plan cancels", 0.4) {
+			v.cancels = d.between("plan cancels after", time.Millisecond, 2*time.Minute)
 		}
 		p.clients = append(p.clients, v)
 	}
@@ -158,6 +176,7 @@ type act struct {
 	kind    actKind
 	takes   time.Duration
 	timeout time.Duration
+	big     bool // it asks for the other pool
 }
 
 func newAct(d *dice, f faults, i int) *act {

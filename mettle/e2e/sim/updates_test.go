@@ -174,7 +174,7 @@ func (b *broker) unlisten(e *ear) {
 }
 
 func (b *broker) notify(from string, n *queuepb.Notice) {
-	if b.w.mutation == silentCancel {
+	if b.w.mutation == silentCancel && n.GetWorker() == nil {
 		return
 	}
 	b.mu.Lock()
@@ -182,6 +182,7 @@ func (b *broker) notify(from string, n *queuepb.Notice) {
 	for _, e := range b.ears {
 		// Nobody says it again, even where all else is told twice.
 		if b.w.unsettled() && b.w.plan.faults.has(losses) && b.w.dice.chance("notice lost "+from+" "+e.p.node, 0.3) {
+			b.w.excuse(e.p.node, "a lost notice")
 			continue
 		}
 		b.w.send("notice "+from+" "+e.p.node, e.p.node, &b.service, func() {

@@ -180,7 +180,12 @@ func (w *world) upload(a *act) (digest.Digest, error) {
 	if err != nil {
 		return digest.Digest{}, err
 	}
+	var wants *repb.Platform
+	if a.big {
+		wants = &repb.Platform{Properties: []*repb.Platform_Property{{Name: "size", Value: "big"}}}
+	}
 	return blob.PutMessage(ctx, s, digest.SHA256, &repb.Action{
+		Platform:      wants,
 		CommandDigest: cmd.Proto(), InputRootDigest: root.Proto(), DoNotCache: a.kind == uncached, Timeout: durationpb.New(a.timeout),
 	})
 }

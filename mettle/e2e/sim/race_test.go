@@ -1,0 +1,7 @@
+//go:build linux && race
+
+package sim_test
+
+// defaultSeeds take some 20 s of two CPUs, each seed six times as long as without
+// the race detector.
+const defaultSeeds = 500
