@@ -6,6 +6,11 @@
 // nothing but time. A lease is extended while its job runs; one that is lost or
 // cancelled has its command killed.
 //
+// A job that fails by the worker's own fault goes back to the queue, not to its
+// client, and the worker takes no other before its preflight has passed; nor while
+// disk or memory is low. Ready says why, and package presence tells API servers,
+// which hear from it that the worker is there at all.
+//
 // Executor is one slot's way from a job to an ExecuteResponse, without a queue;
 // Worker is the loop around it. The folders are the stations: inputroot, runner,
 // output. The mains of dual and worker make a Worker; mettle one uses One.
