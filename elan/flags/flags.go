@@ -63,8 +63,9 @@ type Program struct {
 // Run parses args into c, and calls the Run method of the command that they
 // name, which may take a context.Context, the standard input as an io.Reader,
 // the standard output as an io.Writer, and a *slog.Logger. The context ends at
-// the first SIGINT or SIGTERM; a second one ends the process. Run returns the
-// exit status, after printing the error to Stderr.
+// the first SIGINT or SIGTERM; a second one ends the process, unless the command
+// has asked for signals itself. Run returns the exit status, after printing the
+// error to Stderr.
 func (p Program) Run(c Commands, args []string) int {
 	status := -1
 	parser, err := kong.New(

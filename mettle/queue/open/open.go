@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,7 +125,7 @@ func parsePubSub(s string) (*URL, error) {
 	}
 	u.setup = func(ctx context.Context, o Options, pools []string) error {
 		p := options(o)
-		p.Pools = append(p.Pools, pools...)
+		p.Pools = slices.Concat(p.Pools, pools)
 		q, err := pubsub.New(ctx, p)
 		if err != nil {
 			return err
