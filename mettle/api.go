@@ -114,6 +114,8 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 	s.admin.api = s.api
 	s.relay, err = relay.New(relay.Options{
 		Conns: s.conns, Execution: s.api.Capabilities(), MaxBatchBytes: rpc.MaxBatch, Logger: s.log, Registerer: s.registry,
+		// An elan that listens on loopback fetches assets for everyone who reaches it.
+		NoAssets: c.here() && !loopback(s.listener.Addr()),
 	})
 	return err
 }

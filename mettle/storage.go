@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,6 +45,14 @@ func (f *storageFlags) check() (err error) {
 		}
 	}
 	return nil
+}
+
+// here reports whether a server of the storage is named as this machine's own.
+func (f *storageFlags) here() bool {
+	return slices.ContainsFunc(f.targets, func(t string) bool {
+		host, _, _ := net.SplitHostPort(t[strings.LastIndexByte(t, '/')+1:]) // check has done so
+		return host == "localhost" || net.ParseIP(host).IsLoopback()
+	})
 }
 
 // connect is a connection to the storage, which need not be there yet.

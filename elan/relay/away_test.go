@@ -236,6 +236,10 @@ func TestRelay_saysUnavailable(t *testing.T) {
 	if gstatus.Convert(err).Message() != "the origin is away" || calls != 1 {
 		t.Errorf("fetch: %v after %d calls, want what the storage said, once", err, calls)
 	}
+	none := relayTo(t, relay.Options{NoAssets: true}, started(t, f.register))
+	if _, err := assetpb.NewFetchClient(none.conn).FetchBlob(t.Context(), &assetpb.FetchBlobRequest{}); gstatus.Code(err) != codes.Unimplemented {
+		t.Errorf("fetch with NoAssets: %v, want UNIMPLEMENTED", err)
+	}
 	want := strings.NewReader(`
 # HELP elan_relay_repeated_total Storage calls made again because the storage could not be reached, or said so.
 # TYPE elan_relay_repeated_total counter

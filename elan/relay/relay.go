@@ -68,6 +68,10 @@ type Options struct {
 	// Execution is announced by Capabilities. nil: there is none. It must not be
 	// changed any more.
 	Execution *repb.ExecutionCapabilities
+	// NoAssets leaves the Fetch service of the Remote Asset API out, by which the
+	// storage fetches what callers name. Storage that lets only its own machine do
+	// so takes this server's clients for that machine's.
+	NoAssets bool
 	// Wait is for how long calls wait for storage that is away; 0 means a minute.
 	// A call with a deadline is answered somewhat before that in any case.
 	Wait time.Duration
@@ -155,7 +159,9 @@ func (r *Relay) Register(s *grpc.Server) {
 	r.register(s, reapi.ByName("ContentAddressableStorage"), method{})
 	r.register(s, reapi.ByName("ActionCache"), method{})
 	r.register(s, bytestream.File_google_bytestream_bytestream_proto.Services().ByName("ByteStream"), method{})
-	r.register(s, assets.ByName("Fetch"), method{once: true})
+	if !r.o.NoAssets {
+		r.register(s, assets.ByName("Fetch"), method{once: true})
+	}
 	r.register(s, assets.ByName("Push"), method{})
 }
 
