@@ -80,6 +80,9 @@ func ParsePool(s string) (Pool, error) {
 		}
 		p.Properties = append(p.Properties, prop)
 	}
+	if err := checkProperties(p.Properties); err != nil {
+		return Pool{}, fmt.Errorf("pool %q: %w", s, err)
+	}
 	return p, nil
 }
 

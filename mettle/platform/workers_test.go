@@ -10,7 +10,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mettle-build/mettle/mettle/platform"
@@ -387,8 +389,56 @@ func FuzzParsePool(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := platform.New(platform.Options{Pools: []platform.Pool{p}}); err != nil && len(p.Properties) < 100 && len(s) < 200 && !strings.ContainsRune(s, '\uFFFD') {
-			t.Logf("%q: %v", s, err) // names that are not UTF-8
+		set, err := platform.New(platform.Options{Pools: []platform.Pool{p}})
+		if err != nil {
+			t.Fatalf("what was parsed is refused: %v", err)
+		}
+		want := &repb.Platform{}
+		families := 0
+		for _, prop := range p.Properties {
+			want.Properties = append(want.Properties, &repb.Platform_Property{Name: prop.Name, Value: prop.Value})
+			if prop.Name == "OSFamily" {
+				families++
+			}
+		}
+		if got, err := set.Match(want); families < 2 && (err != nil || got != p.Name) {
+			t.Errorf("Match of all that it has: %q, %v", got, err)
+		}
+	})
+}
+
+// Whatever comes, the pools stay few and their figures possible.
+func FuzzSet_Observe(f *testing.F) {
+	for _, w := range []*queuepb.WorkerState{
+		{},
+		{Worker: "w", Pool: "p", State: taking, Slots: 4, Running: 1, Properties: []*queuepb.Property{{Name: "a", Value: "b"}}},
+		{Worker: "w", Pool: "p", State: gone, Slots: -4, Lifetime: &durationpb.Duration{Seconds: -1, Nanos: 1 << 30}},
+	} {
+		data, err := proto.Marshal(w)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data, data)
+	}
+	f.Fuzz(func(t *testing.T, one, two []byte) {
+		set, err := platform.New(platform.Options{FromWorkers: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, data := range [][]byte{one, two, one} {
+			w := &queuepb.WorkerState{}
+			if proto.Unmarshal(data, w) != nil {
+				return
+			}
+			set.Observe(w)
+			for _, p := range set.Figures() {
+				if p.Slots < 0 || p.Running < 0 || p.Idle < 0 || p.Idle > p.Slots || p.SlotsPerWorker <= 0 || p.Name == "" || p.Taking+p.Paused+p.Draining > 2 {
+					t.Errorf("figures %+v", p)
+				}
+			}
+			if len(set.Names()) > 2 {
+				t.Errorf("pools %q", set.Names())
+			}
 		}
 	})
 }
