@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net"
 	"net/url"
+	"slices"
 	"testing"
 	"time"
 
@@ -85,6 +88,7 @@ func TestQueue_clusterLosesItsLeader(t *testing.T) {
 		o := nats.Options{
 			Servers: servers, Prefix: "cl", Name: name, Replicas: 3,
 			LeaseTime: 5 * time.Second, Heartbeat: 500 * time.Millisecond, Timeout: patience,
+			Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("who", name),
 		}
 		q, err := nats.New(t.Context(), o)
 		if err != nil {
@@ -101,12 +105,17 @@ func TestQueue_clusterLosesItsLeader(t *testing.T) {
 	var g errgroup.Group
 	for i := range 2 {
 		worker := open(fmt.Sprint("worker-", i))
-		g.Go(func() error { return work(ctx, worker) })
+		g.Go(func() error {
+			err := work(ctx, worker)
+			t.Logf("worker %d has ended: %v", i, err)
+			return err
+		})
 	}
 	const jobs = 60
 	g.Go(func() error {
 		for i := range jobs {
 			if err := api.Publish(ctx, job(fmt.Sprint("operations/", i))); err != nil {
+				t.Errorf("publish job %d: %v", i, err)
 				return err
 			}
 		}
@@ -132,7 +141,7 @@ func TestQueue_clusterLosesItsLeader(t *testing.T) {
 				}
 			}
 		case <-ctx.Done():
-			t.Fatalf("only %d of %d jobs have ended", len(completed), jobs)
+			t.Fatalf("only %d of %d jobs have ended: %v", len(completed), jobs, slices.Sorted(maps.Keys(completed)))
 		}
 	}
 	cancel()

@@ -104,6 +104,9 @@ func classifyAPI(err *jetstream.APIError) error {
 const (
 	firstRetry = 20 * time.Millisecond
 	maxRetry   = 500 * time.Millisecond
+	// maxTry bounds a try: what a server of a cluster was asked as it was lost
+	// nobody answers, and the connection to another one goes on.
+	maxTry = 2500 * time.Millisecond
 )
 
 // try calls f until it no longer fails for want of a broker, for as long as
@@ -145,7 +148,7 @@ func (q *Queue) try(ctx context.Context, c call, f func(ctx context.Context) err
 // tryOnce calls f under a context that ends with the connection: what was asked
 // over it is not answered over the next.
 func (q *Queue) tryOnce(ctx context.Context, f func(ctx context.Context) error) error {
-	tryCtx, stop := context.WithTimeout(ctx, max(q.opts.Timeout/2, time.Millisecond))
+	tryCtx, stop := context.WithTimeout(ctx, min(q.opts.Timeout/2, maxTry))
 	defer stop()
 	q.mu.Lock()
 	q.lastTry++

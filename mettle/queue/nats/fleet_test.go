@@ -24,19 +24,12 @@ import (
 // fleet opens several queues on one prefix.
 func fleet(t *testing.T, b *broker, n int) []*nats.Queue {
 	t.Helper()
-	qs, _ := namedFleet(t, b, n)
-	return qs
-}
-
-// namedFleet is fleet, and tells the prefix.
-func namedFleet(t *testing.T, b *broker, n int) ([]*nats.Queue, string) {
-	t.Helper()
 	prefix := fmt.Sprint("fleet", queues.Add(1))
 	qs := make([]*nats.Queue, n)
 	for i := range qs {
 		qs[i] = newQueue(t, b, func(o *nats.Options) { o.Prefix, o.Name = prefix, fmt.Sprint("process-", i) })
 	}
-	return qs, prefix
+	return qs
 }
 
 // awaitWaiting waits until so many workers wait for a job of the pool "p".
@@ -51,8 +44,10 @@ func awaitWaiting(t *testing.T, b *broker, prefix string, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	for waiting := -1; waiting != n; {
-		c, err := js.Consumer(t.Context(), prefix+"_jobs", "pool_p_1")
+		c, err := js.Consumer(ctx, prefix+"_jobs", "pool_p_1")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,7 +197,12 @@ func TestQueue_Publish_moreUrgent(t *testing.T) {
 func TestLease_Reject_othersFirst(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, nil)
-	qs, prefix := namedFleet(t, b, 3)
+	const prefix = "reject"
+	qs := make([]*nats.Queue, 3)
+	for i := range qs {
+		// No lease lapses while it is being arranged who waits.
+		qs[i] = newQueue(t, b, func(o *nats.Options) { o.Prefix, o.LeaseTime = prefix, 2*patience })
+	}
 	mustPublish(t, qs[0], "a")
 	l := mustLease(t, qs[1], "a", 1)
 	got := make(chan int, 2)

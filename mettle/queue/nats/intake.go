@@ -100,7 +100,7 @@ func (in *intake) run(ctx context.Context) {
 	defer cancel()
 	stop := in.q.onClose(cancel)
 	defer stop()
-	check := time.NewTicker(in.q.opts.Heartbeat)
+	check := time.NewTicker(min(in.q.opts.Heartbeat, answerWithin))
 	defer check.Stop()
 	reconnected := in.q.reconnection()
 	for {
@@ -282,6 +282,10 @@ func (in *intake) hand(m *natsgo.Msg) {
 	}
 }
 
+// answerWithin is how long to wait for the answer to a request for what is there.
+// Past it, a server may be gone; while we wait at another we see whether one comes.
+const answerWithin = time.Second
+
 // check looks for requests that the broker doesn't seem to have.
 func (in *intake) check(now time.Time) {
 	beat, connected := in.q.opts.Heartbeat, in.q.nc.IsConnected()
@@ -290,7 +294,11 @@ func (in *intake) check(now time.Time) {
 		in.fail(fmt.Errorf("%w: nothing heard for %v", queue.ErrUnavailable, silent.Round(time.Millisecond)))
 	}
 	for _, s := range in.sources {
-		if s.request != 0 && now.Sub(s.heard) > 2*beat && connected {
+		patience := 2 * beat
+		if s.state == sourceAsked {
+			patience = min(patience, answerWithin)
+		}
+		if s.request != 0 && now.Sub(s.heard) > patience && connected {
 			s.empty = true // if it is not, the request that waits brings what is there
 			in.ended(s, sourceIdle)
 		}

@@ -24,12 +24,14 @@ const mendRetry = time.Second
 // mend looks after each new connection whether what we need is still there, until
 // ctx is done.
 func (q *Queue) mend(ctx context.Context) {
+	reconnected := q.reconnection()
 	for {
 		select {
-		case <-q.reconnection():
+		case <-reconnected:
 		case <-q.done:
 			return
 		}
+		reconnected = q.reconnection() // what comes from here on is looked at again
 		for {
 			err := q.restore(ctx)
 			if err == nil || ctx.Err() != nil {
@@ -140,9 +142,13 @@ func (q *Queue) audit(ctx context.Context, api string) {
 func (q *Queue) endLost(ctx context.Context, operation string) error {
 	q.mu.Lock()
 	w := q.published[operation]
+	asked := w != nil && w.asked
+	if w != nil && !asked {
+		delete(q.published, operation)
+	}
 	q.mu.Unlock()
-	if w == nil {
-		return nil // it has ended meanwhile
+	if !asked {
+		return nil // it has ended meanwhile, or nobody here waits for it
 	}
 	m, err := q.jobMessage(ctx, operation)
 	if err != nil && !errors.Is(err, errNoMessage) {

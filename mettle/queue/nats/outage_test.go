@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -157,10 +158,11 @@ func TestQueue_brokerRestarts(t *testing.T) {
 func TestQueue_brokerAway(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, nil)
-	q := newQueue(t, b, func(o *nats.Options) { o.Timeout = time.Second })
+	q := newQueue(t, b, func(o *nats.Options) { o.Timeout = 4 * time.Second })
 	mustPublish(t, q, "a")
 	l := mustLease(t, q, "a", 1)
 	b.stop()
+	var calls sync.WaitGroup
 	for name, f := range map[string]func(context.Context) error{
 		"publish": func(ctx context.Context) error { return q.Publish(ctx, job("b")) },
 		"cancel":  func(ctx context.Context) error { return q.Cancel(ctx, "a") },
@@ -174,12 +176,15 @@ func TestQueue_brokerAway(t *testing.T) {
 		},
 		"receive": func(ctx context.Context) error { return q.ReceiveUpdates(ctx, "x", func(*queuepb.Update) {}) },
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		if err := f(ctx); !errors.Is(err, queue.ErrUnavailable) {
-			t.Errorf("%s: %v, want %v", name, err, queue.ErrUnavailable)
-		}
-		cancel()
+		calls.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if err := f(ctx); !errors.Is(err, queue.ErrUnavailable) {
+				t.Errorf("%s: %v, want %v", name, err, queue.ErrUnavailable)
+			}
+		})
 	}
+	calls.Wait()
 	b.start(t)
 	// The job was neither lost nor ended by the calls that failed.
 	deadline := time.Now().Add(patience)

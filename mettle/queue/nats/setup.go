@@ -234,9 +234,11 @@ func (q *Queue) findInbox(ctx context.Context, api string) (c jetstream.Consumer
 
 func (q *Queue) makeInbox(ctx context.Context, api string) (c jetstream.Consumer, err error) {
 	config := jetstream.ConsumerConfig{
-		Durable:           inboxName(api),
-		FilterSubject:     q.opts.Prefix + ".updates." + token(api) + ".*",
-		AckPolicy:         jetstream.AckAllPolicy,
+		Durable:       inboxName(api),
+		FilterSubject: q.opts.Prefix + ".updates." + token(api) + ".*",
+		// Each by itself: what was under way when a connection was lost comes after
+		// what is newer, and must not be acknowledged with that.
+		AckPolicy:         jetstream.AckExplicitPolicy,
 		AckWait:           resendAfter,
 		MaxDeliver:        -1,
 		MaxAckPending:     -1,

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -130,10 +129,6 @@ func failed(r record, status *spb.Status) *queuepb.Update {
 	return u
 }
 
-// ackEvery is how often the updates that were handled are acknowledged. Those
-// since come again after a crash.
-const ackEvery = 100 * time.Millisecond
-
 // pullExpiry is how long one request for updates lasts. One that the broker has
 // lost is found out, and made anew, in half of that.
 const pullExpiry = 8 * time.Second
@@ -173,9 +168,8 @@ func (q *Queue) receive(ctx context.Context, id string, handle func(*queuepb.Upd
 	defer messages.Stop()
 
 	ctx, cancel := context.WithCancel(ctx)
-	var last atomic.Pointer[jetstream.Msg]
 	var beside sync.WaitGroup
-	beside.Go(func() { q.look(ctx, id, &last) })
+	beside.Go(func() { q.look(ctx, id) })
 	if lost {
 		beside.Go(func() { q.audit(ctx, id) })
 	}
@@ -185,7 +179,6 @@ func (q *Queue) receive(ctx context.Context, id string, handle func(*queuepb.Upd
 	}()
 	stop := q.onClose(cancel)
 	defer stop()
-	var newest uint64
 	for {
 		m, err := messages.Next(jetstream.NextContext(ctx))
 		select {
@@ -199,10 +192,12 @@ func (q *Queue) receive(ctx context.Context, id string, handle func(*queuepb.Upd
 		if ctx.Err() != nil {
 			return nil // this one comes again to the next receiver
 		}
-		if u := q.accept(m, id, &newest); u != nil {
+		if u := q.accept(m, id); u != nil {
 			handle(u)
 		}
-		last.Store(&m)
+		if err := m.Ack(); err != nil { // it comes again
+			q.log.Debug("an update could not be acknowledged", "error", err)
+		}
 	}
 }
 
@@ -240,20 +235,19 @@ func (q *Queue) end(set map[string]bool, id string) {
 	delete(set, id)
 }
 
-// accept reads an update. It returns nil where it is not to be handled. Newest is
-// the sequence number of the latest that was.
-func (q *Queue) accept(m jetstream.Msg, api string, newest *uint64) *queuepb.Update {
+// accept reads an update. It returns nil where it is not to be handled.
+func (q *Queue) accept(m jetstream.Msg, api string) *queuepb.Update {
 	var u queuepb.Update
 	if err := proto.Unmarshal(m.Data(), &u); err != nil {
 		q.log.Error("a message that is no update, dropping it", "subject", m.Subject(), "error", err)
 		return nil
 	}
 	final := u.GetStage() == queuepb.Update_COMPLETED
-	if meta, err := m.Metadata(); !final && err == nil && meta.NumDelivered > 1 {
-		return nil // the connection was lost; by now there may be later news
-	}
 	if u.GetStage() == queuepb.Update_EXECUTING {
 		q.watch(api, u.GetOperation(), u.GetAttempt())
+	}
+	if meta, err := m.Metadata(); !final && err == nil && meta.NumDelivered > 1 {
+		return nil // the connection was lost; by now there may be later news
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()

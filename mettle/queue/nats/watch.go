@@ -2,10 +2,7 @@ package nats
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // A watch is on a job that was published here. When its worker dies, the next one
@@ -13,6 +10,7 @@ import (
 // pool, the API server that the job reports to finds out itself.
 type watch struct {
 	api     string
+	asked   bool      // it was published here, rather than by an API server of that name before us
 	attempt uint32    // the last that was heard of
 	due     time.Time // when to look at the record, if a worker has it
 }
@@ -30,10 +28,14 @@ const watchAfter = 2
 func (q *Queue) expect(api, operation string) (undo func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if api == "" || q.published[operation] != nil {
+	if api == "" {
 		return func() {}
 	}
-	q.expectLocked(api, operation)
+	w := q.expectLocked(api, operation)
+	if w == nil || w.asked {
+		return func() {}
+	}
+	w.asked = true
 	return func() { q.unexpect(operation) }
 }
 
@@ -94,29 +96,15 @@ func (l *lease) noteClaim() {
 	}
 }
 
-// look acknowledges the last update that was handled, and looks at the leases
-// that should have lapsed, until ctx is done.
-func (q *Queue) look(ctx context.Context, api string, last *atomic.Pointer[jetstream.Msg]) {
-	ack := time.NewTicker(ackEvery)
-	defer ack.Stop()
-	check := time.NewTicker(max(q.opts.LeaseTime/4, ackEvery))
+// look looks at the leases that should have lapsed, until ctx is done.
+func (q *Queue) look(ctx context.Context, api string) {
+	check := time.NewTicker(max(q.opts.LeaseTime/4, 100*time.Millisecond))
 	defer check.Stop()
-	flush := func() {
-		if m := last.Swap(nil); m != nil {
-			if err := (*m).Ack(); err != nil { // with it, all before
-				q.log.Debug("updates could not be acknowledged", "error", err)
-			}
-		}
-	}
-	defer flush()
 	for {
 		select {
-		case <-ack.C:
-			flush()
 		case <-check.C:
 			for _, operation := range q.due(api) {
 				q.lookAt(ctx, operation)
-				flush()
 			}
 		case <-ctx.Done():
 			return
@@ -124,7 +112,7 @@ func (q *Queue) look(ctx context.Context, api string, last *atomic.Pointer[jetst
 	}
 }
 
-// maxDue bounds how many records are looked at before updates are acknowledged.
+// maxDue bounds how many records are looked at at a time.
 const maxDue = 1000
 
 // due are the jobs of an API server whose lease should have lapsed.
