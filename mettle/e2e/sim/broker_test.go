@@ -32,6 +32,8 @@ type broker struct {
 	ears    []*ear
 	// history has all jobs that there were, by operation.
 	history map[string][]*job
+	// fences are the last attempts of jobs that were withdrawn, by operation.
+	fences map[string]uint32
 }
 
 // A job is one in the broker. Its fields are guarded by broker.mu.
@@ -77,7 +79,7 @@ type waiter struct {
 }
 
 func newBroker(w *world) *broker {
-	return &broker{service: service{name: "broker"}, w: w, boxes: map[string]*box{}, history: map[string][]*job{}}
+	return &broker{service: service{name: "broker"}, w: w, boxes: map[string]*box{}, history: map[string][]*job{}, fences: map[string]uint32{}}
 }
 
 // publish takes a job in.
@@ -96,6 +98,10 @@ func (b *broker) publish(msg *queuepb.Job, publication uint64, base uint32) {
 		// about this job.
 		j.fence, j.attempt = old.attempt, old.attempt
 		b.withdrawn(old)
+	}
+	if b.w.plan.kind == sharedJobs { // or late reports about a withdrawn one would count
+		j.fence = max(j.fence, b.fences[msg.GetOperation()])
+		j.attempt = j.fence
 	}
 	b.jobs = append(b.jobs, j)
 	b.history[msg.GetOperation()] = append(b.history[msg.GetOperation()], j)
@@ -232,6 +238,9 @@ func (b *broker) over(l *lease, how string) {
 func (b *broker) end(j *job, how string) {
 	if j.lease != nil {
 		b.over(j.lease, how)
+	}
+	if j.cancelled || how == "withdrawn" {
+		b.fences[j.msg.GetOperation()] = j.attempt
 	}
 	j.ended = true
 	b.jobs = slices.DeleteFunc(b.jobs, func(k *job) bool { return k == j })

@@ -194,6 +194,9 @@ func (q *Queue) drop(j *job) {
 		q.end(l)
 		l.pool.ended(l.share)
 	}
+	if j.cancelled {
+		q.fences.put(j.msg.GetOperation(), j.attempt)
+	}
 	delete(q.jobs, j.msg.GetOperation())
 	q.bytes -= j.size
 }

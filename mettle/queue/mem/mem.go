@@ -125,6 +125,7 @@ type Queue struct {
 	boxes  map[string]*mailbox
 	unread []string // the ids of boxes without a receiver, the oldest first
 	ears   map[string]*ear
+	fences fences
 }
 
 var (
@@ -233,6 +234,7 @@ func (q *Queue) publish(msg *queuepb.Job) (signals, error) {
 		return sig, fmt.Errorf("%w: %d bytes in %d jobs", queue.ErrFull, q.bytes, len(q.jobs))
 	}
 	q.seq++
+	fence = max(fence, q.fences.take(msg.GetOperation()))
 	j.seq, j.attempt, j.fence = q.seq, fence, fence
 	q.jobs[msg.GetOperation()] = j
 	q.bytes += j.size
@@ -306,6 +308,7 @@ func (q *Queue) cancel(operation string) (signals, error) {
 		return signals{}, nil
 	case j.lease == nil:
 		q.pool(j.msg.GetPool()).remove(j)
+		j.cancelled = true
 		q.drop(j)
 		return q.tell(j, withdrawn(j)), nil
 	}

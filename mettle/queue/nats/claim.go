@@ -131,6 +131,9 @@ func decide(r record, sequence uint64, name string, lapsedLease bool) (next reco
 		return next, verdictLater, nil
 	case r.State == stateEnded:
 		next = record{Operation: r.Operation, Cancelled: r.Cancelled}
+		if r.cancelled() { // reports on the withdrawn job may come late
+			next.Attempt, next.Fence = r.Attempt, r.Attempt
+		}
 	case r.State == stateLeased && !r.cancelled():
 		old := r.clone()
 		lapsed = &old

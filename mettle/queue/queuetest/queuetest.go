@@ -101,6 +101,7 @@ func Run(t *testing.T, o Options) {
 		{"cancel/another server is told", testCancelTells},
 		{"cancel/another server is told when the worker is silent", testCancelLapseTells},
 		{"cancel/another server is told when the worker hands back", testCancelReleaseTells},
+		{"cancel/published again once its worker has let go", testCancelAckThenPublish},
 		{"cancel/unknown", testCancelUnknown},
 		{"updates/in order and to the server that asked", testUpdates},
 		{"updates/a server that is gone", testUpdatesGone},

@@ -73,6 +73,22 @@ func testCancelReleaseTells(t *testing.T, s *suite) {
 	s.wantCancelled(theirs)
 }
 
+// testCancelAckThenPublish: reports on the withdrawn job may come late.
+func testCancelAckThenPublish(t *testing.T, s *suite) {
+	s.publish(job("a"))
+	old := s.lease()
+	if err := s.q.Cancel(t.Context(), "a"); err != nil {
+		t.Fatalf("cancel: %v", err)
+	}
+	s.ack(old)
+	s.publish(job("a"))
+	again := s.lease()
+	if again.Attempt() <= old.Attempt() {
+		t.Errorf("the new delivery is attempt %d, want more than that of the withdrawn one, %d", again.Attempt(), old.Attempt())
+	}
+	s.ack(again)
+}
+
 // testPublishedTooLate: a server may ask for a job whose worker has reported its
 // end, and not yet acknowledged it.
 func testPublishedTooLate(t *testing.T, s *suite) {
