@@ -145,7 +145,7 @@ func TestQueue_Lease_noSubscriptionsLeft(t *testing.T) {
 		}
 		return pubsubtest.Fault{}
 	})
-	o.CallTimeout = time.Second
+	o.CallTimeout = 3 * time.Second
 	if err := leaseBy(t, newQueue(t, o), 1).Ack(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -77,7 +77,10 @@ type fleet struct {
 func newFleet(tb testing.TB, s *pubsubtest.Server, o pubsub.Options) *fleet {
 	tb.Helper()
 	api, worker := newQueue(tb, o), newQueue(tb, o)
-	if err := api.Setup(tb.Context()); err != nil {
+	patient := o
+	patient.CallTimeout = 0
+	patient.Registerer = nil
+	if err := newQueue(tb, patient).Setup(tb.Context()); err != nil {
 		tb.Fatal(err)
 	}
 	if err := worker.Listen(tb.Context()); err != nil {
