@@ -285,6 +285,7 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 	}
 	w, created := s.ops.Join(c.name, merge)
 	if created {
+		job.Operation = w.Job() // the same words, which thus are in memory once
 		s.ops.Assign(w, job.GetPool())
 		s.publish(ctx, w, job)
 		c.insist(w)

@@ -71,7 +71,7 @@ func TestExecute(t *testing.T) {
 			Action: job.GetAction(), Command: job.GetCommand(), Priority: -3, Pool: queue.DefaultPool,
 			Queued: timestamppb.New(start), RequestMetadata: md, Timeout: act.GetTimeout(),
 			TraceContext: map[string]string{"traceparent": "00-1-2-01", "tracestate": "x=y"},
-			Invocation:   "invocation", InputRoot: digest.Empty(digest.SHA256).String(),
+			Invocation:   "invocation",
 		}
 		if diff := cmp.Diff(wantJob, job, protocmp.Transform()); diff != "" {
 			t.Errorf("job (-want +got):\n%s", diff)

@@ -26,11 +26,10 @@ const (
 	// so that a worker need not fetch them. Larger ones stay in the CAS: a queue
 	// may have 200,000 jobs, and brokers' messages have limits of a few megabytes.
 	maxInlineBytes = 256 << 10
-	// deepQueue is the number of operations that wait from which on what is larger
-	// than maxDeepBytes stays in the CAS: whoever waits behind so many does not
-	// notice one read more, and 200,000 of them take half a gigabyte less.
-	deepQueue    = 16 << 10
-	maxDeepBytes = 512
+	// deepQueue is the number of operations that wait from which on both stay in
+	// the CAS: whoever waits behind so many does not notice two reads more, and
+	// 200,000 of them take half a gigabyte less.
+	deepQueue = 16 << 10
 	// maxHeaderBytes bounds what a client's header adds to a job.
 	maxHeaderBytes = 8 << 10
 	// publishTimeout bounds one Publish.
@@ -58,8 +57,7 @@ func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.
 		return nil, 0, err
 	}
 	fn := n.Action.Function()
-	inputs, err := digest.FromProto(fn, act.GetInputRootDigest())
-	if err != nil {
+	if _, err := digest.FromProto(fn, act.GetInputRootDigest()); err != nil {
 		return nil, 0, fmt.Errorf("action: input_root_digest: %w", err)
 	}
 	cmdDigest, err := digest.FromProto(fn, act.GetCommandDigest())
@@ -88,11 +86,10 @@ func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.
 		Pool:            pool,
 		Queued:          timestamppb.New(n.Created),
 		Timeout:         durationpb.New(timeout),
-		InputRoot:       inputs.String(),
 	}
 	limit := maxInlineBytes
 	if queued, _ := s.ops.Counts(); queued >= deepQueue {
-		limit = maxDeepBytes
+		limit = 0
 	}
 	if len(actBytes) <= limit {
 		job.Action = actBytes
