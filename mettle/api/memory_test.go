@@ -129,7 +129,7 @@ func TestMemory_ofQueuedOperations(t *testing.T) {
 		t.Skip("takes 200 MB, and under the race detector long")
 	}
 	c := newCrowd(t)
-	few, many := c.more(16<<10), c.more(24<<10)
+	few, many := c.more(4<<10), c.more(24<<10)
 	t.Logf("%d bytes an operation where few wait, %d where many do", few, many)
 	if few > 5<<10 || many > 1<<29/200_000 {
 		t.Errorf("an operation takes %d bytes where few wait, %d where many do, want at most %d and %d", few, many, 5<<10, 1<<29/200_000)

@@ -29,7 +29,7 @@ const (
 	// deepQueue is the number of operations that wait from which on both stay in
 	// the CAS: whoever waits behind so many does not notice two reads more, and
 	// 200,000 of them take half a gigabyte less.
-	deepQueue = 16 << 10
+	deepQueue = 4 << 10
 	// maxHeaderBytes bounds what a client's header adds to a job.
 	maxHeaderBytes = 8 << 10
 	// publishTimeout bounds one Publish.
