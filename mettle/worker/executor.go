@@ -13,6 +13,7 @@ import (
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -234,10 +235,25 @@ func (e *Executor) runCommand(ctx context.Context, r *run) (runner.Result, error
 		m.ExecutionCompletedTimestamp = r.clock.stampAt(res.End)
 		m.VirtualExecutionDuration = durationpb.New(max(0, res.End.Sub(res.Start)))
 	}
-	if errors.Is(err, errTimeout) {
+	switch {
+	case errors.Is(err, errTimeout):
 		err = fmt.Errorf("%w: the command ran for longer than %v and was killed", errTimeout, r.timeout)
+	case err != nil && context.Cause(ctx) == nil && e.isNowhere(r):
+		err = fmt.Errorf("%w: the working_directory %.200q is not there: it lies behind a symlink of the input root that leads nowhere",
+			command.ErrInvalid, r.command.WorkingDirectory)
 	}
 	return res, err
+}
+
+// isNowhere reports whether the input root is there, and the working directory,
+// which was made in it unless it lies behind a symlink, is not.
+func (e *Executor) isNowhere(r *run) bool {
+	root, err := os.Lstat(e.root())
+	if err != nil || !root.IsDir() {
+		return false
+	}
+	dir, err := os.Stat(filepath.Join(e.root(), command.WorkingDirectory(r.command)))
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || err == nil && !dir.IsDir()
 }
 
 // truncate cuts off what is over the limit of stdout and stderr.

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
@@ -133,6 +134,58 @@ func TestWorker_Abort(t *testing.T) {
 		t.Errorf("Close: %v", err)
 	}
 	f.wantNoProcesses(t)
+}
+
+// mutes is a broker that does not answer who extends a lease.
+type mutes struct {
+	queue.Consumer
+	asked chan struct{}
+}
+
+type mute struct {
+	queue.Lease
+	asked chan struct{}
+}
+
+func (m mutes) Lease(ctx context.Context, pools []string) (queue.Lease, error) {
+	l, err := m.Consumer.Lease(ctx, pools)
+	if err != nil {
+		return nil, err
+	}
+	return mute{l, m.asked}, nil
+}
+
+func (m mute) Extend(ctx context.Context) error {
+	select {
+	case m.asked <- struct{}{}:
+	default:
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// What is to end a job does not wait for a broker that says nothing.
+func TestWorker_Abort_whileTheBrokerIsSilent(t *testing.T) {
+	f := newFixture(t, func(o *worker.Options, _ *mem.Options) { o.LeaseExtendEvery = time.Millisecond })
+	asked := make(chan struct{}, 1)
+	f.opts.Jobs = mutes{f.queue, asked}
+	f.start(t)
+	f.publish(t, request{script: "touch up; sleep 1000"})
+	f.waitRunning(t)
+	<-asked
+	f.worker.Abort() // and nothing else
+	select {
+	case err := <-f.ended:
+		if err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		f.ended <- err
+	case <-time.After(4 * time.Second):
+		t.Fatal("the worker does not end")
+	}
+	if waiting, leased := f.queue.Len(); waiting != 1 || leased != 0 {
+		t.Errorf("%d jobs wait, %d are leased, want the job back in the queue", waiting, leased)
+	}
 }
 
 func TestNew_oneDirectoryOneWorker(t *testing.T) {

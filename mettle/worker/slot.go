@@ -121,10 +121,20 @@ func (s *slot) jobLog(lease queue.Lease) *slog.Logger {
 	return s.log.With("operation", lease.Job().GetOperation(), "action", lease.Job().GetActionDigest(), "attempt", lease.Attempt())
 }
 
-// watch extends the lease, and cancels the job when it is not to go on.
+// watch extends the lease, and cancels the job when it is not to go on. It hears
+// of that also while the broker does not answer.
 func (s *slot) watch(ctx context.Context, lease queue.Lease, cancel context.CancelCauseFunc, done <-chan struct{}) {
 	extend := time.NewTicker(s.w.o.LeaseExtendEvery)
 	defer extend.Stop()
+	callCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	extended := make(chan error, 1)
+	pending := false
+	defer func() {
+		stop()
+		if pending {
+			<-extended
+		}
+	}()
 	cancelled, abort := lease.Cancelled(), s.w.abort
 	for {
 		select {
@@ -137,9 +147,12 @@ func (s *slot) watch(ctx context.Context, lease queue.Lease, cancel context.Canc
 			cancel(errAborted)
 			abort = nil
 		case <-extend.C:
-			callCtx, stop := context.WithTimeout(context.WithoutCancel(ctx), reportTimeout)
-			err := lease.Extend(callCtx)
-			stop()
+			if !pending {
+				pending = true
+				go func() { extended <- s.extend(callCtx, lease) }()
+			}
+		case err := <-extended:
+			pending = false
 			if errors.Is(err, queue.ErrLeaseLost) {
 				cancel(errLeaseLost)
 				return
@@ -149,6 +162,17 @@ func (s *slot) watch(ctx context.Context, lease queue.Lease, cancel context.Canc
 			}
 		}
 	}
+}
+
+// minExtendTimeout is how long a broker may take to extend a lease at least.
+const minExtendTimeout = 5 * time.Second
+
+// extend extends a lease. A call that is lost leaves time for another one before
+// the lease lapses.
+func (s *slot) extend(ctx context.Context, lease queue.Lease) error {
+	ctx, stop := context.WithTimeout(ctx, max(s.w.o.LeaseExtendEvery, minExtendTimeout))
+	defer stop()
+	return lease.Extend(ctx)
 }
 
 // execute is the way from a job to a response. An error says that there is to be

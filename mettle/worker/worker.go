@@ -248,6 +248,25 @@ func (w *Worker) Close() error {
 // run then have ended, been reported and acknowledged. Each slot first runs a
 // command that does nothing; if one can't, Run fails. It is called once.
 func (w *Worker) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	heard := make(chan struct{})
+	go func() {
+		defer close(heard)
+		select {
+		case <-w.abort:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	defer func() {
+		stop()
+		<-heard
+	}()
+	return w.work(ctx)
+}
+
+// work is Run until ctx is done, which it is after Abort, too.
+func (w *Worker) work(ctx context.Context) error {
 	slots, err := w.start(ctx)
 	w.slots = slots
 	if err != nil {

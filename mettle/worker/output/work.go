@@ -70,6 +70,9 @@ func (w *work) openRoot() error {
 		return nil
 	}
 	r, err := openRootDir(w.req.Root)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return fmt.Errorf("%w: the command has removed or replaced its input root", ErrUnusable)
+	}
 	if err != nil {
 		return &os.PathError{Op: "open", Path: w.req.Root, Err: err}
 	}
