@@ -203,14 +203,25 @@ func storeDir(t *testing.T) string {
 	return dir
 }
 
+// givenPorts are those that freePort has returned: the system may well name one
+// twice, before anybody listens there.
+//
+//nolint:gochecknoglobals // shared by all tests
+var givenPorts sync.Map
+
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		l.Close() //nolint:errcheck // nothing was sent
+		if _, given := givenPorts.LoadOrStore(port, true); !given {
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // A logBuffer is a log that several goroutines write and read.
