@@ -46,8 +46,11 @@ func (r *Registry) Cancel(n Name) Hold {
 	}
 	if op.machine.Waiters() == 0 {
 		r.step(op, Event{Kind: Cancelled})
-	} else {
-		r.show(op)
+		return Held
+	}
+	r.show(op)
+	if w != &op.own && len(op.others) > maxNames {
+		r.unname(w) // that it is cancelled is remembered all the same
 	}
 	return Held
 }
@@ -59,7 +62,7 @@ func (r *Registry) Uncancel(n Name) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byName[text] == nil {
-		delete(r.cancelled.set, text)
+		r.cancelled.remove(text)
 	}
 }
 
@@ -102,8 +105,12 @@ func (r *Registry) tell(job string, e Event) {
 	}
 }
 
-// maxCancelled bounds the names that are remembered as cancelled: some 16 MB.
-const maxCancelled = 1 << 16
+// maxCancelled and maxCancelledBytes bound the names that are remembered as
+// cancelled: with what the sets take beside, some 25 MB.
+const (
+	maxCancelled      = 1 << 16
+	maxCancelledBytes = 16 << 20
+)
 
 // forbid remembers a name as cancelled. The mutex is held.
 func (r *Registry) forbid(text string) {
@@ -115,13 +122,16 @@ func (r *Registry) forbid(text string) {
 // names is a set of names that forgets each when it is due. The zero set is
 // empty.
 type names struct {
-	set   map[string]struct{}
-	queue []dueName // the next one due is first
+	set   map[string]uint64 // where in queue it is, by dueName.seq
+	queue []dueName         // the next one due is first; some are not in set any more
+	bytes int               // of the names in queue
+	seq   uint64
 }
 
 type dueName struct {
 	text string
 	due  time.Time
+	seq  uint64
 }
 
 func (s *names) has(text string) bool {
@@ -135,18 +145,27 @@ func (s *names) add(text string, due time.Time) {
 		return
 	}
 	if s.set == nil {
-		s.set = make(map[string]struct{})
+		s.set = make(map[string]uint64)
 	}
-	if len(s.queue) >= maxCancelled {
+	for len(s.queue) > 0 && (len(s.queue) >= maxCancelled || s.bytes+len(text) > maxCancelledBytes) {
 		s.drop()
 	}
-	s.set[text] = struct{}{}
-	s.queue = append(s.queue, dueName{text, due})
+	s.seq++
+	s.set[text] = s.seq
+	s.queue = append(s.queue, dueName{text, due, s.seq})
+	s.bytes += len(text)
 }
+
+// remove takes text out.
+func (s *names) remove(text string) { delete(s.set, text) }
 
 // drop forgets the oldest.
 func (s *names) drop() {
-	delete(s.set, s.queue[0].text)
+	first := s.queue[0]
+	if s.set[first.text] == first.seq { // it was not added again since
+		delete(s.set, first.text)
+	}
+	s.bytes -= len(first.text)
 	s.queue[0] = dueName{}
 	s.queue = s.queue[1:]
 }

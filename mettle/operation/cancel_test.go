@@ -81,6 +81,57 @@ func TestRegistry_Cancel_oneOfTwo(t *testing.T) {
 	})
 }
 
+// What takes a cancellation back does not shorten the next one.
+func TestRegistry_Cancel_twice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := start(t, operation.RegistryOptions{KeepFinished: time.Minute})
+		n := name("a")
+		r.Cancel(n)
+		r.Uncancel(n)
+		time.Sleep(30 * time.Second)
+		r.Cancel(n)
+		time.Sleep(59 * time.Second)
+		if !r.Cancelled(n) {
+			t.Error("it is forgotten too early")
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if r.Cancelled(n) {
+			t.Error("it is never forgotten")
+		}
+	})
+}
+
+// One who begins and cancels without end, while another waits for the same
+// action, fills no memory.
+func TestRegistry_Cancel_withoutEnd(t *testing.T) {
+	r, _ := start(t, operation.RegistryOptions{})
+	first, _ := r.Join(name("a"), operation.Mergeable)
+	r.Published(first, nil)
+	const n = 2000
+	for range n {
+		w, created := r.Join(operation.NewName(name("a")), operation.Mergeable)
+		if created {
+			t.Fatal("they are not merged")
+		}
+		parsed, err := operation.ParseName(operation.Text(w))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Cancel(parsed)
+		if s, _ := w.Watch(); !errors.Is(s.Err, operation.ErrCancelled) {
+			t.Fatalf("the one that was cancelled is in %v", s.Stage)
+		}
+		r.Leave(w)
+	}
+	if got := operation.Names(first); got > n/2 {
+		t.Errorf("the operation is known by %d names after %d were cancelled", got, n)
+	}
+	if stage(first) != operation.Queued {
+		t.Errorf("the other is in %v", stage(first))
+	}
+}
+
 // A page is found again though almost all that was before it has gone.
 func TestRegistry_List_afterMany(t *testing.T) {
 	r, _ := start(t, operation.RegistryOptions{})

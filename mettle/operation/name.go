@@ -149,6 +149,11 @@ func CheckInstance(instance string) error {
 	return nil
 }
 
+// maxCreated is a time, in microseconds, at which nobody uses this any more. Far
+// beyond it, timestamps can't be: one of a name becomes part of a result, and
+// what clients make of a result that has another kind is their end.
+const maxCreated = 253_370_764_800_000_000 // the year 9999
+
 func parseID(s string) (created time.Time, random uint64, err error) {
 	micros, rnd, ok := strings.Cut(s, ".")
 	if !ok {
@@ -157,6 +162,9 @@ func parseID(s string) (created time.Time, random uint64, err error) {
 	us, err := strconv.ParseInt(micros, 36, 64)
 	if err != nil {
 		return time.Time{}, 0, fmt.Errorf("its time: %w", err)
+	}
+	if us < 0 || us > maxCreated {
+		return time.Time{}, 0, errors.New("its time is none of ours")
 	}
 	if random, err = strconv.ParseUint(rnd, 36, 64); err != nil {
 		return time.Time{}, 0, fmt.Errorf("its id: %w", err)

@@ -3,6 +3,7 @@ package operation_test
 import (
 	"errors"
 	"math"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -60,6 +61,8 @@ func TestParseName_refuses(t *testing.T) {
 		"cut short":              "operations/v1/a.b/-/sha256/" + hash,
 		"no dot":                 "operations/v1/ab/-/sha256/" + hash + "/6",
 		"time too large":         "operations/v1/zzzzzzzzzzzzzzzz.b/-/sha256/" + hash + "/6",
+		"time to come":           "operations/v1/" + strconv.FormatInt(1<<62, 36) + ".b/-/sha256/" + hash + "/6",
+		"time before all":        "operations/v1/-" + strconv.FormatInt(1<<62, 36) + ".b/-/sha256/" + hash + "/6",
 		"id no number":           "operations/v1/a.!/-/sha256/" + hash + "/6",
 		"upper case":             "operations/v1/A.b/-/sha256/" + hash + "/6",
 		"unknown flags":          "operations/v1/a.b/x/sha256/" + hash + "/6",
