@@ -17,14 +17,14 @@ import (
 func TestMain(m *testing.M) {
 	flag.Parse()
 	// Most of the tests wait for leases to lapse.
-	if err := flag.Set("test.parallel", "8"); err != nil {
+	if err := flag.Set("test.parallel", "12"); err != nil {
 		panic(err)
 	}
 	goleak.VerifyTestMain(m)
 }
 
 // lease is short, and long enough that a busy machine does not lose it.
-const lease = 2 * time.Second
+const lease = 3 * time.Second
 
 const patience = 30 * time.Second
 
