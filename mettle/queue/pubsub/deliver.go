@@ -45,6 +45,14 @@ func (q *Queue) deliver(s *source, m *pb.ReceivedMessage) {
 	switch verdict {
 	case needless:
 		q.dropMessage(l)
+	case revoked:
+		q.start(func(ctx context.Context) {
+			// Its server may not be the one that has withdrawn it.
+			if err := q.endWithdrawn(ctx, l.job, l.attempt); err != nil {
+				q.log.Warn("could not tell of a job that was withdrawn", "operation", l.job.GetOperation(), "error", err)
+			}
+			q.ackNow(ctx, l)
+		})
 	case unwelcome:
 		q.start(func(ctx context.Context) { q.putBack(ctx, l) })
 	case worn:
@@ -111,6 +119,7 @@ type verdict int
 const (
 	fit       verdict = iota // it is leased
 	needless                 // it is acknowledged and forgotten
+	revoked                  // so it is, and its server hears of it: it was withdrawn
 	worn                     // its attempts are used up
 	twice                    // the same delivery is here already
 	unwelcome                // it is put back: this process could not run it
@@ -131,7 +140,7 @@ func (q *Queue) judge(l *lease) verdict {
 		return twice
 	}
 	if w, _ := q.withdrawn.get(l.job.GetOperation()); w.covers(l.publication, l.published) {
-		return needless
+		return revoked
 	}
 	switch {
 	case l.used() > q.opts.MaxAttempts:

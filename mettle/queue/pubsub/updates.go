@@ -130,6 +130,17 @@ func (q *Queue) endUsedUp(ctx context.Context, job *queuepb.Job, at usedUpAt) er
 	}, more)
 }
 
+// endWithdrawn tells that a job was withdrawn before a worker had it.
+func (q *Queue) endWithdrawn(ctx context.Context, job *queuepb.Job, attempt uint32) error {
+	response, err := proto.Marshal(&repb.ExecuteResponse{Status: &spb.Status{Code: int32(code.Code_CANCELLED), Message: "the job was withdrawn"}})
+	if err != nil {
+		return err
+	}
+	return q.send(ctx, job.GetReplyTo(), &queuepb.Update{
+		Operation: job.GetOperation(), Attempt: attempt, Stage: queuepb.Update_COMPLETED, ExecuteResponse: response, Sent: timestamppb.Now(),
+	}, nil)
+}
+
 // reasonAttempts is the value of attrReason of what endUsedUp sends.
 const reasonAttempts = "attempts"
 
