@@ -274,7 +274,11 @@ func (b *broker) withdrawn(j *job) {
 	if b.w.mutation == silentCancel {
 		return
 	}
-	b.tell(j, end(j, j.attempt, "", code.Code_CANCELLED, "withdrawn"))
+	attempt := j.attempt
+	if b.w.plan.kind == apartJobs { // it is told by the worker to which it is delivered
+		attempt = max(attempt, j.fence+1)
+	}
+	b.tell(j, end(j, attempt, "", code.Code_CANCELLED, "withdrawn"))
 }
 
 // renew is the effect of Extend, Ack, Release and Reject at the broker: f runs
