@@ -10,7 +10,8 @@
 //
 // Who is next when a consumer comes:
 //
-//   - the lowest priority, strictly;
+//   - the lowest priority, strictly, though of one invocation no more than 64
+//     priorities are told apart at a time;
 //   - within it the invocation that has the fewest workers of the pool, and of
 //     several the one that has waited the longest for one. So those who want
 //     workers come to have equally many, however many jobs each has queued: a

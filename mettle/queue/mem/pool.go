@@ -34,7 +34,7 @@ type share struct {
 	invocation string
 	running    int     // how many jobs are leased
 	turn       uint64  // when it last got a worker, or else came; see Queue.turns
-	lines      []*line // one a priority
+	lines      []*line // one a priority, at most maxLines
 }
 
 func newPool() *pool {
@@ -75,14 +75,29 @@ func (p *pool) share(invocation string, turns *uint64) *share {
 	return s
 }
 
-// line is the line of s in a band; nil where nothing of it waits there.
+// maxLines bounds share.lines, all of which are looked at when a worker comes or
+// goes. Past it a job waits at the priority nearest to its own of those that its
+// invocation has: one that uses a number for each job is served roughly in their
+// order, and holds up nobody else.
+const maxLines = 64
+
+// line is the line of s in which jobs of a priority wait; nil where there is none.
 func (s *share) line(priority int32) *line {
+	var nearest *line
+	var least int64
 	for _, l := range s.lines {
-		if l.band.priority == priority {
+		d := max(int64(l.band.priority)-int64(priority), int64(priority)-int64(l.band.priority))
+		if d == 0 {
 			return l
 		}
+		if nearest == nil || d < least {
+			nearest, least = l, d
+		}
 	}
-	return nil
+	if len(s.lines) < maxLines {
+		return nil
+	}
+	return nearest
 }
 
 // add has j wait in the line of s.

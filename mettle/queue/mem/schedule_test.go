@@ -99,6 +99,40 @@ func ends(t *testing.T, q *mem.Queue, slots int, took func(*queuepb.Job) time.Du
 	return at
 }
 
+// An invocation that gives each job a priority of its own holds up nobody: of
+// its priorities only some are told apart. That they come in turn stays so.
+func TestPriority_oneForEachJob(t *testing.T) {
+	q := newQueue(t, mem.Options{LeaseTime: time.Hour})
+	const n = 20_000
+	for i := range n {
+		j := of("strange", fmt.Sprint("strange/", i), 0)
+		j.Priority = int32((i*7919)%n) + 10 //nolint:gosec // small
+		publish(t, q, j)
+	}
+	if bands := mem.Bands(q, "p"); bands > 100 {
+		t.Errorf("the invocation's jobs wait at %d priorities, each of which is looked at when a worker comes", bands)
+	}
+	urgent := of("other", "urgent", 0)
+	urgent.Priority = 1
+	publish(t, q, urgent)
+	ack(t, lease(t, q))
+	sum := [2]int64{}
+	for i := range n {
+		l := lease(t, q)
+		if l.Job() == urgent {
+			t.Fatal("the urgent job came after others")
+		}
+		sum[2*i/n] += int64(l.Job().GetPriority())
+		ack(t, l)
+	}
+	if sum[0] >= sum[1] {
+		t.Errorf("the priorities of the first half add up to %d, of the second to %d", sum[0], sum[1])
+	}
+	if bands := mem.Bands(q, "p"); bands != 0 {
+		t.Errorf("%d priorities are left", bands)
+	}
+}
+
 func constant(d time.Duration) func(*queuepb.Job) time.Duration {
 	return func(*queuepb.Job) time.Duration { return d }
 }
