@@ -27,6 +27,9 @@ func (q *Queue) dialer() (natsgo.Options, error) {
 	d.Name = "mettle " + q.opts.Name
 	d.Timeout = q.opts.Timeout
 	d.MaxReconnect = -1 // for ever
+	// Also where it is refused, time and again: a broker that is restarted may know
+	// us again soon, and credentials that are renewed are read then.
+	d.IgnoreAuthErrorAbort = true
 	d.ReconnectWait = min(250*time.Millisecond, q.opts.Timeout/4)
 	d.ReconnectJitter = d.ReconnectWait
 	// A call that fails is tried again by us while its caller waits. What was

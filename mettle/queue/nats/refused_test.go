@@ -2,6 +2,7 @@ package nats_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -43,4 +44,40 @@ func TestNew_refused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A broker that refuses us for a while, because its users are being changed or its
+// accounts have not been loaded yet, is tried for as long as it takes.
+func TestQueue_refusedForAWhile(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, func(o *server.Options) { o.Username, o.Password = "fleet", "secret" })
+	q := newQueue(t, b, func(o *nats.Options) {
+		o.User, o.Password, o.Timeout = "fleet", "secret", 2*time.Second
+	})
+	eventually := func(what string, f func() error) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+			err := f()
+			if err == nil {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+	}
+	b.stop()
+	b.opts.Password = "changed"
+	b.start(t)
+	eventually("refused several times", func() error {
+		v, err := b.srv.Varz(nil)
+		if err == nil && v.TotalConnections < 5 {
+			err = fmt.Errorf("%d connections were tried", v.TotalConnections)
+		}
+		return err
+	})
+	b.stop()
+	b.opts.Password = "secret"
+	b.start(t)
+	eventually("ready", func() error { return q.Ready(t.Context()) })
 }
