@@ -223,7 +223,7 @@ func (q *Queue) leftOf(s stored) time.Duration {
 	grace := q.graceUntil
 	q.mu.Unlock()
 	// Clocks that differ delay a job by no more than a lease time.
-	left := min(max(time.Until(s.written.Add(q.opts.LeaseTime)), time.Until(grace)), q.opts.LeaseTime)
+	left := min(max(q.clock.until(s.written.Add(q.opts.LeaseTime)), time.Until(grace)), q.opts.LeaseTime)
 	if left < q.opts.LeaseTime/4 {
 		return 0
 	}

@@ -21,13 +21,20 @@ import (
 // mendRetry is how long to wait between tries to make what is lacking.
 const mendRetry = time.Second
 
-// mend looks after each new connection whether what we need is still there, until
-// ctx is done.
+// mend looks after each new connection whether what we need is still there, and now
+// and then what time it is there, until ctx is done.
 func (q *Queue) mend(ctx context.Context) {
 	reconnected := q.reconnection()
+	clock := time.NewTicker(setEvery)
+	defer clock.Stop()
 	for {
 		select {
 		case <-reconnected:
+		case <-clock.C:
+			if err := q.setClock(ctx); err != nil {
+				q.log.Debug("could not ask the broker what time it is", "error", err)
+			}
+			continue
 		case <-q.done:
 			return
 		}
@@ -76,7 +83,7 @@ func (q *Queue) restore(ctx context.Context) error {
 	for _, api := range lost {
 		q.audit(ctx, api)
 	}
-	return nil
+	return q.setClock(ctx)
 }
 
 func (q *Queue) restoreStream(ctx context.Context, config jetstream.StreamConfig) error {

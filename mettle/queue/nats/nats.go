@@ -147,6 +147,7 @@ type Queue struct {
 	nc   *natsgo.Conn
 
 	metrics *metrics
+	clock   clock // the broker's
 	js      jetstream.JetStream
 	// The streams, as the broker had them when we connected.
 	jobs, leases, updates jetstream.Stream
@@ -197,6 +198,9 @@ func New(ctx context.Context, o Options) (*Queue, error) {
 		err = q.find(ctx)
 	} else {
 		err = q.setup(ctx)
+	}
+	if err == nil {
+		err = q.setClock(ctx)
 	}
 	if err == nil {
 		err = q.listen(ctx)

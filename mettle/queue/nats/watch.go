@@ -148,7 +148,7 @@ func (q *Queue) lookAt(ctx context.Context, operation string) {
 		return
 	}
 	q.mu.Lock()
-	due := s.written.Add(watchAfter * q.opts.LeaseTime)
+	due := time.Now().Add(q.clock.until(s.written.Add(watchAfter * q.opts.LeaseTime)))
 	if q.graceUntil.After(due) {
 		due = q.graceUntil
 	}
