@@ -12,8 +12,8 @@ import (
 // and may be set while we run: a lease must neither lapse early nor last for that.
 type clock struct {
 	mu sync.Mutex
-	// The broker's clock said theirs when ours said ours, of which only what has passed
-	// since is of interest, said ours. Zero: it is not known.
+	// The broker's clock said theirs when ours, of which only what has passed since then
+	// matters, said ours. Zero: it is not known.
 	theirs, ours time.Time
 	wall         func() time.Time // our own clock, until theirs is known; nil: time.Now
 }
