@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -75,6 +76,7 @@ func (p Program) Run(c Commands, args []string) int {
 		kong.ShortUsageOnError(),
 		kong.FlagNamer(SnakeCase),
 		kong.DefaultEnvars(p.Env),
+		kong.PostBuild(withoutLinks),
 		kong.Vars{"version": p.Version},
 		kong.Vars(p.Vars),
 		kong.Writers(p.Stdout, p.Stderr),
@@ -107,6 +109,23 @@ func (p Program) Run(c Commands, args []string) int {
 	kctx.BindTo(p.Stdin, (*io.Reader)(nil))
 	kctx.BindTo(p.Stdout, (*io.Writer)(nil))
 	return p.status(kctx.Run(log))
+}
+
+// withoutLinks has the parser overlook variables that Kubernetes sets in every
+// container: with a Service called elan, ELAN_PORT=tcp://10.0.0.1:7777.
+func withoutLinks(k *kong.Kong) error {
+	return kong.Visit(k.Model, func(node kong.Visitable, next kong.Next) error {
+		if f, ok := node.(*kong.Flag); ok {
+			f.Tag.Envs = slices.DeleteFunc(slices.Clone(f.Tag.Envs), isLink)
+		}
+		return next(nil)
+	})
+}
+
+// isLink tells whether an environment variable has the address of a Service.
+func isLink(name string) bool {
+	scheme, _, ok := strings.Cut(os.Getenv(name), "://")
+	return ok && strings.HasSuffix(name, "_PORT") && slices.Contains([]string{"tcp", "udp", "sctp"}, scheme)
 }
 
 // status is the exit status that err stands for.

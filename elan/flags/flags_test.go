@@ -19,6 +19,7 @@ type commands struct {
 	flags.Common
 	Echo echoCmd `cmd:"" help:"Copies its input."`
 	Fail failCmd `cmd:"" help:"Fails."`
+	Port portCmd `cmd:"" help:"Prints a port."`
 }
 
 type echoCmd struct {
@@ -34,6 +35,15 @@ func (c *echoCmd) Run(ctx context.Context, in io.Reader, out io.Writer, log *slo
 
 type failCmd struct {
 	Status int `arg:"" help:"The exit status."`
+}
+
+type portCmd struct {
+	Port int `help:"A port." default:"7777"`
+}
+
+func (c *portCmd) Run(out io.Writer) error {
+	_, err := fmt.Fprintln(out, c.Port)
+	return err
 }
 
 func (c *failCmd) Run() error {
@@ -104,5 +114,30 @@ func TestListen_names_the_flag(t *testing.T) {
 	}
 	if _, err := flags.Listen(t.Context(), "127.0.0.1", n, "--http_port"); err == nil || !strings.Contains(err.Error(), "--http_port") {
 		t.Errorf("Listen on a port in use: %v, want the flag named", err)
+	}
+}
+
+// Kubernetes tells each container of every Service, so that one called prog sets
+// PROG_PORT to what is no port.
+func TestProgram_Run_serviceOfTheSameName(t *testing.T) {
+	for _, tc := range []struct {
+		name, env string
+		args      []string
+		status    int
+		out       string
+	}{
+		{name: "no flag", env: "tcp://10.0.0.1:7777", args: []string{"port"}, out: "7777\n"},
+		{name: "a flag", env: "udp://10.0.0.1:7777", args: []string{"port", "--port=1"}, out: "1\n"},
+		{name: "a port", env: "2", args: []string{"port"}, out: "2\n"},
+		{name: "no port", env: "http", args: []string{"port"}, status: flags.ExitUsage},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Setenv("PROG_PORT", tc.env)
+			var out, errs bytes.Buffer
+			status := flags.Program{Name: "prog", Env: "PROG", Stdout: &out, Stderr: &errs}.Run(&commands{}, tc.args)
+			if status != tc.status || out.String() != tc.out {
+				t.Errorf("exit status %d, output %q, want %d and %q; errors: %s", status, &out, tc.status, tc.out, &errs)
+			}
+		})
 	}
 }
