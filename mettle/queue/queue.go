@@ -129,8 +129,9 @@ type Notifier interface {
 type Listener interface {
 	// ListenNotices calls handle with each notice, for the API server id, one at
 	// a time, until ctx is done, and then returns nil. Handle must not block.
-	// There is one listener an id at a time. It may hear of some of what was
-	// told shortly before it began.
+	// There is one listener an id at a time. One that begins hears soon what
+	// each worker said last of itself and still holds, and may hear of more of
+	// what was told shortly before.
 	ListenNotices(ctx context.Context, id string, handle func(*queuepb.Notice)) error
 }
 

@@ -114,19 +114,20 @@ type Queue struct {
 	swept chan struct{} // closed when the goroutine has ended
 
 	// mu guards everything below. Nothing is sent while it is held.
-	mu     sync.Mutex
-	closed bool
-	jobs   map[string]*job // by operation, waiting and leased
-	bytes  int64           // the sum of the jobs' sizes
-	seq    uint64          // counts publications
-	turns  uint64          // counts when somebody came or got a worker: see share
-	pools  map[string]*pool
-	leases leaseList // the first to lapse first
-	armed  bool      // timer will fire
-	boxes  map[string]*mailbox
-	unread []string // the ids of boxes without a receiver, the oldest first
-	ears   map[string]*ear
-	fences fences
+	mu      sync.Mutex
+	closed  bool
+	jobs    map[string]*job // by operation, waiting and leased
+	bytes   int64           // the sum of the jobs' sizes
+	seq     uint64          // counts publications
+	turns   uint64          // counts when somebody came or got a worker: see share
+	pools   map[string]*pool
+	leases  leaseList // the first to lapse first
+	armed   bool      // timer will fire
+	boxes   map[string]*mailbox
+	unread  []string // the ids of boxes without a receiver, the oldest first
+	ears    map[string]*ear
+	sayings map[string]saying // by worker
+	fences  fences
 }
 
 var (
@@ -141,16 +142,17 @@ func New(o Options) (*Queue, error) {
 	}
 	o = o.withDefaults()
 	q := &Queue{
-		opts:  o,
-		log:   o.Logger,
-		epoch: time.Now(),
-		timer: time.NewTimer(o.LeaseTime),
-		done:  make(chan struct{}),
-		swept: make(chan struct{}),
-		jobs:  make(map[string]*job),
-		pools: make(map[string]*pool),
-		boxes: make(map[string]*mailbox),
-		ears:  make(map[string]*ear),
+		opts:    o,
+		log:     o.Logger,
+		epoch:   time.Now(),
+		timer:   time.NewTimer(o.LeaseTime),
+		done:    make(chan struct{}),
+		swept:   make(chan struct{}),
+		jobs:    make(map[string]*job),
+		pools:   make(map[string]*pool),
+		boxes:   make(map[string]*mailbox),
+		ears:    make(map[string]*ear),
+		sayings: make(map[string]saying),
 	}
 	q.timer.Stop()
 	go q.sweep()

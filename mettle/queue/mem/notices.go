@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/mettle-build/mettle/mettle/queue"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
@@ -20,6 +21,41 @@ type ear struct {
 // allows: who depends on a notice says it again.
 const maxNotices = 1 << 16
 
+// A saying is what a worker said of itself last, for listeners that begin later.
+type saying struct {
+	notice *queuepb.Notice
+	until  time.Time // then it holds no more
+}
+
+// remember keeps what a worker says. The mutex is held.
+func (q *Queue) remember(n *queuepb.Notice) {
+	w := n.GetWorker()
+	if w == nil {
+		return
+	}
+	if w.GetState() == queuepb.WorkerState_GONE {
+		delete(q.sayings, w.GetWorker())
+		return
+	}
+	if d := w.GetLifetime().AsDuration(); d > 0 && (len(q.sayings) < maxNotices || q.sayings[w.GetWorker()].notice != nil) {
+		q.sayings[w.GetWorker()] = saying{n, time.Now().Add(d)}
+	}
+}
+
+// repeat is what the workers say that are there. The mutex is held.
+func (q *Queue) repeat() []*queuepb.Notice {
+	var out []*queuepb.Notice
+	now := time.Now()
+	for name, s := range q.sayings {
+		if now.After(s.until) {
+			delete(q.sayings, name)
+			continue
+		}
+		out = append(out, s.notice)
+	}
+	return out
+}
+
 // Notify implements queue.Notifier. It never blocks.
 func (q *Queue) Notify(ctx context.Context, n *queuepb.Notice) error {
 	if err := ctx.Err(); err != nil {
@@ -30,6 +66,7 @@ func (q *Queue) Notify(ctx context.Context, n *queuepb.Notice) error {
 	if q.closed {
 		return fmt.Errorf("notify: %w", queue.ErrClosed)
 	}
+	q.remember(n)
 	for _, e := range q.ears {
 		if len(e.pending) >= maxNotices {
 			e.pending = append(e.pending[:0], e.pending[maxNotices/2:]...)
@@ -86,5 +123,8 @@ func (q *Queue) addEar(id string, e *ear) error {
 		return errors.New("there is a listener already")
 	}
 	q.ears[id] = e
+	if e.pending = q.repeat(); len(e.pending) > 0 {
+		e.wake <- struct{}{} // it is new: there is room
+	}
 	return nil
 }

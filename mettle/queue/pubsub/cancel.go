@@ -70,8 +70,13 @@ func (q *Queue) hears() bool {
 	return q.listening
 }
 
-// hearCancel takes in a cancellation.
+// hearCancel takes in a cancellation, or what an API server that has begun to
+// listen to notices asks of workers.
 func (q *Queue) hearCancel(_ context.Context, m *pb.PubsubMessage) bool {
+	if m.GetAttributes()[attrHello] != "" {
+		q.start(q.repeat) // cancellations don't wait for it
+		return true
+	}
 	name := m.GetAttributes()[attrOperation]
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -26,6 +26,7 @@ const (
 	attrRun         = "run"       // of an update: names one delivery
 	attrUncounted   = "uncounted" // of an update: the broker does not count deliveries
 	attrReleased    = "released"  // of an update: the attempt was no failure
+	attrHello       = "hello"     // to workers: the API server that has begun to listen
 	attrWithdrawn   = "withdrawn" // of a cancellation: publications
 )
 

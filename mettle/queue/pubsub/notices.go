@@ -22,9 +22,11 @@ const noticeRetention = 10 * time.Minute
 func (q *Queue) Notify(ctx context.Context, n *queuepb.Notice) error {
 	data, err := proto.Marshal(n)
 	if err == nil {
-		err = q.notices.publish(ctx, &pb.PubsubMessage{Data: data, Attributes: map[string]string{
+		m := &pb.PubsubMessage{Data: data, Attributes: map[string]string{
 			attrProcess: q.id, attrSeq: strconv.FormatInt(q.nextSeq(), 10),
-		}})
+		}}
+		q.remember(ctx, n.GetWorker(), m)
+		err = q.notices.publish(ctx, m)
 	}
 	if err != nil {
 		return fmt.Errorf("notify: %w", err)
@@ -66,6 +68,10 @@ func (q *Queue) listenNotices(ctx context.Context, id string, handle func(*queue
 			return nil
 		}
 		return err
+	}
+	// Where this is lost, the workers speak up by themselves before long.
+	if err := q.cancels.publish(ctx, &pb.PubsubMessage{Attributes: map[string]string{attrHello: id}}); err != nil {
+		q.log.Debug("could not ask for notices", "error", err)
 	}
 	heard := newFIFO[int64](maxRemembered)
 	return q.receiveOwn(ctx, feed{

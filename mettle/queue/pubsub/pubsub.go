@@ -174,6 +174,7 @@ type Queue struct {
 	closed    bool
 	listening bool                        // this process hears of cancellations
 	ears      map[string]bool             // who listens to notices
+	sayings   map[string]saying           // by worker
 	replies   map[string]bool             // whose reply subscriptions are there; true: being received from
 	pools     map[string]time.Time        // when a pool's subscription was seen last
 	sources   map[string]*source          // by subscription
@@ -202,7 +203,7 @@ func New(ctx context.Context, o Options) (*Queue, error) {
 	q := &Queue{
 		opts: o, log: o.Logger, metrics: m, id: rand.Text()[:16], pulse: pulse{began: time.Now()},
 		done: make(chan struct{}), making: make(chan struct{}, 1),
-		ears: make(map[string]bool), replies: make(map[string]bool), pools: make(map[string]time.Time),
+		ears: make(map[string]bool), sayings: make(map[string]saying), replies: make(map[string]bool), pools: make(map[string]time.Time),
 		sources: make(map[string]*source), stations: make(map[string]*station), leases: make(map[string]*lease), acks: make(map[string]*batcher[string]),
 		known: newFIFO[*operation](o.MaxOperations), withdrawn: newFIFO[*withdrawal](maxRemembered),
 		delivered: newFIFO[uint32](maxRemembered), ended: newFIFO[struct{}](maxRemembered),

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
@@ -81,5 +83,35 @@ func testNotices(t *testing.T, s *suite) {
 func testNoListener(t *testing.T, s *suite) {
 	if err := s.q.Notify(t.Context(), cancellation("a")); err != nil {
 		t.Errorf("a notice that nobody hears: %v", err)
+	}
+}
+
+// testLateListener begins to listen after a worker has spoken, and has not long
+// to wait until it hears of it.
+func testLateListener(t *testing.T, s *suite) {
+	state := func(worker string, is queuepb.WorkerState_State) *queuepb.Notice {
+		return &queuepb.Notice{About: &queuepb.Notice_Worker{Worker: &queuepb.WorkerState{
+			Worker: worker, Pool: "p", Slots: 1, State: is, Lifetime: durationpb.New(10 * time.Minute),
+		}}}
+	}
+	first, second := state("stays", queuepb.WorkerState_PAUSED), state("stays", queuepb.WorkerState_TAKING)
+	for _, n := range []*queuepb.Notice{state("goes", queuepb.WorkerState_TAKING), first, state("goes", queuepb.WorkerState_GONE), second} {
+		if err := s.q.Notify(t.Context(), n); err != nil {
+			t.Fatalf("notify: %v", err)
+		}
+	}
+	late := s.listen("late")
+	patience := time.After(s.o.Patience)
+	for {
+		select {
+		case got := <-late:
+			// What was said shortly before may be heard as well.
+			if got.GetWorker().GetWorker() == "stays" && got.GetWorker().GetState() == queuepb.WorkerState_TAKING {
+				equal(t, "notice", got, second)
+				return
+			}
+		case <-patience:
+			t.Fatal("a listener that began later does not hear of the worker")
+		}
 	}
 }

@@ -111,6 +111,7 @@ func Run(t *testing.T, o Options) {
 		{"updates/a server that asks after the end hears of it", testPublishedTooLate},
 		{"notices/everybody hears", testNotices},
 		{"notices/nobody listens", testNoListener},
+		{"notices/a listener that begins later", testLateListener},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o.Around(t, func(t *testing.T) { c.test(t, &suite{t: t, o: o, q: o.New(t)}) })
