@@ -75,7 +75,8 @@ type Options struct {
 	// Heartbeat is how often the broker tells a waiting consumer that it waits
 	// still; when two fail to come, it asks anew. Default 5 s.
 	Heartbeat time.Duration
-	// MustExist has New fail where Setup has not been run, rather than run it.
+	// MustExist has New fail where Setup has not been run, rather than make the
+	// streams. What is there only Setup changes.
 	MustExist bool
 	// Domain is the JetStream domain of the streams, where the servers named above
 	// reach it through another. Default: theirs.
@@ -194,11 +195,7 @@ func New(ctx context.Context, o Options) (*Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	if q.opts.MustExist {
-		err = q.find(ctx)
-	} else {
-		err = q.setup(ctx)
-	}
+	err = q.find(ctx)
 	if err == nil {
 		err = q.setClock(ctx)
 	}

@@ -48,28 +48,43 @@ func Setup(ctx context.Context, o Options, pools ...string) error {
 	return nil
 }
 
-// setup makes the streams.
+// setup makes the streams, or changes them to what our settings say.
 func (q *Queue) setup(ctx context.Context) error {
 	for _, s := range q.streams() {
-		err := q.try(ctx, callSetup, func(ctx context.Context) (err error) {
-			*s.to, err = q.js.CreateOrUpdateStream(ctx, s.config)
+		if err := q.makeStream(ctx, s); err != nil {
 			return err
-		})
-		if err != nil {
-			return fmt.Errorf("make the stream %s, which takes the right to publish to $JS.API.STREAM.CREATE.%[1]s and "+
-				"$JS.API.STREAM.UPDATE.%[1]s: %w", s.config.Name, err)
 		}
 	}
 	return nil
 }
 
-// find looks for the streams.
+func (q *Queue) makeStream(ctx context.Context, s stream) error {
+	err := q.try(ctx, callSetup, func(ctx context.Context) (err error) {
+		*s.to, err = q.js.CreateOrUpdateStream(ctx, s.config)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("make the stream %s, which takes the right to publish to $JS.API.STREAM.CREATE.%[1]s and "+
+			"$JS.API.STREAM.UPDATE.%[1]s: %w", s.config.Name, err)
+	}
+	return nil
+}
+
+// find looks for the streams, and makes those that are not there, unless MustExist
+// is set. It leaves the others as they are: who was started without the settings of
+// the others must not take the copies away that a cluster has of all jobs.
 func (q *Queue) find(ctx context.Context) error {
 	for _, s := range q.streams() {
 		err := q.try(ctx, callSetup, func(ctx context.Context) (err error) {
 			*s.to, err = q.js.Stream(ctx, s.config.Name)
 			return err
 		})
+		if errors.Is(err, jetstream.ErrStreamNotFound) && !q.opts.MustExist {
+			if err := q.makeStream(ctx, s); err != nil {
+				return err
+			}
+			continue
+		}
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			return fmt.Errorf("the broker has no stream %s, run mettle setup: %w: %w: %w", s.config.Name, queue.ErrUnavailable, queue.ErrRefused, err)
 		}
