@@ -230,6 +230,7 @@ func TestStore_readerGoesOn(t *testing.T) {
 type breaking struct {
 	blob.Store
 	after int64
+	lasts time.Duration // what it takes to get there
 }
 
 func (b *breaking) Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error) {
@@ -237,21 +238,43 @@ func (b *breaking) Open(ctx context.Context, d digest.Digest, offset int64) (io.
 	if err != nil {
 		return nil, err
 	}
-	return &breakingReader{r, b.after}, nil
+	return &breakingReader{r, b.after, b.lasts}, nil
 }
 
 type breakingReader struct {
 	io.ReadCloser
-	left int64
+	left  int64
+	lasts time.Duration
 }
 
 func (r *breakingReader) Read(p []byte) (int, error) {
 	if r.left == 0 {
+		time.Sleep(r.lasts)
 		return 0, fmt.Errorf("it broke off: %w", blob.ErrUnavailable)
 	}
 	n, err := r.ReadCloser.Read(p[:min(int64(len(p)), r.left)])
 	r.left -= int64(n)
 	return n, err
+}
+
+// TestStore_readerBreaksOffLate: a reader of a large blob has Options.For for each
+// time that it breaks off, not for all of them.
+func TestStore_readerBreaksOffLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMem(t)
+		data := blobtest.Random(4, 100_000)
+		d := blobtest.Put(t, m, digest.SHA256, data)
+		slow := &breaking{Store: m, after: 20_000, lasts: time.Minute}
+		r, err := newRetrier(t, retry.Options{For: 90 * time.Second}).Store(slow).Open(t.Context(), d, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		var b bytes.Buffer
+		if _, err := r.(io.WriterTo).WriteTo(&b); err != nil || !bytes.Equal(b.Bytes(), data) {
+			t.Errorf("%d bytes, %v; want %d", b.Len(), err, len(data))
+		}
+	})
 }
 
 // TestStore_writersErrorIsItsOwn: an error of the one who is written to is not the store's.

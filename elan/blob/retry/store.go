@@ -123,14 +123,24 @@ func (r *reader) WriteTo(w io.Writer) (total int64, err error) {
 		return err //nolint:wrapcheck // the store's own
 	}
 	err = once()
-	if errors.Is(err, blob.ErrUnavailable) && !r.closed {
+	for errors.Is(err, blob.ErrUnavailable) && !r.closed {
+		var next error // after some bytes more: that break is given its own time
 		err = r.repeat(err, func() error {
 			_ = r.in.Close() // as in Read
 			if err := r.reopen(); err != nil {
 				return err
 			}
-			return once()
+			from := r.offset
+			err := once()
+			if r.offset > from {
+				next, err = err, nil
+			}
+			return err
 		})
+		if err != nil {
+			break
+		}
+		err = next
 	}
 	return total, errors.Join(out.err, err)
 }
