@@ -124,11 +124,16 @@ func (s *Server) takeOver(job string) {
 // lost, and the server that was left withdraws the job some minutes later.
 const takeoverEvery = time.Minute
 
-// insist is takeOver from time to time, by a client that came back and waits.
+// insist is takeOver from time to time, by a client that came back and waits, or
+// that has been here all the time while another one of the operation turned up
+// elsewhere: that server withdraws the job when its client has gone.
 func (c *call) insist(w *operation.Wait) {
-	if c.resumed && w.Job() == c.text && time.Since(c.tookOver) >= takeoverEvery {
+	if time.Since(c.tookOver) < takeoverEvery {
+		return
+	}
+	if c.resumed && w.Job() == c.text || c.s.ops.Elsewhere(w) {
 		c.tookOver = time.Now()
-		c.s.takeOver(c.text)
+		c.s.takeOver(w.Job())
 	}
 }
 

@@ -173,6 +173,48 @@ func TestRestart_duplicatesApart(t *testing.T) {
 	}
 }
 
+// Somebody looks at an operation through another server for a while, and goes.
+// The client that has waited all the time keeps what it waits for, be it by
+// that name or by another one.
+func TestWaitExecution_elsewhereForAWhile(t *testing.T) {
+	for label, merged := range map[string]bool{"the first client stays": false, "a merged client stays": true} {
+		t.Run(label, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, b *bench) {
+				other := b.another("another")
+				d := b.store.action("a")
+				w := b.executeAction(d)
+				w.want(repb.ExecutionStage_QUEUED)
+				l := b.lease()
+				b.executing(l, "w")
+				w.want(repb.ExecutionStage_EXECUTING)
+				stays := w
+				if merged {
+					stays = b.executeAction(d)
+					stays.want(repb.ExecutionStage_EXECUTING)
+					w.leave()
+				}
+				stop := keepLease(t, l)
+				visitor := other.resume(w.name)
+				visitor.want(repb.ExecutionStage_EXECUTING)
+				time.Sleep(90 * time.Second)
+				visitor.leave()
+				time.Sleep(time.Hour)
+				stop()
+				select {
+				case <-l.Cancelled():
+					t.Error("the job was withdrawn")
+				default:
+				}
+				b.complete(l, exit(3))
+				if got := stays.response().GetResult().GetExitCode(); got != 3 {
+					t.Errorf("exit code is %d, want 3", got)
+				}
+				b.noLease()
+			})
+		})
+	}
+}
+
 // Both of two servers are asked for the same action: each has it run, or finds
 // the result of the other (package worker), and each client gets its own.
 func TestExecute_sameActionOnTwoServers(t *testing.T) {

@@ -94,6 +94,18 @@ func (r *Registry) Withdrawn(u *queuepb.Update) {
 // that it is not withdrawn when nobody waits for it here any more.
 func (r *Registry) TakenOver(job string) { r.tell(job, Event{Kind: TakenOver}) }
 
+// Elsewhere reports whether another API server looks after the job of w's
+// operation, which is in flight: it withdraws the job when nobody waits there any
+// more, and does not know who waits here.
+func (r *Registry) Elsewhere(w *Wait) bool {
+	if w.op == nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return w.op.machine.elsewhere && !w.op.machine.snap.Ended()
+}
+
 // TookOver tells that this API server looks after the job of that name again.
 func (r *Registry) TookOver(job string) { r.tell(job, Event{Kind: TookOver}) }
 
