@@ -66,7 +66,7 @@ proto: ## generate the Go code of proto/, with protoc
 	PATH="$(CURDIR)/bin:$$PATH" protoc -I proto --go_out=$(PROTO_OUT) --go_opt=paths=source_relative \
 		--go-grpc_out=$(PROTO_OUT) --go-grpc_opt=paths=source_relative $(PROTOS)
 
-check: check-fmt check-tidy check-proto build lint race ## all that the CI runs
+check: check-fmt check-tidy check-proto build lint race sim ## all that the CI runs
 
 check-fmt:
 	@$(TOOL) golangci-lint fmt --diff ./... || { echo "not formatted, run make fmt"; exit 1; }
