@@ -84,8 +84,15 @@ func choose(offers []offer, props []*repb.Platform_Property) *offer {
 	return best
 }
 
+// maxDemands bounds the properties that an action may ask for: they are compared
+// with all of every pool's. It is more than a worker can have.
+const maxDemands = 4 * maxProperties
+
 // check refuses what no pool can make good.
 func check(props []*repb.Platform_Property) error {
+	if len(props) > maxDemands {
+		return fmt.Errorf("%w: %d properties, at most %d can be asked for", ErrImpossible, len(props), maxDemands)
+	}
 	family := ""
 	for _, pr := range props {
 		switch name, value := pr.GetName(), pr.GetValue(); name {

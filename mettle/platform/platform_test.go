@@ -74,6 +74,7 @@ func TestSet_Match(t *testing.T) {
 		"names are compared exactly": {want: ask("osfamily=linux"), errs: []string{"osfamily", "OSFamily"}},
 		"in no one pool":             {want: ask("gpu=yes", "lang=c=1"), errs: []string{"gpu=yes", "lang=c=1", "none has all"}},
 		"no name":                    {want: ask("=x"), errs: []string{"without a name"}},
+		"far too many":               {want: ask(slices.Repeat([]string{"ISA=x86-64"}, 1000)...), errs: []string{"1000 properties"}},
 		"nil property":               {want: &repb.Platform{Properties: []*repb.Platform_Property{nil}}, errs: []string{"without a name"}},
 	} {
 		t.Run(name, func(t *testing.T) {
