@@ -15,8 +15,9 @@ type job struct {
 	// of publishing, those that are due at the same time.
 	due time.Duration
 	seq uint64
-	// priority and invocation are the message's, or of a later and more urgent
-	// publication.
+	// pool is that of the last publication; priority and invocation are the first
+	// one's, or those of a later and more urgent one.
+	pool       string
 	priority   int32
 	invocation string
 	line       *line // where it waits, at index; nil while it does not
@@ -53,7 +54,7 @@ const overheadBytes = 768
 func newJob(msg *queuepb.Job, now time.Duration) *job {
 	return &job{
 		msg: msg, size: sizeOf(msg), due: now - min(max(msg.GetExpected().AsDuration(), 0), maxExpected),
-		priority: msg.GetPriority(), invocation: msg.GetInvocation(), index: nowhere,
+		pool: msg.GetPool(), priority: msg.GetPriority(), invocation: msg.GetInvocation(), index: nowhere,
 	}
 }
 

@@ -87,7 +87,7 @@ func (q *Queue) take(p *pool, first *line) *lease {
 // offer gives j to a consumer that waits, or has it wait. The mutex is held;
 // the caller sends the signals once it is not.
 func (q *Queue) offer(j *job) signals {
-	p := q.pool(j.msg.GetPool())
+	p := q.pool(j.pool)
 	s := p.share(j.invocation, &q.turns)
 	w := p.waiter()
 	if w == nil {

@@ -38,7 +38,8 @@
 // turn (BenchmarkAffinity in mettle/worker/inputroot).
 //
 // A job that is published again by another API server stays the same job, and
-// from then on reports to both. A mailbox holds, for each operation, only the
+// from then on reports to both, and waits where it was last published for: the pool
+// of before may have gone. A mailbox holds, for each operation, only the
 // newest update that its API server has not fetched.
 //
 // It does not survive a restart, and does not reach other processes.
@@ -221,7 +222,9 @@ func (q *Queue) publish(msg *queuepb.Job) (signals, error) {
 	if j := q.jobs[msg.GetOperation()]; j != nil {
 		if !j.cancelled {
 			q.raise(j, msg.GetPriority(), msg.GetInvocation())
-			return q.addReply(j, msg.GetReplyTo()), nil
+			sig = q.addReply(j, msg.GetReplyTo())
+			sig.waiter = q.move(j, msg.GetPool())
+			return sig, nil
 		}
 		// It was withdrawn and its worker has not let go of it yet. That
 		// delivery stays withdrawn; what it still reports is not about this job.
@@ -244,6 +247,21 @@ func (q *Queue) publish(msg *queuepb.Job) (signals, error) {
 	q.box(msg.GetReplyTo())
 	sig.waiter = q.offer(j).waiter
 	return sig, nil
+}
+
+// move has j wait in another pool from now on, and returns who gets it there. The
+// mutex is held; the caller signals once it is not.
+func (q *Queue) move(j *job, pool string) *waiter {
+	if j.pool == pool {
+		return nil
+	}
+	if j.line == nil { // a worker has it; this is for when it is handed back
+		j.pool = pool
+		return nil
+	}
+	q.pool(j.pool).remove(j)
+	j.pool = pool
+	return q.offer(j).waiter
 }
 
 // Raise implements queue.Raiser.
@@ -275,7 +293,7 @@ func (q *Queue) raise(j *job, priority int32, invocation string) {
 		}
 		return
 	}
-	p := q.pool(j.msg.GetPool())
+	p := q.pool(j.pool)
 	s := p.share(invocation, &q.turns)
 	if priority == j.priority {
 		if l := s.line(priority); l != nil && len(l.jobs)+1 >= len(j.line.jobs) {
@@ -310,7 +328,7 @@ func (q *Queue) cancel(operation string) (signals, error) {
 	case j == nil || j.cancelled:
 		return signals{}, nil
 	case j.lease == nil:
-		q.pool(j.msg.GetPool()).remove(j)
+		q.pool(j.pool).remove(j)
 		j.cancelled = true
 		q.drop(j)
 		return q.tell(j, withdrawn(j)), nil

@@ -268,3 +268,36 @@ func TestQueue_memoryOfQueuedJobs(t *testing.T) {
 func BenchmarkQueue(b *testing.B) {
 	queuetest.Bench(b, func(b *testing.B) queuetest.Queue { return newQueue(b, mem.Options{}) })
 }
+
+// A job waits where it was last published for: the pool of before may have gone,
+// and the API server that asks now has heard of another.
+func TestPublish_inAnotherPool(t *testing.T) {
+	for label, leased := range map[string]bool{"while it waits": false, "while it is leased": true} {
+		t.Run(label, func(t *testing.T) {
+			q := newQueue(t, mem.Options{})
+			publish(t, q, job("a"))
+			var first queue.Lease
+			if leased {
+				first = lease(t, q)
+			}
+			again := job("a")
+			again.Pool, again.ReplyTo = "other", "another"
+			publish(t, q, again)
+			if leased {
+				if err := first.Release(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			l, err := q.Lease(ctx, []string{"other"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ack(t, l)
+			if waiting, leased := q.Len(); waiting+leased != 0 {
+				t.Errorf("%d jobs wait and %d are leased, want none", waiting, leased)
+			}
+		})
+	}
+}
