@@ -132,7 +132,7 @@ func (s *slot) watch(ctx context.Context, lease queue.Lease, cancel context.Canc
 	defer func() {
 		stop()
 		if pending {
-			<-extended
+			<-extended //nolint:errcheck // nobody needs it any more
 		}
 	}()
 	cancelled, abort := lease.Cancelled(), s.w.abort
