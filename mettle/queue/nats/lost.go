@@ -24,7 +24,7 @@ const mendRetry = time.Second
 // mend looks after each new connection whether what we need is still there, and now
 // and then what time it is there, until ctx is done.
 func (q *Queue) mend(ctx context.Context) {
-	reconnected := q.reconnection()
+	reconnected, server := q.reconnection(), q.nc.ConnectedServerId()
 	clock := time.NewTicker(setEvery)
 	defer clock.Stop()
 	for {
@@ -40,8 +40,12 @@ func (q *Queue) mend(ctx context.Context) {
 		}
 		reconnected = q.reconnection() // what comes from here on is looked at again
 		for {
-			err := q.restore(ctx)
+			// A server that was started again has another id. If it is alone, what it had
+			// not brought to its disk may be gone.
+			now := q.nc.ConnectedServerId()
+			err := q.restore(ctx, now != server && q.nc.ConnectedClusterName() == "")
 			if err == nil || ctx.Err() != nil {
+				server = now
 				break
 			}
 			q.log.Warn("could not look whether the broker has kept what it had", "error", err)
@@ -53,8 +57,9 @@ func (q *Queue) mend(ctx context.Context) {
 }
 
 // restore makes what is lacking: first all that takes updates, so that none is
-// lost when jobs can be had again.
-func (q *Queue) restore(ctx context.Context) error {
+// lost when jobs can be had again. Where the broker was started again, it may lack
+// the last of what it had.
+func (q *Queue) restore(ctx context.Context, restarted bool) error {
 	streams := q.streams()
 	if err := q.restoreStream(ctx, streams[2].config); err != nil {
 		return err
@@ -71,7 +76,7 @@ func (q *Queue) restore(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if made {
+		if made || restarted {
 			lost = append(lost, api)
 		}
 	}
@@ -113,17 +118,17 @@ func (q *Queue) restoreInbox(ctx context.Context, api string) (made bool, err er
 const auditors = 16
 
 // audit looks after all jobs that an API server has published and that have not
-// ended, because updates about them have been lost.
+// ended, because they, or updates about them, may have been lost.
 func (q *Queue) audit(ctx context.Context, api string) {
 	q.mu.Lock()
 	var operations []string
 	for operation, w := range q.published {
-		if w.api == api {
+		if w.api == api && !w.pending {
 			operations = append(operations, operation)
 		}
 	}
 	q.mu.Unlock()
-	q.log.Warn("the broker has lost updates, looking after the jobs that have not ended", "api", api, "jobs", len(operations))
+	q.log.Warn("the broker may have lost something, looking after the jobs that have not ended", "api", api, "jobs", len(operations))
 	next := make(chan string)
 	var workers sync.WaitGroup
 	for range auditors {

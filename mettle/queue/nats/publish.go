@@ -37,9 +37,10 @@ func (q *Queue) Publish(ctx context.Context, job *queuepb.Job) error {
 		return fmt.Errorf("publish %s: %w", job.GetOperation(), err)
 	}
 	// Before, so that there is no moment in which its loss would go unnoticed.
-	undo := q.expect(job.GetReplyTo(), job.GetOperation())
-	if err := q.publish(ctx, job, data); err != nil {
-		undo()
+	published := q.expect(job.GetReplyTo(), job.GetOperation())
+	err = q.publish(ctx, job, data)
+	published(err)
+	if err != nil {
 		return fmt.Errorf("publish %s: %w", job.GetOperation(), err)
 	}
 	return nil

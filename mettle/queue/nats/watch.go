@@ -11,6 +11,7 @@ import (
 type watch struct {
 	api     string
 	asked   bool      // it was published here, rather than by an API server of that name before us
+	pending bool      // the broker has yet to confirm that it has the job
 	attempt uint32    // the last that was heard of
 	due     time.Time // when to look at the record, if a worker has it
 }
@@ -23,20 +24,29 @@ const maxPublished = 1 << 20
 // lease times: later than any worker would.
 const watchAfter = 2
 
-// expect notes that an API server waits for the end of a job. Undo takes that back,
-// unless it was expected before.
-func (q *Queue) expect(api, operation string) (undo func()) {
+// expect notes that an API server waits for the end of a job that is about to be
+// published. Published is called with how that went: where it failed, the job is not
+// expected any more, unless it was before.
+func (q *Queue) expect(api, operation string) (published func(error)) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if api == "" {
-		return func() {}
+		return func(error) {}
 	}
 	w := q.expectLocked(api, operation)
 	if w == nil || w.asked {
-		return func() {}
+		return func(error) {}
 	}
-	w.asked = true
-	return func() { q.unexpect(operation) }
+	w.asked, w.pending = true, true
+	return func(err error) {
+		if err != nil {
+			q.unexpect(operation)
+			return
+		}
+		q.mu.Lock()
+		w.pending = false
+		q.mu.Unlock()
+	}
 }
 
 // expectLocked is expect with mu held. It returns nil where there are too many.
