@@ -1,7 +1,8 @@
 // Package client is a blob.Store and an ActionCache over gRPC, to any server of
 // the REAPI: a store among others, that passes the same suite as they do.
 //
-// Large blobs travel as zstd, where that is wanted and the server offers it. The
+// Many small blobs travel by one call, where they are asked for together (see
+// blob.BatchReader), within what the server takes at once. Large blobs travel as zstd, where that is wanted and the server offers it. The
 // client verifies nothing that it reads, as no store does, but for the length. It
 // does not try again what failed: errors are of blob's classes, by which a
 // caller knows whether to. The load generator, mettle one, and a server whose
@@ -63,7 +64,7 @@ type Client struct {
 
 	codec        *compress.Codec // nil if nothing is compressed
 	capabilities repb.CapabilitiesClient
-	offer        atomic.Int32 // an offer
+	caps         atomic.Pointer[caps] // nil: it has not said
 }
 
 var (

@@ -5,21 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
 	"github.com/mettle-build/mettle/elan/compress"
 	"github.com/mettle-build/mettle/elan/digest"
-)
-
-// offer is what the server says about zstd.
-type offer int32
-
-const (
-	offerUnknown offer = iota
-	offerNone
-	offerZstd
 )
 
 // compressor is how n bytes of a blob travel: as zstd where they are many enough
@@ -29,22 +19,11 @@ func (c *Client) compressor(ctx context.Context, n int64) repb.Compressor_Value 
 	if c.codec == nil || n < c.o.CompressFrom {
 		return repb.Compressor_IDENTITY
 	}
-	o := offer(c.offer.Load())
-	if o == offerUnknown {
-		caps, err := c.capabilities.GetCapabilities(ctx, &repb.GetCapabilitiesRequest{InstanceName: c.o.Instance})
-		if err != nil {
-			return repb.Compressor_IDENTITY
-		}
-		o = offerNone
-		if slices.Contains(caps.GetCacheCapabilities().GetSupportedCompressors(), repb.Compressor_ZSTD) {
-			o = offerZstd
-		}
-		c.offer.Store(int32(o))
+	caps, err := c.ask(ctx)
+	if err != nil || !caps.zstd {
+		return repb.Compressor_IDENTITY
 	}
-	if o == offerZstd {
-		return repb.Compressor_ZSTD
-	}
-	return repb.Compressor_IDENTITY
+	return repb.Compressor_ZSTD
 }
 
 // compressedReader reads a blob from a stream of zstd.

@@ -29,7 +29,11 @@ type Instances struct {
 	clients list.List // of *instance, the one used last in front
 }
 
-var _ blob.Store = (*Instances)(nil)
+var (
+	_ blob.Store       = (*Instances)(nil)
+	_ blob.BatchReader = (*Instances)(nil)
+	_ blob.BatchWriter = (*Instances)(nil)
+)
 
 type instance struct {
 	space  digest.Space
@@ -134,4 +138,45 @@ func (s *Instances) Create(ctx context.Context, d digest.Digest) (blob.Writer, e
 		return nil, err
 	}
 	return c.Create(ctx, d.Plain())
+}
+
+// ReadBatch implements blob.BatchReader, by at least one call for each instance.
+func (s *Instances) ReadBatch(ctx context.Context, ds []digest.Digest, take func(i int, data []byte, err error)) error {
+	byInstance := map[*Client][]int{}
+	for i, d := range ds {
+		c, err := s.named(d)
+		if err != nil {
+			return err
+		}
+		byInstance[c] = append(byInstance[c], i)
+	}
+	for c, numbers := range byInstance {
+		plain := make([]digest.Digest, len(numbers))
+		for i, n := range numbers {
+			plain[i] = ds[n].Plain()
+		}
+		err := c.ReadBatch(ctx, plain, func(i int, data []byte, err error) { take(numbers[i], data, err) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WriteBatch implements blob.BatchWriter likewise.
+func (s *Instances) WriteBatch(ctx context.Context, bs []blob.Bytes) error {
+	byInstance := map[*Client][]blob.Bytes{}
+	for _, b := range bs {
+		c, err := s.named(b.Digest)
+		if err != nil {
+			return err
+		}
+		byInstance[c] = append(byInstance[c], blob.Bytes{Digest: b.Digest.Plain(), Data: b.Data})
+	}
+	for c, plain := range byInstance {
+		if err := c.WriteBatch(ctx, plain); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -34,6 +34,7 @@ type Stores struct {
 	inner   blob.Store
 	chunker blob.Chunker // nil where inner is none
 	local   *local       // nil where inner has no files to link
+	fetcher blob.Fetcher // nil where inner is none, or has no such files
 }
 
 // local is the abilities of a store on the local disk. They come together.
@@ -63,16 +64,20 @@ func Over(inner blob.Store) *Stores {
 	au, audits := blob.As[blob.Auditor](inner)
 	if links && adopts && audits {
 		s.local = &local{l, ad, au}
+		s.fetcher, _ = blob.As[blob.Fetcher](inner)
 	}
 	return s
 }
 
 // Of is the store of an instance, which need not be closed. It is a
-// blob.Linker, Adopter and Auditor if the inner store is. Two calls with one name
-// give the same.
+// blob.Linker, Adopter and Auditor if the inner store is, and then a blob.Fetcher
+// too if that is one. Two calls with one name give the same.
 func (s *Stores) Of(instance string) blob.Store {
 	v := view{inner: s.inner, chunker: s.chunker, space: digest.SpaceOf(instance)}
-	if s.local != nil {
+	switch {
+	case s.fetcher != nil:
+		return fetchingView{localView{view: v, local: s.local}, s.fetcher}
+	case s.local != nil:
 		return localView{view: v, local: s.local}
 	}
 	return v
@@ -95,6 +100,7 @@ var (
 	_ blob.Linker   = localView{}
 	_ blob.Adopter  = localView{}
 	_ blob.Auditor  = localView{}
+	_ blob.Fetcher  = fetchingView{}
 )
 
 // in is d in the view's space.
@@ -178,6 +184,28 @@ func (v localView) Audit(ctx context.Context, d digest.Digest, mode blob.LinkMod
 		return err
 	}
 	return v.local.Audit(ctx, d, mode, linked) //nolint:wrapcheck // it says what of
+}
+
+// fetchingView is the view of a store that has not all of its blobs on the local disk.
+type fetchingView struct {
+	localView
+	fetcher blob.Fetcher
+}
+
+// Fetch implements blob.Fetcher.
+func (v fetchingView) Fetch(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
+	all := make([]digest.Digest, len(ds))
+	for i, d := range ds {
+		var err error
+		if all[i], err = v.in(d); err != nil {
+			return nil, err
+		}
+	}
+	missing, err := v.fetcher.Fetch(ctx, all)
+	for i, d := range missing {
+		missing[i] = d.Plain()
+	}
+	return missing, plain(err)
 }
 
 // plain gives the blobs of a MissingError the names by which clients know them.

@@ -20,6 +20,8 @@ var (
 	_ blob.Repeater    = (*Store)(nil)
 	_ blob.WholeReader = (*Store)(nil)
 	_ blob.WholeWriter = (*Store)(nil)
+	_ blob.BatchReader = (*Store)(nil)
+	_ blob.BatchWriter = (*Store)(nil)
 )
 
 // Store tries again what is asked of s.

@@ -18,9 +18,10 @@ type flight struct {
 	cancel context.CancelFunc // of the fetching
 	done   chan struct{}      // closed when err and what is below it are set
 	err    error
-	from   string // the tier that had it
-	data   []byte // of a small blob, verified
-	part   *part  // of a large one, set from the beginning
+	from   string        // the tier that had it
+	data   []byte        // of a small blob, verified
+	part   *part         // of a large one, set from the beginning
+	over   chan struct{} // closed when it is finished: the blob is in the tiers, if they took it
 
 	// Guarded by Store.mu.
 	readers  int
@@ -52,9 +53,13 @@ func (s *Store) join(ctx context.Context, d digest.Digest) *flight {
 // holds mu.
 func (s *Store) begin(ctx context.Context, d digest.Digest) (*flight, context.Context) {
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f := &flight{d: d, cancel: cancel, done: make(chan struct{}), readers: 1}
+	f := newFlight(d, cancel)
 	s.flights[d] = f
 	return f, own
+}
+
+func newFlight(d digest.Digest, cancel context.CancelFunc) *flight {
+	return &flight{d: d, cancel: cancel, done: make(chan struct{}), over: make(chan struct{}), readers: 1}
 }
 
 // leave ends a reader's part in a flight.
@@ -109,6 +114,7 @@ func (s *Store) finish(f *flight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.finished = true
+	close(f.over)
 	s.remove(f)
 	s.settle(f)
 }
@@ -141,19 +147,7 @@ func (s *Store) fetch(ctx context.Context, f *flight) {
 		return
 	}
 	// The readers have it; newcomers join until it is in the tiers.
-	fill, cancel := context.WithTimeout(ctx, fillTimeout)
-	defer cancel()
-	for i := range at {
-		t := &s.uppers[i]
-		if !t.takes(f.d) || s.isGrounded(f) {
-			continue
-		}
-		err := put(fill, t.Store, f.d, f.data)
-		s.metrics.fill(t.Name, err)
-		if err != nil {
-			s.log.Debug("a blob was not put into a tier", "tier", t.Name, "digest", f.d, "error", err)
-		}
-	}
+	s.fillTiers(ctx, f, at)
 }
 
 // find reads a small blob, and returns the number of the tier that has it.
@@ -184,21 +178,13 @@ func read(ctx context.Context, o blob.Opener, d digest.Digest, trusted bool) ([]
 	if err != nil || trusted {
 		return data, err //nolint:wrapcheck // it says what was read
 	}
+	return verified(d, data)
+}
+
+// verified is data if it is d.
+func verified(d digest.Digest, data []byte) ([]byte, error) {
 	if got := digest.Of(d.Function(), data); got != d.Plain() {
 		return nil, fmt.Errorf("%w: the bytes have digest %s", blob.ErrCorrupt, got)
 	}
 	return data, nil
-}
-
-// put puts in bytes that were verified.
-func put(ctx context.Context, c blob.Creator, d digest.Digest, data []byte) error {
-	w, err := c.Create(ctx, d)
-	if err != nil {
-		return err //nolint:wrapcheck // the store's own
-	}
-	defer w.Close() //nolint:errcheck // after Commit there is nothing to lose, before it nothing to keep
-	if _, err := w.Write(data); err != nil {
-		return err //nolint:wrapcheck // the store's own
-	}
-	return w.Commit() //nolint:wrapcheck // the store's own
 }

@@ -29,6 +29,7 @@ var (
 	_ blob.Adopter      = local{}
 	_ blob.SpaceAdopter = local{}
 	_ blob.Auditor      = local{}
+	_ blob.Fetcher      = local{}
 )
 
 // local finds the first tier that has files.

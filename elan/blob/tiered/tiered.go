@@ -126,6 +126,8 @@ type Store struct {
 	memory    *semaphore.Weighted // bytes of small blobs being fetched
 	fills     *semaphore.Weighted // larger blobs being fetched
 
+	maxFillBytes int64
+
 	// mu guards flights, the blobs that are being fetched, and what each says
 	// that it guards.
 	mu      sync.Mutex
@@ -162,7 +164,7 @@ func New(ctx context.Context, o Options) (Closer, error) {
 		log:     o.Logger,
 		memory:  semaphore.NewWeighted(o.MaxFillBytes),
 		fills:   semaphore.NewWeighted(int64(o.MaxFills)),
-		flights: make(map[digest.Digest]*flight),
+		flights: make(map[digest.Digest]*flight), maxFillBytes: o.MaxFillBytes,
 	}
 	var err error
 	if s.metrics, err = newMetrics(o.Registerer); err != nil {

@@ -140,6 +140,10 @@ func (t *loaded) unseen(ds []*directory) (next []digest.Digest) {
 // fetch reads the Directories ds; a missing one is nil.
 func (b *Builder) fetch(ctx context.Context, ds []digest.Digest) ([]*directory, error) {
 	got := make([]*directory, len(ds))
+	gone, err := b.bring(ctx, ds)
+	if err != nil {
+		return nil, err
+	}
 	var group errgroup.Group
 	if b.local || len(ds) == 1 {
 		group.SetLimit(1)
@@ -147,7 +151,7 @@ func (b *Builder) fetch(ctx context.Context, ds []digest.Digest) ([]*directory, 
 		group.SetLimit(b.o.MaxFetches)
 	}
 	for i, d := range ds {
-		if got[i] = b.cache.get(d); got[i] != nil {
+		if got[i] = b.cache.get(d); got[i] != nil || gone[d] {
 			continue
 		}
 		read := func() (err error) {
@@ -163,6 +167,32 @@ func (b *Builder) fetch(ctx context.Context, ds []digest.Digest) ([]*directory, 
 		}
 	}
 	return got, group.Wait()
+}
+
+// bring has those of the Directories ds fetched that are not here, and returns which
+// are missing.
+func (b *Builder) bring(ctx context.Context, ds []digest.Digest) (gone map[digest.Digest]bool, err error) {
+	if b.fetcher == nil {
+		return nil, nil
+	}
+	wanted := make([]digest.Digest, 0, len(ds))
+	for _, d := range ds {
+		// What is too large is refused when it is read.
+		if d.Size() <= b.o.MaxDirectoryBytes && b.cache.get(d) == nil {
+			wanted = append(wanted, d)
+		}
+	}
+	missing, err := b.fetcher.Fetch(ctx, wanted)
+	if err != nil {
+		return nil, fmt.Errorf("fetch directories: %w", err)
+	}
+	if len(missing) > 0 {
+		gone = make(map[digest.Digest]bool, len(missing))
+		for _, d := range missing {
+			gone[d] = true
+		}
+	}
+	return gone, nil
 }
 
 // read reads one Directory; a missing one is nil.
@@ -199,9 +229,27 @@ func (b *Builder) missingWithFiles(ctx context.Context, t *loaded, missing []dig
 	return &blob.MissingError{Digests: unique(missing)}
 }
 
-// findFiles asks the store for all files at once, and returns a
-// *blob.MissingError if not all are there.
-func (b *Builder) findFiles(ctx context.Context, t *loaded) error {
+// haveFiles fetches the files that are not on the local disk, if the store can do
+// so, or else asks it whether it has all. It returns a *blob.MissingError if not.
+func (b *Builder) haveFiles(ctx context.Context, t *loaded) error {
+	switch {
+	case b.fetcher != nil:
+		missing, err := b.fetcher.Fetch(ctx, t.fileDigests())
+		if err != nil {
+			return fmt.Errorf("fetch the input files: %w", err)
+		}
+		if len(missing) > 0 {
+			return &blob.MissingError{Digests: missing}
+		}
+	case !b.local:
+		// One question for all of them, rather than one failure at a time.
+		return b.findFiles(ctx, t)
+	}
+	return nil
+}
+
+// fileDigests are those of all files, each once.
+func (t *loaded) fileDigests() []digest.Digest {
 	var ds []digest.Digest
 	add := func(d *directory) {
 		for _, f := range d.files {
@@ -216,10 +264,17 @@ func (b *Builder) findFiles(ctx context.Context, t *loaded) error {
 			add(d)
 		}
 	}
+	return unique(ds)
+}
+
+// findFiles asks the store for all files at once, and returns a
+// *blob.MissingError if not all are there.
+func (b *Builder) findFiles(ctx context.Context, t *loaded) error {
+	ds := t.fileDigests()
 	if len(ds) == 0 {
 		return nil
 	}
-	missing, err := b.o.Store.FindMissing(ctx, unique(ds))
+	missing, err := b.o.Store.FindMissing(ctx, ds)
 	if err != nil {
 		return fmt.Errorf("find the input files: %w", err)
 	}

@@ -5,7 +5,9 @@
 //
 // Where the store keeps blobs as files, inputs are hard links to them: nothing
 // is copied. An input must then be nothing that an action can change, for itself
-// only or for others, which is what LinkPolicy is about. Two equal files of one
+// only or for others, which is what LinkPolicy is about. Where such a store has part
+// of its blobs elsewhere (blob.Fetcher), it is asked for all that is missing at once:
+// for the Directories level by level, then for the files. Two equal files of one
 // input root are two inodes all the same: a rename of one link of an inode onto
 // another does nothing, by POSIX. Where the store is elsewhere, blobs are
 // fetched some at a time and copied.
@@ -84,6 +86,7 @@ type Builder struct {
 	o       Options
 	linker  blob.Linker  // nil: copy
 	auditor blob.Auditor // nil: no audits
+	fetcher blob.Fetcher // nil: Store is all on the local disk, or none of it
 	local   bool         // Store is on the local disk
 	cache   *cache
 }
@@ -108,6 +111,9 @@ func New(o Options) (*Builder, error) {
 	linker, isLinker := blob.As[blob.Linker](o.Store)
 	auditor, isAuditor := blob.As[blob.Auditor](o.Store)
 	b.local = isLinker
+	if isLinker {
+		b.fetcher, _ = blob.As[blob.Fetcher](o.Store)
+	}
 	switch {
 	case o.Policy == Link && isLinker:
 		b.linker = linker
@@ -172,11 +178,8 @@ func (b *Builder) build(ctx context.Context, req Request) (*Root, error) {
 	if t.files > 1 && b.linker != nil {
 		w.seen = make(map[link]struct{}, t.files)
 	}
-	if !b.local {
-		// One question for all of them, rather than one failure at a time.
-		if err := b.findFiles(ctx, t); err != nil {
-			return nil, err
-		}
+	if err := b.haveFiles(ctx, t); err != nil {
+		return nil, err
 	}
 	if err := w.directory(ctx, req.Dir, t.root); err != nil {
 		return nil, classify(err)

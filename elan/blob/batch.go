@@ -1,0 +1,92 @@
+package blob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mettle-build/mettle/elan/digest"
+)
+
+// What follows are abilities of stores that are a call away, over which many small
+// blobs travel by one call rather than by one each. They are found by type
+// assertion, or by ReadBatch and WriteBatch. Where a store, or one inside of it, has
+// them not, the error is errors.ErrUnsupported itself, and nothing was done.
+
+// singles is how many blobs ReadBatch and WriteBatch have under way where they go
+// one by one.
+const singles = 16
+
+// BatchReader reads many blobs by few calls.
+type BatchReader interface {
+	// ReadBatch reads ds, each of which is named once, and calls take once for
+	// each that it can tell of, with its number in ds: with its bytes, which are
+	// as many as it has, and not verified, or with the error. Take may be called
+	// by several goroutines at once, and keeps data. Those that take was not
+	// called for have failed with the error that is returned. The caller bounds
+	// how many bytes ds are in all: they may all be in memory at once.
+	ReadBatch(ctx context.Context, ds []digest.Digest, take func(i int, data []byte, err error)) error
+}
+
+// Bytes is a blob in memory.
+type Bytes struct {
+	Digest digest.Digest
+	Data   []byte
+}
+
+// BatchWriter writes many blobs by few calls.
+type BatchWriter interface {
+	// WriteBatch puts all of bs, each of which is there once, and whose bytes it
+	// neither verifies nor keeps. Where it fails some may be there.
+	WriteBatch(ctx context.Context, bs []Bytes) error
+}
+
+// Fetcher is a Linker that has not all of its blobs on the local disk.
+type Fetcher interface {
+	// Fetch brings those of ds to the local disk that are not there, by as few
+	// calls as it takes, so that what follows finds them at hand. It returns those
+	// that are nowhere, in no order. That a blob is fetched is no promise: where
+	// the disk has no room for it, for one, Link finds another way.
+	Fetch(ctx context.Context, ds []digest.Digest) (missing []digest.Digest, err error)
+}
+
+// ReadBatch is BatchReader's for every store: where o is none, some blobs at a
+// time are opened.
+func ReadBatch(ctx context.Context, o Opener, ds []digest.Digest, take func(i int, data []byte, err error)) error {
+	if b, ok := o.(BatchReader); ok {
+		if err := b.ReadBatch(ctx, ds, take); !errors.Is(err, errors.ErrUnsupported) {
+			return err //nolint:wrapcheck // the store's own
+		}
+	}
+	var group errgroup.Group
+	group.SetLimit(singles)
+	for i, d := range ds {
+		group.Go(func() error {
+			data, err := ReadAll(ctx, o, d, d.Size())
+			take(i, data, err)
+			return nil
+		})
+	}
+	return group.Wait() //nolint:wrapcheck // nil
+}
+
+// WriteBatch is BatchWriter's for every store: where c is none, some blobs at a
+// time are written.
+func WriteBatch(ctx context.Context, c Creator, bs []Bytes) error {
+	if b, ok := c.(BatchWriter); ok {
+		if err := b.WriteBatch(ctx, bs); !errors.Is(err, errors.ErrUnsupported) {
+			return err //nolint:wrapcheck // the store's own
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(singles)
+	for _, b := range bs {
+		group.Go(func() error { return WriteBytes(ctx, c, b.Digest, b.Data) })
+	}
+	if err := group.Wait(); err != nil {
+		return fmt.Errorf("write %d blobs: %w", len(bs), err)
+	}
+	return nil
+}

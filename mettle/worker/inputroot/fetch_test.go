@@ -1,0 +1,379 @@
+//go:build linux
+
+package inputroot_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/blobtest"
+	"github.com/mettle-build/mettle/elan/blob/file"
+	"github.com/mettle-build/mettle/elan/blob/instances"
+	"github.com/mettle-build/mettle/elan/blob/mem"
+	"github.com/mettle-build/mettle/elan/blob/retry"
+	"github.com/mettle-build/mettle/elan/blob/tiered"
+	"github.com/mettle-build/mettle/elan/client"
+	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/rpc"
+	"github.com/mettle-build/mettle/mettle/worker/inputroot"
+)
+
+const away = "some/instance"
+
+// network is an elan that is a call away, whose calls are counted, and can be made
+// slow or wrong.
+type network struct {
+	store blob.Store // the server's
+	conn  *grpc.ClientConn
+	delay time.Duration
+	spoil func(*repb.BatchReadBlobsResponse) // what came; nil: it is left alone
+
+	mu    sync.Mutex
+	calls map[string]int // by method
+}
+
+func newNetwork(t testing.TB, o rpc.Options) *network {
+	t.Helper()
+	store, err := mem.New(mem.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &network{store: store, calls: map[string]int{}}
+	if o.Actions, err = action.New(action.Options{Store: store, Entries: store}); err != nil {
+		t.Fatal(err)
+	}
+	o.Store = store
+	g := grpc.NewServer()
+	if err := rpc.Register(g, o); err != nil {
+		t.Fatal(err)
+	}
+	l := bufconn.Listen(1 << 20)
+	done := make(chan error)
+	go func() { done <- g.Serve(l) }()
+	n.conn, err = grpc.NewClient("passthrough:bufconn",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUnaryInterceptor(n.unary), grpc.WithStreamInterceptor(n.stream),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = n.conn.Close()
+		g.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+func (n *network) call(method string) {
+	n.mu.Lock()
+	n.calls[method[strings.LastIndexByte(method, '/')+1:]]++
+	n.mu.Unlock()
+	time.Sleep(n.delay)
+}
+
+func (n *network) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	n.call(method)
+	err := invoke(ctx, method, req, reply, conn, opts...)
+	if r, ok := reply.(*repb.BatchReadBlobsResponse); ok && n.spoil != nil {
+		n.spoil(r)
+	}
+	return err
+}
+
+func (n *network) stream(ctx context.Context, d *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	n.call(method)
+	return open(ctx, d, conn, method, opts...)
+}
+
+// counted are the calls since it was last asked.
+func (n *network) counted() map[string]int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	defer func() { n.calls = map[string]int{} }()
+	return n.calls
+}
+
+// cached is the network as a worker has it: with a directory in front.
+func (n *network) cached(t testing.TB) blob.Store {
+	t.Helper()
+	patient, err := retry.New(retry.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remote, err := client.NewInstances(client.Options{Conn: n.conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remote.Of(away)
+	cache, err := file.New(file.Options{Dir: filepath.Join(t.TempDir(), "cache"), MinFreeBytes: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cache.Close() })
+	tiers, err := tiered.New(t.Context(), tiered.Options{
+		Tiers: []tiered.Tier{{Name: "cache", Store: cache}, {Name: "storage", Store: patient.Store(remote)}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tiers.Close() })
+	return instances.Over(tiers).Of(away)
+}
+
+// oneByOne is a store without blob.Fetcher.
+type oneByOne struct {
+	blob.Store
+	blob.Linker
+	blob.Auditor
+}
+
+func withoutFetch(s blob.Store) blob.Store {
+	return oneByOne{s, s.(blob.Linker), s.(blob.Auditor)}
+}
+
+// thousand puts an input root of 1,000 small files in 50 directories, three
+// levels deep, into a store.
+func thousand(t testing.TB, s blob.Store) (root digest.Digest, files []digest.Digest) {
+	t.Helper()
+	put := func(dir *repb.Directory) *repb.Digest {
+		d, err := blob.PutMessage(t.Context(), s, digest.SHA256, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Proto()
+	}
+	top := &repb.Directory{}
+	for i := range 5 {
+		middle := &repb.Directory{}
+		for j := range 10 {
+			leaf := &repb.Directory{}
+			for k := range 20 {
+				d, err := blob.PutBytes(t.Context(), s, digest.SHA256, fmt.Appendf(nil, "%d %d %d %1000d", i, j, k, k))
+				if err != nil {
+					t.Fatal(err)
+				}
+				files = append(files, d)
+				leaf.Files = append(leaf.Files, &repb.FileNode{Name: fmt.Sprintf("f%02d", k), Digest: d.Proto()})
+			}
+			middle.Directories = append(middle.Directories, &repb.DirectoryNode{Name: fmt.Sprintf("d%d", j), Digest: put(leaf)})
+		}
+		top.Directories = append(top.Directories, &repb.DirectoryNode{Name: fmt.Sprintf("d%d", i), Digest: put(middle)})
+	}
+	d, err := digest.FromProto(digest.SHA256, put(top))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, files
+}
+
+// What travels one by one is a call each; together it is a few.
+func TestBuild_calls(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		hide func(blob.Store) blob.Store
+		want map[string]int
+	}{
+		{name: "one by one", hide: withoutFetch, want: map[string]int{"Read": 1056}},
+		{name: "batches", hide: func(s blob.Store) blob.Store { return s }, want: map[string]int{"GetCapabilities": 1, "BatchReadBlobs": 4}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNetwork(t, rpc.Options{})
+			root, _ := thousand(t, n.store)
+			f := newFixture(t, tc.hide(n.cached(t)), inputroot.Options{Policy: inputroot.Link})
+			if _, err := f.build(t, root.Proto()); err != nil {
+				t.Fatal(err)
+			}
+			if got := n.counted(); !maps.Equal(got, tc.want) {
+				t.Errorf("calls %v, want %v", got, tc.want)
+			}
+			got, err := os.ReadFile(filepath.Join(f.dir, "d4", "d9", "f19"))
+			if want := fmt.Sprintf("4 9 19 %1000d", 19); err != nil || string(got) != want {
+				t.Errorf("a file has %d bytes, %v, want %d", len(got), err, len(want))
+			}
+			// Again, with all at hand.
+			if err := inputroot.Remove(f.dir); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.build(t, root.Proto()); err != nil {
+				t.Fatal(err)
+			}
+			if got := n.counted(); len(got) > 0 {
+				t.Errorf("calls for what is there: %v", got)
+			}
+		})
+	}
+}
+
+// A server that takes little at once is asked more often, and by streams for what is
+// more than that.
+func TestBuild_small_batches(t *testing.T) {
+	n := newNetwork(t, rpc.Options{MaxBatchBytes: 1500})
+	f := newFixture(t, n.cached(t), inputroot.Options{Policy: inputroot.Link})
+	dir := &repb.Directory{}
+	for i, size := range []int{700, 700, 700, 700, 1500, 1501, 3 << 20} {
+		d, err := blob.PutBytes(t.Context(), n.store, digest.SHA256, blobtest.Random(uint64(i), size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir.Files = append(dir.Files, &repb.FileNode{Name: fmt.Sprint(i), Digest: d.Proto()})
+	}
+	root, err := blob.PutMessage(t.Context(), n.store, digest.SHA256, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.build(t, root.Proto()); err != nil {
+		t.Fatal(err)
+	}
+	// The Directory, 700 + 700 twice, and 1500; then 1501 and 3 MiB.
+	if got, want := n.counted(), map[string]int{"GetCapabilities": 1, "BatchReadBlobs": 4, "Read": 2}; !maps.Equal(got, want) {
+		t.Errorf("calls %v, want %v", got, want)
+	}
+}
+
+func TestBuild_missing_in_a_batch(t *testing.T) {
+	n := newNetwork(t, rpc.Options{})
+	root, files := thousand(t, n.store)
+	gone := []digest.Digest{files[3], files[700]}
+	for _, d := range gone {
+		if err := n.store.(blob.Remover).Remove(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := newFixture(t, n.cached(t), inputroot.Options{Policy: inputroot.Link})
+	_, err := f.build(t, root.Proto())
+	var missing *blob.MissingError
+	if !errors.As(err, &missing) {
+		t.Fatalf("error %v, want a MissingError", err)
+	}
+	byHash := func(a, b digest.Digest) int { return strings.Compare(a.Hash(), b.Hash()) }
+	slices.SortFunc(missing.Digests, byHash)
+	slices.SortFunc(gone, byHash)
+	if !slices.Equal(missing.Digests, gone) {
+		t.Errorf("missing %v, want %v", missing.Digests, gone)
+	}
+}
+
+func TestBuild_corrupt_in_a_batch(t *testing.T) {
+	for name, spoil := range map[string]func(*repb.BatchReadBlobsResponse_Response){
+		"other bytes": func(r *repb.BatchReadBlobsResponse_Response) { r.Data[0] ^= 1 },
+		"fewer bytes": func(r *repb.BatchReadBlobsResponse_Response) { r.Data = r.Data[1:] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNetwork(t, rpc.Options{})
+			root, files := thousand(t, n.store)
+			n.spoil = func(resp *repb.BatchReadBlobsResponse) {
+				for _, r := range resp.Responses {
+					if r.Digest.Hash == files[500].Hash() {
+						spoil(r)
+					}
+				}
+			}
+			cached := n.cached(t)
+			f := newFixture(t, cached, inputroot.Options{Policy: inputroot.Link})
+			if _, err := f.build(t, root.Proto()); !errors.Is(err, blob.ErrCorrupt) || !strings.Contains(err.Error(), files[500].Hash()) {
+				t.Errorf("error %v, want ErrCorrupt and the blob's name", err)
+			}
+			// It was not kept: sound bytes are fetched once more.
+			n.spoil = nil
+			if err := inputroot.Remove(f.dir); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.build(t, root.Proto()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Slots that want the same at the same time fetch it once.
+func TestBuild_slots_together(t *testing.T) {
+	n := newNetwork(t, rpc.Options{})
+	root, _ := thousand(t, n.store)
+	var mu sync.Mutex
+	came := map[string]int{} // by hash
+	n.spoil = func(resp *repb.BatchReadBlobsResponse) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, r := range resp.Responses {
+			came[r.Digest.Hash]++
+		}
+	}
+	f := newFixture(t, n.cached(t), inputroot.Options{Policy: inputroot.Link})
+	var slots errgroup.Group
+	for i := range 4 {
+		dir := fmt.Sprint(f.dir, i)
+		t.Cleanup(func() { _ = inputroot.Remove(dir) })
+		slots.Go(func() error {
+			_, err := f.builder.Build(t.Context(), inputroot.Request{Dir: dir, Digest: root})
+			return err
+		})
+	}
+	if err := slots.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if len(came) != 1056 {
+		t.Errorf("%d blobs came in batches, want 1056", len(came))
+	}
+	for hash, times := range came {
+		if times != 1 {
+			t.Errorf("blob %s came %d times", hash, times)
+		}
+	}
+}
+
+// BenchmarkColdRoot builds an input root of 1,000 files that a cache does not have,
+// from a server whose calls take 2 ms and more, without batches and with them in
+// turn. The figures are medians.
+func BenchmarkColdRoot(b *testing.B) {
+	n := newNetwork(b, rpc.Options{})
+	n.delay = 2 * time.Millisecond
+	root, _ := thousand(b, n.store)
+	once := func(hide func(blob.Store) blob.Store) (cold, warm time.Duration) {
+		f := newFixture(b, hide(n.cached(b)), inputroot.Options{Policy: inputroot.Link})
+		start := time.Now()
+		if _, err := f.build(b, root.Proto()); err != nil {
+			b.Fatal(err)
+		}
+		cold = time.Since(start)
+		if err := inputroot.Remove(f.dir); err != nil {
+			b.Fatal(err)
+		}
+		start = time.Now()
+		if _, err := f.build(b, root.Proto()); err != nil {
+			b.Fatal(err)
+		}
+		return cold, time.Since(start)
+	}
+	took := map[string][]time.Duration{}
+	for b.Loop() {
+		cold, warm := once(withoutFetch)
+		took["one-by-one-ms"], took["one-by-one-warm-ms"] = append(took["one-by-one-ms"], cold), append(took["one-by-one-warm-ms"], warm)
+		cold, warm = once(func(s blob.Store) blob.Store { return s })
+		took["batches-ms"], took["batches-warm-ms"] = append(took["batches-ms"], cold), append(took["batches-warm-ms"], warm)
+	}
+	for name, t := range took {
+		slices.Sort(t)
+		b.ReportMetric(float64(t[len(t)/2].Microseconds())/1000, name)
+	}
+}
