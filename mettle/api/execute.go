@@ -35,10 +35,11 @@ type call struct {
 	hints  hints
 	// metadata is the part of the operations' metadata that never changes.
 	metadata []byte
-	kind     history.Key // of its action
-	resumed  bool        // it is a WaitExecution, or begins anew
-	ours     bool        // it is the one that began the operation
-	sent     bool        // the client has had a message
+	kind     history.Key     // of its action
+	resumed  bool            // it is a WaitExecution, or begins anew
+	ours     bool            // it is the one that began the operation
+	joined   *operation.Wait // for what begin has joined last
+	sent     bool            // the client has had a message
 	outcome  outcome
 	quit     atomic.Bool // it was cancelled before it was begun
 	tookOver time.Time   // when it last said so to the other API servers
@@ -253,13 +254,23 @@ func (c *call) answer(a answer) error {
 	return c.send(&operation.Snapshot{Stage: operation.Completed, Response: a.response})
 }
 
-// beginSafely is begin. A panic there, which is not in the handler's own
-// goroutine, ends this call alone.
+// errPanic is the end of a call in which something was broken.
+var errPanic = errors.New("internal error")
+
+// beginSafely is begin. A panic there ends this call, and those that wait for the
+// operation that it was to begin, and nothing else.
 func (s *Server) beginSafely(ctx context.Context, c *call) (a answer) {
+	c.joined = nil
 	defer func() {
 		if r := recover(); r != nil {
 			s.log.ErrorContext(ctx, "panic in a call", "operation", c.text, "panic", r, "stack", string(debug.Stack()))
-			a = answer{err: errors.New("internal error")}
+			if w := c.joined; w != nil {
+				if c.ours {
+					s.ops.Published(w, errPanic)
+				}
+				s.ops.Leave(w)
+			}
+			a = answer{err: errPanic}
 		}
 	}()
 	return s.begin(ctx, c)
@@ -284,6 +295,7 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 		return answer{err: operation.ErrCancelled}
 	}
 	w, created := s.ops.Join(c.name, merge)
+	c.joined, c.ours = w, created
 	if created {
 		job.Operation = w.Job() // the same words, which thus are in memory once
 		s.ops.Assign(w, job.GetPool())
@@ -292,7 +304,6 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 	} else if u := urgencyOf(job); s.ops.Raise(w, u) {
 		s.raise(ctx, w, u)
 	}
-	c.ours = created
 	return answer{wait: w}
 }
 

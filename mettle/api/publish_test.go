@@ -11,6 +11,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/grpc/codes"
 
+	"github.com/mettle-build/mettle/mettle/api"
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
@@ -162,4 +163,29 @@ func TestExecute_brokerIsNotWaitedFor(t *testing.T) {
 			})
 		})
 	}
+}
+
+// explodes is a broker that panics once.
+type explodes struct {
+	*jobs
+	once sync.Once
+}
+
+func (e *explodes) Publish(ctx context.Context, job *queuepb.Job) error {
+	e.once.Do(func() { panic("the broker is broken") })
+	return e.jobs.Publish(ctx, job)
+}
+
+// A panic while an operation is begun leaves none behind for others to wait for.
+func TestExecute_publishPanics(t *testing.T) {
+	inBubble(t, func(_ *testing.T, b *bench) {
+		b.stop()
+		b.start(func(o *api.Options) { o.Jobs = &explodes{jobs: b.jobs} })
+		d := b.store.action("a")
+		b.executeAction(d).err(codes.Internal)
+		w := b.executeAction(d)
+		w.want(repb.ExecutionStage_QUEUED)
+		b.complete(b.lease(), exit(3))
+		w.response()
+	})
 }
