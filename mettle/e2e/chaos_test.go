@@ -45,10 +45,15 @@ const cityLease = 10 * time.Second
 
 func overNATS(t *testing.T) (meeting, *server) {
 	t.Helper()
+	return overNATSWith(t, cityLease)
+}
+
+func overNATSWith(t *testing.T, lease time.Duration) (meeting, *server) {
+	t.Helper()
 	s := newNATS(t)
 	s.Start()
 	return meeting{s.Addr(), func(addr string) (string, []string) {
-		return "nats://" + addr + "/city?lease=" + cityLease.String(), nil
+		return "nats://" + addr + "/city?lease=" + lease.String(), nil
 	}}, s
 }
 

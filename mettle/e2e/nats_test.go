@@ -81,7 +81,26 @@ func newNATSCluster(t *testing.T) natsCluster {
 	for _, s := range c {
 		s.Start()
 	}
+	js, closeIt := c.jetStream(t)
+	defer closeIt()
+	awaitNews(t, func() bool {
+		_, err := js.AccountInfo(t.Context())
+		return err == nil
+	}, "the cluster elects nobody")
 	return c
+}
+
+// jetStream is a client of the cluster.
+func (c natsCluster) jetStream(t *testing.T) (js jetstream.JetStream, closeIt func()) {
+	t.Helper()
+	nc, err := natsgo.Connect("nats://" + strings.ReplaceAll(c.addrs(), ",", ",nats://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if js, err = jetstream.New(nc); err != nil {
+		t.Fatal(err)
+	}
+	return js, nc.Close
 }
 
 // addrs is where clients find the cluster.
@@ -96,15 +115,8 @@ func (c natsCluster) addrs() string {
 // leader is the server that leads a stream.
 func (c natsCluster) leader(ctx context.Context, t *testing.T, stream string) *server {
 	t.Helper()
-	nc, err := natsgo.Connect("nats://" + strings.ReplaceAll(c.addrs(), ",", ",nats://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js, closeIt := c.jetStream(t)
+	defer closeIt()
 	var leads *server
 	awaitNews(t, func() bool {
 		s, err := js.Stream(ctx, stream)

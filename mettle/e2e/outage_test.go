@@ -13,7 +13,11 @@ import (
 // build, and has each thing that it stands on go away for a while. Nothing fails,
 // and no action runs twice because of it.
 func TestFleet_rolling(t *testing.T) {
-	c := newCity(t, overNATS)
+	c := newCity(t, func(t *testing.T) (meeting, *server) {
+		t.Helper()
+		// The lease of a worker that this machine keeps waiting is not to lapse.
+		return overNATSWith(t, time.Minute)
+	})
 	l := layers{Depth: 6, Width: 30, Pause: 3, SlowPause: 50, SlowEvery: 25, LargeEvery: 20, Salt: fmt.Sprint("rolling", rand.Uint64()), Marks: c.marks} //nolint:gosec // no secret
 	b := newBazel(t)
 	l.write(b)
