@@ -217,7 +217,7 @@ func freePort(t *testing.T) int {
 			t.Fatal(err)
 		}
 		port := l.Addr().(*net.TCPAddr).Port
-		l.Close() //nolint:errcheck // nothing was sent
+		_ = l.Close()
 		if _, given := givenPorts.LoadOrStore(port, true); !given {
 			return port
 		}
