@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"time"
 
@@ -30,8 +31,7 @@ func (q *Queue) dialer() (natsgo.Options, error) {
 	// Also where it is refused, time and again: a broker that is restarted may know
 	// us again soon, and credentials that are renewed are read then.
 	d.IgnoreAuthErrorAbort = true
-	d.ReconnectWait = min(250*time.Millisecond, q.opts.Timeout/4)
-	d.ReconnectJitter = d.ReconnectWait
+	d.CustomReconnectDelayCB = q.reconnectDelay
 	// A call that fails is tried again by us while its caller waits. What was
 	// buffered would go out after the caller has been told that it failed.
 	d.ReconnectBufSize = -1
@@ -65,6 +65,20 @@ func (q *Queue) dialer() (natsgo.Options, error) {
 		}
 	}
 	return d, nil
+}
+
+// Reconnecting waits at first for as long as a server takes to restart, and in the
+// end so long that twenty thousand processes are no load for one that is coming back.
+const (
+	firstReconnect = 500 * time.Millisecond
+	lastReconnect  = 2 * time.Second
+)
+
+// reconnectDelay is the wait after all servers have been tried for the n-th time,
+// from 1: up to half of it is by chance.
+func (q *Queue) reconnectDelay(n int) time.Duration {
+	d := min(firstReconnect<<min(max(n-1, 0), 8), lastReconnect, q.opts.Timeout/2)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // it spreads load and is no secret
 }
 
 // secure has connections be by TLS, where certificates are named. They are read

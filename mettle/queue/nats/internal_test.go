@@ -88,3 +88,31 @@ func TestQueue_clocksDiffer(t *testing.T) {
 		})
 	}
 }
+
+// A broker that stays away, or refuses all, is asked less and less often, and never
+// by all at once.
+func TestQueue_reconnectDelay(t *testing.T) {
+	t.Parallel()
+	q := &Queue{opts: Options{}.withDefaults()}
+	for _, tc := range []struct {
+		n           int
+		least, most time.Duration
+	}{
+		{1, firstReconnect / 2, firstReconnect},
+		{2, firstReconnect, 2 * firstReconnect},
+		{5, lastReconnect / 2, lastReconnect},
+		{1 << 30, lastReconnect / 2, lastReconnect},
+	} {
+		seen := map[time.Duration]bool{}
+		for range 100 {
+			d := q.reconnectDelay(tc.n)
+			seen[d] = true
+			if d < tc.least || d > tc.most {
+				t.Errorf("after %d tries it waits %v, want %v to %v", tc.n, d, tc.least, tc.most)
+			}
+		}
+		if len(seen) < 10 {
+			t.Errorf("after %d tries there are %d different waits in a hundred", tc.n, len(seen))
+		}
+	}
+}
