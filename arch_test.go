@@ -66,7 +66,7 @@ var arrows = map[string][]string{
 	"mettle/queue/pubsub/...":  {"mettle/queue", "proto/..."},
 	"mettle/queue/open":        {"mettle/queue/...", "proto/..."},
 	"mettle/worker/runner":     {},
-	"mettle/worker/runner/...": {"mettle/worker/runner"},
+	"mettle/worker/runner/...": {"mettle/worker/runner", "mettle/worker/runner/helper"}, // ways of running, and their suite
 	"mettle/queue/pubsub/pubsubtest/...": {
 		"mettle/queue/pubsub/pubsubtest",
 	},

@@ -1,6 +1,6 @@
 // Package runner is the contract for running one command: what it gets, and
 // what is known of it afterwards. The ways of running are in the folders beside
-// this file (bare now, a sandbox later).
+// this file: bare and sandbox, by one helper, and one suite for both.
 package runner
 
 import (
@@ -16,7 +16,8 @@ type Spec struct {
 	Args []string
 	// Env is the whole environment, as KEY=value.
 	Env []string
-	// Root is the action's own directory, which holds Dir.
+	// Root is the action's own directory, which holds Dir. A runner may show it
+	// to the command at another path.
 	Root string
 	// Dir is the working directory.
 	Dir string

@@ -15,27 +15,32 @@ import (
 
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
+	"github.com/mettle-build/mettle/mettle/worker/runner/runnertest"
 )
 
 // helper finds the helper of the Runner: it is the parent of the shell that asks.
-func (b *bench) helper(t *testing.T) int {
+func helperOf(t *testing.T, b *runnertest.Bench) int {
 	t.Helper()
-	b.run(t, "sh", "-c", "echo $PPID")
-	return atoi(t, strings.TrimSpace(b.stdout(t)))
+	b.Do(t, "sh", "-c", "echo $PPID")
+	pid, err := strconv.Atoi(strings.TrimSpace(b.StdoutText(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
 }
 
 // A helper that is slow to wake reads the command and the word to kill it at
 // once, and must heed both.
 func TestRunner_Run_killedBeforeTheHelperLooked(t *testing.T) {
-	b := newBench(t)
-	pid := b.helper(t)
+	b := subject().NewBench(t)
+	pid := helperOf(t, b)
 	stop(t, pid)
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(100*time.Millisecond, cancel)
 	time.AfterFunc(200*time.Millisecond, func() { _ = unix.Kill(pid, unix.SIGCONT) })
 	start := time.Now()
-	b.spec.Args = []string{"sleep", "20"}
-	if _, err := b.Run(ctx, b.spec); !errors.Is(err, context.Canceled) {
+	b.Spec.Args = []string{"sleep", "20"}
+	if _, err := b.Run(ctx, b.Spec); !errors.Is(err, context.Canceled) {
 		t.Errorf("Run: %v, want %v", err, context.Canceled)
 	}
 	if d := time.Since(start); d > 10*time.Second {
@@ -49,15 +54,18 @@ func stop(t *testing.T, pid int) {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, func() bool {
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
 		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-		return err == nil && strings.Contains(string(stat), ") T ")
-	})
+		if err == nil && strings.Contains(string(stat), ") T ") {
+			return
+		}
+	}
+	t.Fatal("it does not stop")
 }
 
 // A command that is the helper's own user can stop it.
 func TestRunner_Run_stoppedHelper(t *testing.T) {
-	b := newBench(t)
+	b := subject().NewBench(t)
 	r, err := bare.New(bare.Options{KillTimeout: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -65,10 +73,10 @@ func TestRunner_Run_stoppedHelper(t *testing.T) {
 	defer r.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	b.spec.Args = []string{"sh", "-c", "kill -STOP $PPID"}
+	b.Spec.Args = []string{"sh", "-c", "kill -STOP $PPID"}
 	ended := make(chan error, 1)
 	go func() {
-		_, err := r.Run(ctx, b.spec)
+		_, err := r.Run(ctx, b.Spec)
 		ended <- err
 	}()
 	select {
@@ -79,17 +87,8 @@ func TestRunner_Run_stoppedHelper(t *testing.T) {
 	case <-time.After(15 * time.Second):
 		t.Fatal("Run did not end after its context had")
 	}
-	b.spec.Args = []string{"true"}
-	if _, err := r.Run(t.Context(), b.spec); err != nil {
+	b.Spec.Args = []string{"true"}
+	if _, err := r.Run(t.Context(), b.Spec); err != nil {
 		t.Errorf("Run after that: %v", err)
-	}
-}
-
-// Programs open /dev/stdout and /dev/stderr as they would any file.
-func TestRunner_Run_reopensOutput(t *testing.T) {
-	b := newBench(t)
-	res := b.run(t, "sh", "-c", "echo out >>/dev/stdout; echo err >>/dev/stderr; echo more | tee -a /dev/stderr >/dev/null")
-	if res.ExitCode != 0 || b.stdout(t) != "out\n" || b.stderr(t) != "err\nmore\n" {
-		t.Errorf("exit code %d, stdout %q, stderr %q", res.ExitCode, b.stdout(t), b.stderr(t))
 	}
 }

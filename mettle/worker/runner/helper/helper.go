@@ -1,6 +1,6 @@
 //go:build linux
 
-package bare
+package helper
 
 import (
 	"encoding/binary"
@@ -16,28 +16,48 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mettle-build/mettle/mettle/worker/runner"
 )
 
-// What this program is called when it is not itself.
-const (
-	selfExe    = "/proc/self/exe"
-	helperName = "mettle-bare-helper"
-	probeName  = "mettle-bare-probe"
-)
-
-// IsHelper reports whether this process was started by this package. If so, all
-// that it does is HelperMain.
-func IsHelper() bool {
-	return len(os.Args) == 4 && os.Args[0] == helperName || isProbe()
+// Is reports whether this process is a helper of that name. If so, all that it
+// does is Main. It also reports whether it is the command of a Probe.
+func Is(name string) bool {
+	return len(os.Args) == helperArgs && os.Args[0] == name || isProbe()
 }
+
+// helperArgs is the number of a helper's arguments: its name, user, group, time
+// to kill, and Config.
+const helperArgs = 5
+
+// What Probe runs.
+const (
+	selfExe   = "/proc/self/exe"
+	probeName = "mettle-probe"
+)
 
 func isProbe() bool {
 	return len(os.Args) == 3 && os.Args[0] == selfExe && os.Args[1] == probeName
 }
 
-// HelperMain is the main of a process for which IsHelper is true. It returns
-// its exit code.
-func HelperMain() int {
+// A Setting is where commands run, as the helper makes it. It is used by the
+// helper's one goroutine, which is locked to its thread.
+type Setting interface {
+	// Enter is called once, before anything else, with Options.Config.
+	Enter(config string, user User) error
+	// Prepare readies the place for one command: it may change Root and Dir to
+	// what the command is to see. Whatever was run before has ended.
+	Prepare(spec *runner.Spec) error
+	// OpenDir opens a directory of the host's file system, by its absolute
+	// path, with O_PATH.
+	OpenDir(path string) (fd int, err error)
+	// KillAll kills, once, all processes that commands can have left, and
+	// reports whether it can do that.
+	KillAll() bool
+}
+
+// Main is the main of a process for which Is is true. It returns its exit code.
+func Main(s Setting) int {
 	if isProbe() {
 		return probeMain(os.Args[2])
 	}
@@ -48,12 +68,12 @@ func HelperMain() int {
 	// which drains. Caught signals are the default ones again in a command;
 	// ignored ones would stay ignored.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-	h := &helper{conn: 3, hello: reply{}}
+	h := &helper{conn: 3, setting: s}
 	if err := h.setUp(os.Args[1:]); err != nil {
 		h.hello = reply{outcome: outcomeFailed, message: err.Error()}
 	}
 	if err := h.serve(); err != nil && !errors.Is(err, io.EOF) {
-		fmt.Fprintf(os.Stderr, "%s %d: %v\n", helperName, os.Getpid(), err)
+		fmt.Fprintf(os.Stderr, "%s %d: %v\n", os.Args[0], os.Getpid(), err)
 		return 1
 	}
 	return 0
@@ -63,6 +83,7 @@ func HelperMain() int {
 // but its socket and its children.
 type helper struct {
 	conn        int // the socket
+	setting     Setting
 	hello       reply
 	killTimeout time.Duration
 	uid         int // as which commands run; -1: that of the helper
@@ -91,6 +112,9 @@ func (h *helper) setUp(args []string) error {
 	// The socket, and what the worker was given by whoever started it.
 	if err := unix.CloseRange(uint(h.conn), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		unix.CloseOnExec(h.conn) // a kernel before 5.11
+	}
+	if err := h.setting.Enter(args[3], User{Set: h.uid >= 0, UID: h.uid, GID: gid}); err != nil {
+		return err
 	}
 	if h.devNull, err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open %s: %w", os.DevNull, err)

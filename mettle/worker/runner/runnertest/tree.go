@@ -1,6 +1,6 @@
 //go:build linux
 
-package bare_test
+package runnertest
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,7 +17,7 @@ import (
 	"time"
 
 	"github.com/mettle-build/mettle/mettle/worker/runner"
-	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
+	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
 )
 
 // survivors are commands that try to outlive themselves. Each writes its
@@ -35,72 +36,86 @@ func survivors() map[string]string {
 	}
 }
 
-func TestRunner_Run_leavesNothing(t *testing.T) {
+func (s Subject) leavesNothing(t *testing.T) {
 	for name, script := range survivors() {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
-			if res := b.run(t, "sh", "-c", script); res.ExitCode != 0 || b.stdout(t) != "ready\n" {
-				t.Fatalf("exit code %d, stdout %q, stderr %q", res.ExitCode, b.stdout(t), b.stderr(t))
+			b := s.NewBench(t)
+			if res := b.Do(t, "sh", "-c", script); res.ExitCode != 0 || b.StdoutText(t) != "ready\n" {
+				t.Fatalf("exit code %d, stdout %q, stderr %q", res.ExitCode, b.StdoutText(t), b.StderrText(t))
 			}
-			wantDead(t, b.dir)
-			if res := b.run(t, "true"); res.ExitCode != 0 {
+			b.WantDead(t)
+			if res := b.Do(t, "true"); res.ExitCode != 0 {
 				t.Errorf("the next command has exit code %d", res.ExitCode)
 			}
 		})
 	}
 }
 
-// wantDead checks that the processes in the file pids have ended, and that no
-// process is in dir.
-func wantDead(t *testing.T, dir string) {
+// WantDead checks that a command wrote the ids of processes, and that no process
+// of it is left.
+func (b *Bench) WantDead(t testing.TB) {
 	t.Helper()
-	pids := strings.Fields(read(t, filepath.Join(dir, "pids")))
-	if len(pids) == 0 {
+	if len(strings.Fields(read(t, filepath.Join(b.Dir, "pids")))) == 0 {
 		t.Error("the command wrote no process ids")
 	}
-	for _, pid := range pids {
-		if wd, err := os.Readlink("/proc/" + pid + "/cwd"); err == nil && wd == dir {
-			t.Errorf("process %s is alive", pid)
-		}
-	}
-	if left := processesIn(dir); len(left) > 0 {
-		t.Errorf("processes %v are alive in %s", left, dir)
+	if left := Marked(b.Dir); len(left) > 0 {
+		t.Errorf("processes %v are alive", left)
 	}
 }
 
-func processesIn(dir string) (pids []string) {
-	all, _ := filepath.Glob("/proc/[0-9]*/cwd")
-	for _, link := range all {
-		if wd, err := os.Readlink(link); err == nil && strings.HasPrefix(wd, dir) {
-			pids = append(pids, strings.Split(link, "/")[2])
+// Marked lists the processes, by the numbers that this process sees, of commands
+// whose root is dir or in it.
+func Marked(dir string) (pids []string) {
+	all, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, file := range all {
+		if env, err := os.ReadFile(file); err == nil && strings.Contains("\x00"+string(env), "\x00"+markEnv+dir) {
+			pids = append(pids, strings.Split(file, "/")[2])
 		}
 	}
 	return pids
 }
 
-func TestRunner_Run_cancelKillsTheTree(t *testing.T) {
+// helperOf is the process that started those marked: the parent that is not.
+func helperOf(t testing.TB, dir string) int {
+	t.Helper()
+	pids := Marked(dir)
+	for _, pid := range pids {
+		stat, err := os.ReadFile("/proc/" + pid + "/stat")
+		if err != nil {
+			continue
+		}
+		parent := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[1]
+		if !slices.Contains(pids, parent) {
+			return atoi(t, parent)
+		}
+	}
+	t.Errorf("processes %v have no helper", pids)
+	return 0
+}
+
+func (s Subject) cancelKillsTheTree(t *testing.T) {
 	errStop := errors.New("stop")
 	for name, script := range survivors() {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
+			b := s.NewBench(t)
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
-			b.spec.Args = []string{"sh", "-c", script + "; mkfifo p; exec cat p"}
+			b.Spec.Args = []string{"sh", "-c", script + "; mkfifo p; exec cat p"}
 			var wg sync.WaitGroup
 			wg.Go(func() {
-				waitFor(t, func() bool { return sizeOf(b.spec.Stdout) > 0 })
+				waitFor(t, func() bool { return sizeOf(b.Spec.Stdout) > 0 })
 				cancel(errStop)
 			})
-			res, err := b.Run(ctx, b.spec)
+			res, err := b.Run(ctx, b.Spec)
 			wg.Wait()
 			if !errors.Is(err, errStop) {
 				t.Errorf("Run: %v, want the cause of the cancellation", err)
 			}
-			if res.ExitCode != 137 || res.StdoutBytes != 6 || b.stdout(t) != "ready\n" {
-				t.Errorf("exit code %d, stdout %q, want 137 and what was printed", res.ExitCode, b.stdout(t))
+			if res.ExitCode != 137 || res.StdoutBytes != 6 || b.StdoutText(t) != "ready\n" {
+				t.Errorf("exit code %d, stdout %q, want 137 and what was printed", res.ExitCode, b.StdoutText(t))
 			}
-			wantDead(t, b.dir)
-			if res := b.run(t, "true"); res.ExitCode != 0 {
+			b.WantDead(t)
+			if res := b.Do(t, "true"); res.ExitCode != 0 {
 				t.Errorf("the next command has exit code %d", res.ExitCode)
 			}
 		})
@@ -115,7 +130,7 @@ func sizeOf(file string) int64 {
 }
 
 // waitFor waits for something that only another process can tell by its effect.
-func waitFor(t *testing.T, ok func() bool) {
+func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
 	for start := time.Now(); !ok(); time.Sleep(time.Millisecond) {
 		if time.Since(start) > 20*time.Second {
@@ -125,45 +140,43 @@ func waitFor(t *testing.T, ok func() bool) {
 	}
 }
 
-func TestRunner_Run_cancelledBefore(t *testing.T) {
-	b := newBench(t)
+func (s Subject) cancelledBefore(t *testing.T) {
+	b := s.NewBench(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	b.spec.Args = []string{"touch", "x"}
-	if _, err := b.Run(ctx, b.spec); !errors.Is(err, context.Canceled) {
+	b.Spec.Args = []string{"touch", "x"}
+	if _, err := b.Run(ctx, b.Spec); !errors.Is(err, context.Canceled) {
 		t.Errorf("Run: %v, want context.Canceled", err)
 	}
-	if _, err := os.Stat(filepath.Join(b.dir, "x")); err == nil {
+	if _, err := os.Stat(filepath.Join(b.Dir, "x")); err == nil {
 		t.Error("the command ran")
 	}
 }
 
 // A helper that was killed, by the kernel out of memory say, takes its command
 // with it and is replaced.
-func TestRunner_Run_helperKilled(t *testing.T) {
-	b := newBench(t)
-	b.spec.Args = []string{"sh", "-c", "echo $$ > pids; echo ready; exec sleep 1000"}
+func (s Subject) helperKilled(t *testing.T) {
+	b := s.NewBench(t)
+	b.Spec.Args = []string{"sh", "-c", "echo $$ > pids; echo ready; exec sleep 1000"}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		waitFor(t, func() bool { return sizeOf(b.spec.Stdout) > 0 })
-		pid := strings.TrimSpace(read(t, filepath.Join(b.dir, "pids")))
-		stat := strings.Fields(read(t, "/proc/"+pid+"/stat"))
-		if helper := atoi(t, stat[3]); helper > 1 {
+		waitFor(t, func() bool { return sizeOf(b.Spec.Stdout) > 0 })
+		if helper := helperOf(t, b.Dir); helper > 1 {
 			_ = syscall.Kill(helper, syscall.SIGKILL)
 		}
 	})
-	_, err := b.Run(t.Context(), b.spec)
+	_, err := b.Run(t.Context(), b.Spec)
 	wg.Wait()
 	if err == nil {
 		t.Error("Run succeeded without its helper")
 	}
-	waitFor(t, func() bool { return len(processesIn(b.dir)) == 0 })
-	if res := b.run(t, "true"); res.ExitCode != 0 {
+	waitFor(t, func() bool { return len(Marked(b.Dir)) == 0 })
+	if res := b.Do(t, "true"); res.ExitCode != 0 {
 		t.Errorf("the next command has exit code %d", res.ExitCode)
 	}
 }
 
-func atoi(t *testing.T, s string) (n int) {
+func atoi(t testing.TB, s string) (n int) {
 	t.Helper()
 	if _, err := fmt.Sscan(s, &n); err != nil {
 		t.Error(err)
@@ -172,34 +185,34 @@ func atoi(t *testing.T, s string) (n int) {
 }
 
 // victimMain is a worker that is to be killed: it runs survivors until then.
-func victimMain(dir string) {
+func (s Subject) victimMain(dir string) {
 	var wg sync.WaitGroup
 	for name, script := range survivors() {
 		sub := filepath.Join(dir, strings.ReplaceAll(name, " ", "_"))
 		wg.Go(func() {
 			_ = os.Mkdir(sub, 0o755)
-			opts := bare.Options{}
+			var user helper.User
 			if os.Getuid() == 0 {
-				opts.User = bare.User{Set: true, UID: testUID, GID: testUID}
+				user = helper.User{Set: true, UID: testUID, GID: testUID}
 				_ = os.Chown(sub, testUID, testUID)
 			}
-			r, err := bare.New(opts)
+			r, err := s.New(user)
 			if err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				return
 			}
 			_, err = r.Run(context.Background(), runner.Spec{
-				Args: []string{"sh", "-c", script + "; mkfifo p; exec cat p"}, Env: []string{"PATH=/usr/bin:/bin"}, Root: sub, Dir: sub,
+				Args: []string{"sh", "-c", script + "; mkfifo p; exec cat p"}, Env: []string{"PATH=/usr/bin:/bin", markEnv + sub}, Root: sub, Dir: sub,
 				Stdout: sub + ".stdout", Stderr: sub + ".stderr",
 			})
 			fmt.Fprintln(os.Stderr, "ended", err)
 		})
 	}
 	wg.Wait()
-	os.Exit(3)
+	os.Exit(3) //nolint:revive // it is a main
 }
 
-func TestKillOfTheWorkerLeavesNothing(t *testing.T) {
+func (s Subject) killOfTheWorkerLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	if os.Getuid() == 0 {
 		makeTraversable(t, dir)
@@ -217,12 +230,12 @@ func TestKillOfTheWorkerLeavesNothing(t *testing.T) {
 		}
 		return true
 	})
-	if n := len(processesIn(dir)); n < len(survivors()) {
+	if n := len(Marked(dir)); n < len(survivors()) {
 		t.Errorf("%d processes before the kill, want at least %d", n, len(survivors()))
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	waitFor(t, func() bool { return len(processesIn(dir)) == 0 })
+	waitFor(t, func() bool { return len(Marked(dir)) == 0 })
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package bare
+package helper
 
 import (
 	"errors"

@@ -1,6 +1,6 @@
 //go:build linux
 
-package bare
+package helper
 
 import (
 	"bytes"
@@ -20,7 +20,8 @@ import (
 // round kills what is seen, and the next finds what was forked meanwhile, until
 // wait4 says that there are no children.
 func (h *helper) killAll() (left bool) {
-	if !h.child.ended {
+	total := h.setting.KillAll()
+	if !h.child.ended && !total {
 		// The usual case in one system call: the session's first process
 		// group.
 		_ = unix.Kill(-h.child.pid, unix.SIGKILL)
@@ -31,9 +32,13 @@ func (h *helper) killAll() (left bool) {
 		if time.Now().After(deadline) {
 			return true
 		}
-		killDescendants(os.Getpid())
-		if round > 20 && round%10 == 0 && h.uid > 0 {
-			h.killUser()
+		if total {
+			h.setting.KillAll()
+		} else {
+			killDescendants(os.Getpid())
+			if round > 20 && round%10 == 0 && h.uid > 0 {
+				h.killUser()
+			}
 		}
 		if !h.reap() {
 			return false

@@ -1,11 +1,12 @@
 //go:build linux
 
-package bare
+package helper
 
 import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -37,6 +38,10 @@ const pollEvery = 5 * time.Millisecond
 func (h *helper) run(q request) (reply, error) {
 	rep := reply{seq: q.seq, outcome: outcomeDone}
 	if err := h.openOutputs(&q.spec); err != nil {
+		rep.outcome, rep.message = outcomeFailed, err.Error()
+		return rep, nil
+	}
+	if err := h.setting.Prepare(&q.spec); err != nil {
 		rep.outcome, rep.message = outcomeFailed, err.Error()
 		return rep, nil
 	}
@@ -207,28 +212,34 @@ type output struct {
 }
 
 func (h *helper) openOutputs(spec *runner.Spec) error {
-	if err := h.stdout.open(spec.Stdout, h.cred); err != nil {
+	if err := h.stdout.open(h.setting, spec.Stdout, h.cred); err != nil {
 		return err
 	}
-	return h.stderr.open(spec.Stderr, h.cred)
+	return h.stderr.open(h.setting, spec.Stderr, h.cred)
 }
 
 // open makes o an empty file at path that has this one name, and keeps the one
 // from the last command if that wrote nothing, as most do. It belongs to the
 // command's user, or /dev/stdout could not be opened: that opens the file anew.
-func (o *output) open(path string, owner *syscall.Credential) error {
+func (o *output) open(at Setting, path string, owner *syscall.Credential) error {
 	if o.clean && o.path == path {
 		return nil
 	}
 	o.close()
+	dir, err := at.OpenDir(filepath.Dir(path))
+	if err != nil {
+		return &os.PathError{Op: "open", Path: filepath.Dir(path), Err: err}
+	}
+	defer unix.Close(dir) //nolint:errcheck // only a place
+	name := filepath.Base(path)
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Open(path, flags, 0o600)
+	fd, err := unix.Openat(dir, name, flags, 0o600)
 	if errors.Is(err, unix.EEXIST) {
 		// It may be a blob by now: it must not be truncated.
-		if err := unix.Unlink(path); err != nil {
+		if err := unix.Unlinkat(dir, name, 0); err != nil {
 			return &os.PathError{Op: "remove", Path: path, Err: err}
 		}
-		fd, err = unix.Open(path, flags, 0o600)
+		fd, err = unix.Openat(dir, name, flags, 0o600)
 	}
 	if err != nil {
 		return &os.PathError{Op: "create", Path: path, Err: err}

@@ -1,6 +1,6 @@
 //go:build linux
 
-package bare
+package helper
 
 import (
 	"encoding/binary"
@@ -14,7 +14,7 @@ import (
 // The two ends of the socket pair are the same program, so the messages have no
 // version. All numbers are little endian. A frame is the length of what
 // follows (4 bytes), its kind (1), its sequence number (8), and for a command its
-// strings, each with its length (4) before it: Dir, Stdout, Stderr, the number
+// strings, each with its length (4) before it: Root, Dir, Stdout, Stderr, the number
 // of arguments (4) and they, the number of variables (4) and they.
 
 type frameKind byte
@@ -54,6 +54,7 @@ func appendFrame(b []byte, kind frameKind, seq uint64) []byte {
 func appendRequest(b []byte, seq uint64, s *runner.Spec) []byte {
 	start := len(b)
 	b = appendFrame(b, frameRun, seq)
+	b = appendString(b, s.Root)
 	b = appendString(b, s.Dir)
 	b = appendString(b, s.Stdout)
 	b = appendString(b, s.Stderr)
@@ -127,6 +128,7 @@ func parseRequest(b []byte) (request, error) {
 		return q, nil
 	}
 	r := reader{b: b[framePrefix:]}
+	q.spec.Root = r.string()
 	q.spec.Dir = r.string()
 	q.spec.Stdout = r.string()
 	q.spec.Stderr = r.string()

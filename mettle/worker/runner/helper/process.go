@@ -1,6 +1,6 @@
 //go:build linux
 
-package bare
+package helper
 
 import (
 	"errors"
@@ -37,13 +37,18 @@ func startHelper(opts Options) (*helperProcess, error) {
 	if opts.User.Set {
 		uid, gid = opts.User.UID, opts.User.GID
 	}
+	attr := &syscall.SysProcAttr{}
+	if opts.Attr != nil {
+		*attr = *opts.Attr
+	}
+	attr.Setsid = true
 	process, err := os.StartProcess(selfExe, []string{
-		helperName, strconv.Itoa(uid), strconv.Itoa(gid), opts.KillTimeout.String(),
+		opts.Name, strconv.Itoa(uid), strconv.Itoa(gid), opts.KillTimeout.String(), opts.Config,
 	}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   helperEnv(),
 		Files: []*os.File{nil, nil, os.Stderr, theirs},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+		Sys:   attr,
 	})
 	if err != nil {
 		conn.Close() //nolint:errcheck // nothing was sent
@@ -80,7 +85,7 @@ func (h *helperProcess) hello() error {
 	rep, err := h.readReply()
 	switch {
 	case errors.Is(err, io.EOF):
-		return errors.New("it ended at once: does main begin with bare.IsHelper?")
+		return errors.New("it ended at once: does main begin with IsHelper?")
 	case err != nil:
 		return err
 	case rep.outcome != outcomeDone:

@@ -1,0 +1,203 @@
+//go:build linux
+
+// Package sandbox runs commands in Linux namespaces that it makes itself: user,
+// mount, PID, IPC, UTS and network. A command sees the host's file system
+// read-only, without what is hidden from it; its own /tmp, /var/tmp, /dev and
+// /proc; its inputs at a fixed path, the only place of the host that it can
+// write to; a loopback interface and no other; no process but its own. It has no
+// capability, gains none by executing anything, and can make no user namespace.
+// It takes neither root, where the kernel lets users make user namespaces, nor
+// any other program. Memory, CPU time and the number of processes are not bounded
+// here, and system calls are not filtered.
+//
+// Each Runner has one helper process for all its commands (see runner/helper),
+// which is the init of the PID namespace. Between two commands it kills, in one
+// system call that no fork can outrun, everything in that namespace, and renews
+// what one command could leave for the next: the IPC namespace, and the tmpfs
+// that are not empty. All that takes some tens of microseconds, where new
+// namespaces would take more than the command. What is kept is the network
+// namespace, where a closed connection's port may linger. When the helper dies,
+// however it dies, the kernel kills the rest.
+//
+// main, and TestMain of each test that runs commands, begin with
+//
+//	if sandbox.IsHelper() {
+//		os.Exit(sandbox.HelperMain())
+//	}
+//
+// It needs Linux 5.12 (mount_setattr). Where New fails, this machine does not
+// allow a sandbox, and the error says what was refused. Its caller is the worker.
+package sandbox
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mettle-build/mettle/mettle/worker/runner"
+	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
+)
+
+// DefaultRoot is where a command sees its input root.
+const DefaultRoot = "/build"
+
+// Network is what of the network a command sees.
+type Network int
+
+// What a command can see.
+const (
+	NoNetwork   Network = iota // loopback of its own
+	HostNetwork                // that of the worker
+)
+
+// Options say how commands run.
+type Options struct {
+	// User, if set, is whom commands run as, without supplementary groups. It
+	// takes root to set it. Otherwise they run as the user of the worker.
+	User helper.User
+	// Root is where a command sees its input root. Default: DefaultRoot. Its
+	// first part should be no directory of the host: that would be covered, and
+	// where it has two parts or more, they must be there already.
+	Root string
+	// Hide are files and directories of the host that commands find empty,
+	// beside those of AlwaysHidden. Those that do not exist are skipped.
+	Hide []string
+	// Network is NoNetwork unless set.
+	Network Network
+	// Hostname is what commands see. Default: "localhost".
+	Hostname string
+	// TmpBytes bounds each of /tmp, /var/tmp and /dev/shm, which are in memory.
+	// Default 1 GiB.
+	TmpBytes int64
+	// KillTimeout bounds the time to kill what a command leaves behind; where
+	// that doesn't do, Run fails. Default 10 s.
+	KillTimeout time.Duration
+	// Logger gets what goes wrong with the helper. Default: discard.
+	Logger *slog.Logger
+}
+
+// AlwaysHidden lists what no command has any business with: homes, the sockets
+// of services, and the files that only root may read, which a worker that runs
+// commands as root could.
+func AlwaysHidden() []string {
+	return []string{"/home", "/root", "/run", "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/sudoers", "/etc/sudoers.d", "/etc/ssl/private"}
+}
+
+// Runner implements runner.Runner. It is used by one goroutine at a time.
+type Runner struct{ *helper.Runner }
+
+var _ runner.Runner = (*Runner)(nil)
+
+// helperName is what this program is called when it is not itself.
+const helperName = "mettle-sandbox-helper"
+
+// config is Options as the helper gets them.
+type config struct {
+	Root, Hostname string
+	Hide           []string
+	TmpBytes       int64
+	OwnNetwork     bool
+}
+
+// New starts a Runner. The error says which part of a sandbox the machine does not
+// allow.
+func New(opts Options) (*Runner, error) {
+	c := config{Root: opts.Root, Hostname: opts.Hostname, TmpBytes: opts.TmpBytes, OwnNetwork: opts.Network == NoNetwork}
+	if c.Root == "" {
+		c.Root = DefaultRoot
+	}
+	if c.Hostname == "" {
+		c.Hostname = "localhost"
+	}
+	if c.TmpBytes == 0 {
+		c.TmpBytes = 1 << 30
+	}
+	c.Hide = append(AlwaysHidden(), opts.Hide...)
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	r, err := helper.New(helper.Options{
+		Name: helperName, Config: string(data), Attr: attributes(&opts), User: opts.User, KillTimeout: opts.KillTimeout, Logger: opts.Logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
+	return &Runner{r}, nil
+}
+
+func (c *config) check() error {
+	if c.Root == "/" || !filepath.IsAbs(c.Root) || filepath.Clean(c.Root) != c.Root {
+		return fmt.Errorf("sandbox root %q: not a clean absolute path below /", c.Root)
+	}
+	switch first, _, _ := strings.Cut(c.Root[1:], "/"); first {
+	case "proc", "dev", "tmp", "sys", hostName[1:]:
+		return fmt.Errorf("sandbox root %s: /%s is taken", c.Root, first)
+	}
+	for _, p := range c.Hide {
+		if !filepath.IsAbs(p) || filepath.Clean(p) == "/" {
+			return fmt.Errorf("hidden path %q: not an absolute path below /", p)
+		}
+	}
+	if c.TmpBytes < 0 {
+		return fmt.Errorf("size of /tmp: %d", c.TmpBytes)
+	}
+	return nil
+}
+
+// helperCapabilities are those that the helper keeps in its user namespace where
+// it is not root there.
+func helperCapabilities() []uintptr {
+	return []uintptr{
+		unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_KILL, unix.CAP_SETGID, unix.CAP_SETUID,
+		unix.CAP_SETPCAP, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SYS_RESOURCE,
+	}
+}
+
+// attributes are those of the helper. Users keep their numbers in the sandbox;
+// those that are not needed there do not exist in it.
+func attributes(opts *Options) *syscall.SysProcAttr {
+	uid, gid := os.Geteuid(), os.Getegid()
+	same := func(id int) syscall.SysProcIDMap {
+		return syscall.SysProcIDMap{ContainerID: id, HostID: id, Size: 1}
+	}
+	a := &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		UidMappings: []syscall.SysProcIDMap{same(uid)},
+		GidMappings: []syscall.SysProcIDMap{same(gid)},
+	}
+	if opts.Network == NoNetwork {
+		a.Cloneflags |= unix.CLONE_NEWNET
+	}
+	if opts.User.Set {
+		a.GidMappingsEnableSetgroups = true // to have none
+		if opts.User.UID != uid {
+			a.UidMappings = append(a.UidMappings, same(opts.User.UID))
+		}
+		if opts.User.GID != gid {
+			a.GidMappings = append(a.GidMappings, same(opts.User.GID))
+		}
+	}
+	if uid != 0 {
+		a.AmbientCaps = helperCapabilities()
+	}
+	return a
+}
+
+// IsHelper reports whether this process was started by this package. If so, all
+// that it does is HelperMain.
+func IsHelper() bool { return helper.Is(helperName) }
+
+// HelperMain is the main of a process for which IsHelper is true. It returns
+// its exit code.
+func HelperMain() int { return helper.Main(&cell{}) }
