@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/grpc/metadata"
@@ -208,9 +209,9 @@ func addHeaders(ctx context.Context, job *queuepb.Job) {
 		return ""
 	}
 	job.RequestMetadata = []byte(header(metadataHeader))
-	if parent := header("traceparent"); parent != "" {
+	if parent := header("traceparent"); parent != "" && utf8.ValidString(parent) { // or the job could not be sent
 		job.TraceContext = map[string]string{"traceparent": parent}
-		if state := header("tracestate"); state != "" {
+		if state := header("tracestate"); state != "" && utf8.ValidString(state) {
 			job.TraceContext["tracestate"] = state
 		}
 	}

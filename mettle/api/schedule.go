@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"net"
+	"strings"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -59,7 +60,7 @@ func invocationOf(ctx context.Context, md *repb.RequestMetadata) string {
 			}
 		}
 	}
-	return id[:min(len(id), maxInvocationBytes)]
+	return strings.ToValidUTF8(id[:min(len(id), maxInvocationBytes)], "") // it may be cut within a character
 }
 
 func firstOutput(cmd *repb.Command) string {

@@ -2,10 +2,13 @@ package api_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
+	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -169,4 +172,42 @@ func TestExecute_invocation(t *testing.T) {
 			w.response()
 		}
 	})
+}
+
+// What clients say of themselves is cut and passed on, and never keeps a job from
+// being a message.
+func TestExecute_oddHeaders(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		data, err := proto.Marshal(&repb.RequestMetadata{ToolInvocationId: "x" + strings.Repeat(string(rune(0xe4)), 100)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(
+			"build.bazel.remote.execution.v2.requestmetadata-bin", string(data), "traceparent", string([]byte{255}), "tracestate", string([]byte{255})))
+		st := &incoming{ctx: ctx, sent: make(chan *longrunningpb.Operation, 10)}
+		ended := make(chan error, 1)
+		go func() { ended <- b.server.Execute(&repb.ExecuteRequest{ActionDigest: b.store.action("a")}, st) }()
+		l := b.lease()
+		if _, err := proto.Marshal(l.Job()); err != nil {
+			t.Errorf("the job: %v", err)
+		}
+		b.complete(l, exit(0))
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// incoming is a stream whose headers no client of this language would send.
+type incoming struct {
+	grpc.ServerStream
+	ctx  context.Context //nolint:containedctx // as gRPC's own streams
+	sent chan *longrunningpb.Operation
+}
+
+func (i *incoming) Context() context.Context { return i.ctx }
+
+func (i *incoming) Send(op *longrunningpb.Operation) error {
+	i.sent <- op
+	return nil
 }
