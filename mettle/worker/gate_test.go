@@ -251,3 +251,13 @@ func BenchmarkMemory_check(b *testing.B) {
 		}
 	}
 }
+
+func TestPauseAfter(t *testing.T) {
+	var all time.Duration
+	for more := range 10 {
+		all += pauseAfter(more)
+	}
+	if all < 2*time.Minute || pauseAfter(1<<20) != maxPause {
+		t.Errorf("ten faults more are borne within %v, a million end in waits of %v", all, pauseAfter(1<<20))
+	}
+}

@@ -36,6 +36,8 @@ const (
 	storeTimeout = 5 * time.Second
 	// preflightTimeout bounds Options.Preflight.
 	preflightTimeout = time.Minute
+	// maxPause is the longest wait for what the preflight does not find.
+	maxPause = 30 * time.Second
 	// maxRetry is the longest wait between two preflights.
 	maxRetry = 10 * time.Second
 )
@@ -93,14 +95,21 @@ func (s *slot) recover(ctx context.Context) {
 		s.sleep(ctx, min(100*time.Millisecond<<min(n, 10), maxRetry))
 	}
 	s.broken = false
-	if n := int(s.w.faults.Load()); n >= max(maxFaultsInRow, s.w.o.Slots) {
+	if n, limit := int(s.w.faults.Load()), max(maxFaultsInRow, s.w.o.Slots); n >= limit {
 		s.w.gate.fault(s.index, fmt.Sprintf("the last %d jobs failed by this worker's fault, though its preflight passes", n))
-		s.backOff(ctx)
+		s.sleep(ctx, pauseAfter(n-limit))
 		s.w.gate.mend(s.index)
 		return
 	}
 	s.w.gate.mend(s.index)
 	s.backOff(ctx)
+}
+
+// pauseAfter is how long no job is taken after so many faults more than are borne.
+// It is the worker's, not a slot's, or one with many slots would fail hundreds of
+// jobs before each of them has learned to wait.
+func pauseAfter(more int) time.Duration {
+	return min(500*time.Millisecond<<min(more, 10), maxPause)
 }
 
 // isOver reports whether the slot is to end.
