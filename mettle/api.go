@@ -49,7 +49,7 @@ func (c *apiCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error
 		return err
 	}
 	s := &apiServer{cmd: c, listener: listener, log: log, registry: metrics.NewRegistry()}
-	s.admin = adminPage{name: "mettle api", registry: s.registry, log: log}
+	s.admin = adminPage{name: "mettle api", storesOnly: true, registry: s.registry, log: log}
 	if err := s.wire(ctx); err != nil {
 		s.admin.close()
 		return errors.Join(err, listener.Close(), s.closers.close())

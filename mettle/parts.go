@@ -91,6 +91,8 @@ type adminPage struct {
 	registry *prometheus.Registry
 	log      *slog.Logger
 	listener net.Listener // nil without HTTP
+	// storesOnly: clients' calls for blobs are not counted here.
+	storesOnly bool
 	// api's pools are shown. nil: this process has none.
 	api *api.Server
 }
@@ -108,7 +110,7 @@ func (a *adminPage) serve(ctx context.Context, ready func(context.Context) error
 	if a.listener == nil {
 		return nil
 	}
-	figures, err := overview.New(overview.Options{Gatherer: a.registry})
+	figures, err := overview.New(overview.Options{Gatherer: a.registry, StoresOnly: a.storesOnly})
 	if err != nil {
 		return err
 	}

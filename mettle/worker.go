@@ -52,7 +52,7 @@ func (c *workerCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) er
 	second, stop := secondSignal()
 	defer stop()
 	w := &fleetWorker{cmd: c, log: log, registry: metrics.NewRegistry(), second: second}
-	w.admin = adminPage{name: "mettle worker", registry: w.registry, log: log}
+	w.admin = adminPage{name: "mettle worker", storesOnly: true, registry: w.registry, log: log}
 	if err := w.wire(ctx); err != nil {
 		w.admin.close()
 		return errors.Join(err, w.closers.close())

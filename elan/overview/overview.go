@@ -87,17 +87,23 @@ type Options struct {
 	// Gatherer has the metrics, of the registry that all parts of the server
 	// were given.
 	Gatherer prometheus.Gatherer
+	// StoresOnly is for servers that clients do not ask for blobs, or that pass
+	// such calls on: Tables has no figures of those then.
+	StoresOnly bool
 }
 
 // Overview gathers. It is safe for concurrent use.
-type Overview struct{ metrics prometheus.Gatherer }
+type Overview struct {
+	metrics    prometheus.Gatherer
+	storesOnly bool
+}
 
 // New returns an Overview.
 func New(o Options) (*Overview, error) {
 	if o.Gatherer == nil {
 		return nil, errors.New("overview: Options need a Gatherer")
 	}
-	return &Overview{metrics: o.Gatherer}, nil
+	return &Overview{metrics: o.Gatherer, storesOnly: o.StoresOnly}, nil
 }
 
 // Storage gathers the figures of this moment. What could be gathered comes also

@@ -139,6 +139,18 @@ func TestOverview_Tables(t *testing.T) {
 	}
 }
 
+// TestOverview_Tables_storesOnly: where nothing is counted, nothing is told.
+func TestOverview_Tables_storesOnly(t *testing.T) {
+	o, err := overview.New(overview.Options{Gatherer: figures(), StoresOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, err := o.Tables(t.Context())
+	if err != nil || len(tables) != 3 || tables[0].Title != "Store file" {
+		t.Errorf("%d tables, %v: %+v, want those of the three stores", len(tables), err, tables)
+	}
+}
+
 // TestOverview_of_a_real_store: the names of the metrics are those that there are.
 func TestOverview_of_a_real_store(t *testing.T) {
 	reg := prometheus.NewRegistry()

@@ -27,7 +27,10 @@ func (o *Overview) Tables(context.Context) ([]metrics.Table, error) {
 	if n := s.DroppedResultsTotal; n > 0 {
 		asked.Rows = append(asked.Rows, metrics.Row{Name: "Results dropped", Value: count(n), Note: "blobs of theirs were gone"})
 	}
-	tables := []metrics.Table{asked}
+	var tables []metrics.Table
+	if !o.storesOnly {
+		tables = append(tables, asked)
+	}
 	for _, store := range s.Stores {
 		tables = append(tables, store.table())
 	}
