@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sync/errgroup"
 
@@ -50,6 +51,17 @@ type Fetcher interface {
 	// that are nowhere, in no order. That a blob is fetched is no promise: where
 	// the disk has no room for it, for one, Link finds another way.
 	Fetch(ctx context.Context, ds []digest.Digest) (missing []digest.Digest, err error)
+}
+
+// LateAdopter is an Adopter in front of another store, which what is adopted also goes
+// to: many small blobs do so together.
+type LateAdopter interface {
+	// AdoptLate is AdoptIn, but the blob goes to the other store only with Pass,
+	// which the caller calls soon: until then nothing keeps it but its lifetime.
+	AdoptLate(ctx context.Context, space digest.Space, fn digest.Function, f *os.File) (digest.Digest, error)
+	// Pass puts the adopted blobs, and made, into all of the stores, by as few
+	// calls as it takes. A blob may be named twice. It keeps nothing.
+	Pass(ctx context.Context, adopted []digest.Digest, made []Bytes) error
 }
 
 // ReadBatch is BatchReader's for every store: where o is none, some blobs at a

@@ -34,7 +34,7 @@ type Stores struct {
 	inner   blob.Store
 	chunker blob.Chunker // nil where inner is none
 	local   *local       // nil where inner has no files to link
-	fetcher blob.Fetcher // nil where inner is none, or has no such files
+	far     *far         // nil where inner has all of these files, or none
 }
 
 // local is the abilities of a store on the local disk. They come together.
@@ -42,6 +42,12 @@ type local struct {
 	blob.Linker
 	blob.SpaceAdopter
 	blob.Auditor
+}
+
+// far is the abilities of a store of which a part only is on the local disk.
+type far struct {
+	blob.Fetcher
+	blob.LateAdopter
 }
 
 // New asks inner, which the caller closes, whether it keeps spaces apart. The
@@ -64,19 +70,23 @@ func Over(inner blob.Store) *Stores {
 	au, audits := blob.As[blob.Auditor](inner)
 	if links && adopts && audits {
 		s.local = &local{l, ad, au}
-		s.fetcher, _ = blob.As[blob.Fetcher](inner)
+		fe, fetches := blob.As[blob.Fetcher](inner)
+		la, passes := blob.As[blob.LateAdopter](inner)
+		if fetches && passes {
+			s.far = &far{fe, la}
+		}
 	}
 	return s
 }
 
 // Of is the store of an instance, which need not be closed. It is a
 // blob.Linker, Adopter and Auditor if the inner store is, and then a blob.Fetcher
-// too if that is one. Two calls with one name give the same.
+// and LateAdopter too if that is one. Two calls with one name give the same.
 func (s *Stores) Of(instance string) blob.Store {
 	v := view{inner: s.inner, chunker: s.chunker, space: digest.SpaceOf(instance)}
 	switch {
-	case s.fetcher != nil:
-		return fetchingView{localView{view: v, local: s.local}, s.fetcher}
+	case s.far != nil:
+		return farView{localView{view: v, local: s.local}, s.far}
 	case s.local != nil:
 		return localView{view: v, local: s.local}
 	}
@@ -100,7 +110,6 @@ var (
 	_ blob.Linker   = localView{}
 	_ blob.Adopter  = localView{}
 	_ blob.Auditor  = localView{}
-	_ blob.Fetcher  = fetchingView{}
 )
 
 // in is d in the view's space.
@@ -111,6 +120,18 @@ func (v view) in(d digest.Digest) (digest.Digest, error) {
 	return d.In(v.space), nil
 }
 
+// allIn are ds in the view's space.
+func (v view) allIn(ds []digest.Digest) ([]digest.Digest, error) {
+	all := make([]digest.Digest, len(ds))
+	for i, d := range ds {
+		var err error
+		if all[i], err = v.in(d); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
 // Repeat implements blob.Repeater where the store does; elsewhere it calls f once.
 func (v view) Repeat(ctx context.Context, f func(ctx context.Context) error) error {
 	return blob.Repeat(ctx, v.inner, f) //nolint:wrapcheck // f's own
@@ -118,12 +139,9 @@ func (v view) Repeat(ctx context.Context, f func(ctx context.Context) error) err
 
 // FindMissing implements blob.Finder.
 func (v view) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
-	all := make([]digest.Digest, len(ds))
-	for i, d := range ds {
-		var err error
-		if all[i], err = v.in(d); err != nil {
-			return nil, err
-		}
+	all, err := v.allIn(ds)
+	if err != nil {
+		return nil, err
 	}
 	missing, err := v.inner.FindMissing(ctx, all)
 	if err != nil {
@@ -184,28 +202,6 @@ func (v localView) Audit(ctx context.Context, d digest.Digest, mode blob.LinkMod
 		return err
 	}
 	return v.local.Audit(ctx, d, mode, linked) //nolint:wrapcheck // it says what of
-}
-
-// fetchingView is the view of a store that has not all of its blobs on the local disk.
-type fetchingView struct {
-	localView
-	fetcher blob.Fetcher
-}
-
-// Fetch implements blob.Fetcher.
-func (v fetchingView) Fetch(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
-	all := make([]digest.Digest, len(ds))
-	for i, d := range ds {
-		var err error
-		if all[i], err = v.in(d); err != nil {
-			return nil, err
-		}
-	}
-	missing, err := v.fetcher.Fetch(ctx, all)
-	for i, d := range missing {
-		missing[i] = d.Plain()
-	}
-	return missing, plain(err)
 }
 
 // plain gives the blobs of a MissingError the names by which clients know them.

@@ -52,37 +52,37 @@ func (l local) Fetch(ctx context.Context, ds []digest.Digest) (missing []digest.
 		missing = append(missing, d)
 		return nil
 	}
-	batches, large := l.split(absent)
+	batches, large := l.s.split(slices.DeleteFunc(absent, func(d digest.Digest) bool { return !l.t.takes(d) }))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(fetchesAtOnce)
 	for _, batch := range batches {
 		group.Go(func() error { return l.s.fetchBatch(ctx, batch, note) })
 	}
 	for _, d := range large {
+		if d.Size() <= WholeBytes {
+			continue // there is no memory for it: it is read without being kept
+		}
 		group.Go(func() error { return l.s.fetchLarge(ctx, l.t, d, note) })
 	}
 	err = group.Wait()
 	return missing, err //nolint:wrapcheck // it says of what
 }
 
-// split divides what the tier takes into batches, and what is too large for one.
-func (l local) split(ds []digest.Digest) (batches [][]digest.Digest, large []digest.Digest) {
-	limit := min(batchBytes, l.s.maxFillBytes)
+// split divides ds into batches, and what is too large for one.
+func (s *Store) split(ds []digest.Digest) (batches [][]digest.Digest, large []digest.Digest) {
+	limit := min(batchBytes, s.maxFillBytes)
 	begin, sum := 0, int64(0)
 	small := make([]digest.Digest, 0, len(ds))
 	for _, d := range ds {
-		switch {
-		case !l.t.takes(d):
-		case d.Size() > WholeBytes:
+		if d.Size() > min(WholeBytes, limit) {
 			large = append(large, d)
-		case d.Size() > limit: // it can't be held, and is read without being kept
-		default:
-			if sum += d.Size(); sum > limit || len(small)-begin == batchBlobs {
-				batches = append(batches, small[begin:])
-				begin, sum = len(small), d.Size()
-			}
-			small = append(small, d)
+			continue
 		}
+		if sum += d.Size(); sum > limit || len(small)-begin == batchBlobs {
+			batches = append(batches, small[begin:])
+			begin, sum = len(small), d.Size()
+		}
+		small = append(small, d)
 	}
 	if begin < len(small) {
 		batches = append(batches, small[begin:])

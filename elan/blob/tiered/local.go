@@ -30,6 +30,7 @@ var (
 	_ blob.SpaceAdopter = local{}
 	_ blob.Auditor      = local{}
 	_ blob.Fetcher      = local{}
+	_ blob.LateAdopter  = local{}
 )
 
 // local finds the first tier that has files.
@@ -136,7 +137,16 @@ func (l local) pass(ctx context.Context, d digest.Digest) error {
 			return err //nolint:wrapcheck // the store's own
 		}
 	}
-	err := blob.Repeat(ctx, l.s.authority, func(ctx context.Context) error {
+	err := l.send(ctx, d)
+	if err == nil {
+		l.s.touches.told(d)
+	}
+	return err
+}
+
+// send sends the authority what the tier has.
+func (l local) send(ctx context.Context, d digest.Digest) error {
+	return blob.Repeat(ctx, l.s.authority, func(ctx context.Context) error {
 		r, err := l.t.Store.Open(ctx, d, 0)
 		if err != nil {
 			return err //nolint:wrapcheck // the store's own
@@ -144,8 +154,4 @@ func (l local) pass(ctx context.Context, d digest.Digest) error {
 		defer r.Close() //nolint:errcheck // opened for reading
 		return blob.Receive(ctx, l.s.authority, d, r)
 	})
-	if err == nil {
-		l.s.touches.told(d)
-	}
-	return err //nolint:wrapcheck // it says what was received
 }

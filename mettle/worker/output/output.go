@@ -11,7 +11,8 @@
 // which by the REAPI is no error, and a note says why.
 //
 // Where the store is on the local disk, files become blobs without a copy
-// (blob.Adopter). Otherwise the store is asked once which of all blobs it lacks,
+// (blob.Adopter); where they also have to go to another store (blob.LateAdopter), they
+// do so together. Otherwise the store is asked once which of all blobs it lacks,
 // and these are uploaded some at a time.
 package output
 
@@ -59,7 +60,8 @@ type Options struct {
 // Collector takes outputs in. It is safe for concurrent use.
 type Collector struct {
 	o       Options
-	adopter blob.Adopter // nil: upload
+	adopter blob.Adopter     // nil: upload
+	late    blob.LateAdopter // nil: what is adopted has nowhere else to go
 }
 
 // New checks the options and returns a Collector, which needs no closing.
@@ -77,6 +79,9 @@ func New(o Options) (*Collector, error) {
 	o.MaxUploads = cmp.Or(o.MaxUploads, 8)
 	c := &Collector{o: o}
 	c.adopter, _ = blob.As[blob.Adopter](o.Store)
+	if c.adopter != nil {
+		c.late, _ = blob.As[blob.LateAdopter](o.Store)
+	}
 	return c, nil
 }
 

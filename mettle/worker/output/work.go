@@ -38,7 +38,19 @@ type work struct {
 	// uploads are what the store may lack; they wait for one question about
 	// all of them. There are none with an Adopter.
 	uploads map[digest.Digest]upload
+
+	// adopted and made are here and wait to be passed on, with a LateAdopter.
+	adopted      []digest.Digest
+	made         []blob.Bytes
+	waitingBytes int64 // of both
 }
+
+// maxWaiting and maxWaitingBytes bound what waits to be passed on: a cache keeps it,
+// and Trees are in memory.
+const (
+	maxWaiting      = 4096
+	maxWaitingBytes = 64 << 20
+)
 
 type inode struct{ dev, ino uint64 }
 
@@ -143,7 +155,7 @@ func (w *work) file(ctx context.Context, rel string, fd int, st *unix.Stat_t) (f
 	}
 	var err error
 	if w.c.adopter != nil {
-		got.digest, err = w.c.adopter.Adopt(ctx, w.req.Function, f)
+		got.digest, err = w.adopt(ctx, f)
 	} else if got.digest, err = hashFile(ctx, w.req.Function, f); err == nil {
 		w.upload(got.digest, upload{rel: rel})
 	}
@@ -205,11 +217,51 @@ func (w *work) put(ctx context.Context, d digest.Digest, data []byte) error {
 		w.upload(d, upload{data: data})
 		return nil
 	}
+	if w.c.late != nil {
+		w.made = append(w.made, blob.Bytes{Digest: d, Data: data})
+		return w.waits(ctx, d)
+	}
 	return blob.WriteBytes(ctx, w.c.o.Store, d, data)
+}
+
+// adopt takes in a file. It returns before the file is where it belongs if there is
+// more to go there with it.
+func (w *work) adopt(ctx context.Context, f *os.File) (digest.Digest, error) {
+	if w.c.late == nil {
+		return w.c.adopter.Adopt(ctx, w.req.Function, f)
+	}
+	d, err := w.c.late.AdoptLate(ctx, digest.Space{}, w.req.Function, f)
+	if err != nil {
+		return d, err
+	}
+	w.adopted = append(w.adopted, d)
+	return d, w.waits(ctx, d)
+}
+
+// waits counts d in, and passes on what waits if it is much.
+func (w *work) waits(ctx context.Context, d digest.Digest) error {
+	w.waitingBytes += d.Size()
+	if len(w.adopted)+len(w.made) < maxWaiting && w.waitingBytes < maxWaitingBytes {
+		return nil
+	}
+	return w.pass(ctx)
+}
+
+// pass passes on what waits.
+func (w *work) pass(ctx context.Context) error {
+	if len(w.adopted)+len(w.made) == 0 {
+		return nil
+	}
+	err := w.c.late.Pass(ctx, w.adopted, w.made)
+	w.adopted, w.made, w.waitingBytes = w.adopted[:0], nil, 0
+	return err
 }
 
 // flush uploads what the store lacks.
 func (w *work) flush(ctx context.Context) error {
+	if err := w.pass(ctx); err != nil {
+		return err
+	}
 	if len(w.uploads) == 0 {
 		return nil
 	}
@@ -285,7 +337,7 @@ func (w *work) stream(ctx context.Context, path string, size int64) (raw []byte,
 		d = digest.Of(w.req.Function, raw)
 		err = w.put(ctx, d, raw)
 	case w.c.adopter != nil:
-		d, err = w.c.adopter.Adopt(ctx, w.req.Function, f)
+		d, err = w.adopt(ctx, f)
 	default:
 		if d, err = hashFile(ctx, w.req.Function, f); err == nil {
 			w.upload(d, upload{outside: path})
