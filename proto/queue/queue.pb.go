@@ -176,10 +176,7 @@ type Job struct {
 	// whatever else the API server takes for one. Empty: nobody in particular.
 	Invocation string `protobuf:"bytes,14,opt,name=invocation,proto3" json:"invocation,omitempty"`
 	// How long the action is expected to run. Absent: nobody knows.
-	Expected *durationpb.Duration `protobuf:"bytes,15,opt,name=expected,proto3" json:"expected,omitempty"`
-	// [function/]hash/size of the input root, for a queue that can prefer a worker
-	// that has it.
-	InputRoot     string `protobuf:"bytes,16,opt,name=input_root,json=inputRoot,proto3" json:"input_root,omitempty"`
+	Expected      *durationpb.Duration `protobuf:"bytes,15,opt,name=expected,proto3" json:"expected,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -317,13 +314,6 @@ func (x *Job) GetExpected() *durationpb.Duration {
 		return x.Expected
 	}
 	return nil
-}
-
-func (x *Job) GetInputRoot() string {
-	if x != nil {
-		return x.InputRoot
-	}
-	return ""
 }
 
 // An Update reports on a job to the API server that asked for it.
@@ -895,7 +885,7 @@ var File_queue_queue_proto protoreflect.FileDescriptor
 
 const file_queue_queue_proto_rawDesc = "" +
 	"\n" +
-	"\x11queue/queue.proto\x12\x0fmettle.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x05\n" +
+	"\x11queue/queue.proto\x12\x0fmettle.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x05\n" +
 	"\x03Job\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12\x19\n" +
 	"\breply_to\x18\x02 \x01(\tR\areplyTo\x12#\n" +
@@ -914,9 +904,7 @@ const file_queue_queue_proto_rawDesc = "" +
 	"\n" +
 	"invocation\x18\x0e \x01(\tR\n" +
 	"invocation\x125\n" +
-	"\bexpected\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\bexpected\x12\x1d\n" +
-	"\n" +
-	"input_root\x18\x10 \x01(\tR\tinputRoot\x1a?\n" +
+	"\bexpected\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\bexpected\x1a?\n" +
 	"\x11TraceContextEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdf\x02\n" +

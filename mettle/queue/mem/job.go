@@ -61,7 +61,7 @@ func newJob(msg *queuepb.Job, now time.Duration) *job {
 // sizeOf estimates the memory that a job takes, in bytes, without walking the message.
 func sizeOf(m *queuepb.Job) int64 {
 	return overheadBytes + int64(len(m.GetOperation())+len(m.GetInstanceName())+len(m.GetActionDigest())+
-		len(m.GetAction())+len(m.GetCommand())+len(m.GetRequestMetadata())+len(m.GetInvocation())+len(m.GetInputRoot()))
+		len(m.GetAction())+len(m.GetCommand())+len(m.GetRequestMetadata())+len(m.GetInvocation()))
 }
 
 func (j *job) before(k *job) bool {
