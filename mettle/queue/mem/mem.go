@@ -30,10 +30,9 @@
 // priority, waits in the shorter of their lines: the few jobs of a small build
 // do not wait with a large one's because it happens to want them too.
 //
-// It does not look for the consumer that has run something with the same inputs
-//: all slots of a process link from one store and read
-// Directories from one cache, and what a slot has for itself are empty
-// directories. Building and removing a root of 500 files in 50 directories took
+// It does not look for the consumer that has run something with the same inputs:
+// all slots of a process link from one store and read Directories from one
+// cache, and what a slot has for itself are empty directories. Building and removing a root of 500 files in 50 directories took
 // 115.1 ms where two slots had one root each and 115.4 ms where they had both in
 // turn (BenchmarkAffinity in mettle/worker/inputroot).
 //
