@@ -211,6 +211,10 @@ func (s *Store) fetchTogether(ctx context.Context, flights []*flight) {
 	for i, f := range flights {
 		ds[i] = f.d
 	}
+	if len(ds) == 0 {
+		_ = fills.Wait() // nil
+		return
+	}
 	var mu sync.Mutex // guards came
 	came := make([]bool, len(flights))
 	err := blob.ReadBatch(ctx, s.authority, ds, func(i int, data []byte, err error) {
