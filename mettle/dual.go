@@ -235,6 +235,9 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		MinFreeDiskBytes:   int64(c.MinFree) / 4,
 		MinFreeMemoryBytes: int64(c.MinMemory),
 		UIDBase:            c.UIDBase,
+		Isolation:          worker.Isolation(c.Sandbox),
+		SandboxRoot:        c.SandboxRoot,
+		Hide:               []string{d.dir},
 		Addr:               d.listener.Addr().String(),
 		Logger:             d.log,
 		Registerer:         d.registry,
@@ -341,10 +344,11 @@ func (d *dual) ready(context.Context) error { return d.worker.Ready() }
 
 // notes are what operators should know though the worker takes jobs.
 func (d *dual) notes() []string {
+	notes := d.worker.Notes()
 	if err := d.storage.Full(); err != nil {
-		return []string{"writes are refused: " + err.Error()}
+		notes = append(notes, "writes are refused: "+err.Error())
 	}
-	return nil
+	return notes
 }
 
 // close frees what wire made, the last first. Parts that were not made are nil.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
+	"github.com/mettle-build/mettle/mettle/worker/runner/sandbox"
 )
 
 // version is set by the linker.
@@ -43,6 +44,9 @@ func main() {
 	// 0.6 are by the brokers' libraries.
 	if bare.IsHelper() {
 		os.Exit(bare.HelperMain())
+	}
+	if sandbox.IsHelper() {
+		os.Exit(sandbox.HelperMain())
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -140,6 +140,9 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		MinFreeDiskBytes:   int64(c.MinFree) / 4,
 		MinFreeMemoryBytes: int64(c.MinMemory),
 		UIDBase:            c.UIDBase,
+		Isolation:          worker.Isolation(c.Sandbox),
+		SandboxRoot:        c.SandboxRoot,
+		Hide:               []string{w.dir},
 		Addr:               c.targets[0],
 		Logger:             w.log,
 		Registerer:         w.registry,
@@ -164,7 +167,7 @@ func (w *fleetWorker) serve(ctx context.Context) error {
 	parts, stopParts := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopParts()
 	group, groupCtx := errgroup.WithContext(parts)
-	group.Go(func() error { return w.admin.serve(groupCtx, w.ready(ctx), nil) })
+	group.Go(func() error { return w.admin.serve(groupCtx, w.ready(ctx), w.worker.Notes) })
 	group.Go(func() error { return w.needs.report(groupCtx, w.log) })
 	working, stopWork := context.WithCancel(groupCtx)
 	defer stopWork()

@@ -25,12 +25,16 @@ import (
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
 	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
+	"github.com/mettle-build/mettle/mettle/worker/runner/sandbox"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
 func TestMain(m *testing.M) {
 	if bare.IsHelper() {
 		os.Exit(bare.HelperMain())
+	}
+	if sandbox.IsHelper() {
+		os.Exit(sandbox.HelperMain())
 	}
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0") // or each helper takes a second to end
 	goleak.VerifyTestMain(m)

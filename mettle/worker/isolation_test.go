@@ -31,7 +31,13 @@ func hostile() map[string]string {
 }
 
 func TestWorker_inputsCantBeChanged(t *testing.T) {
-	f := newFixture(t).start(t)
+	t.Run("bare", func(t *testing.T) { inputsCantBeChanged(t) })
+	t.Run("namespaces", func(t *testing.T) { inputsCantBeChanged(t, isolated(t)) })
+}
+
+func inputsCantBeChanged(t *testing.T, changes ...change) {
+	t.Helper()
+	f := newFixture(t, changes...).start(t)
 	for name, script := range hostile() {
 		t.Run(name, func(t *testing.T) {
 			// Of its own, since a changed blob is withdrawn.

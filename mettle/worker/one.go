@@ -25,6 +25,9 @@ func One(ctx context.Context, o Options, job *queuepb.Job) (resp *repb.ExecuteRe
 	if o, err = o.withExecutorDefaults(); err != nil {
 		return nil, "", err
 	}
+	if err := o.settleIsolation(); err != nil {
+		return nil, "", err
+	}
 	lock, err := prepareDir(o.Dir)
 	if err != nil {
 		return nil, "", fmt.Errorf("worker directory %s: %w", o.Dir, err)

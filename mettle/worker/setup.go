@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
-	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
+	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
 )
 
 const slotPrefix = "slot"
@@ -102,11 +102,11 @@ func slotDir(o *Options, i int) string {
 // command can.
 func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Executor, err error) {
 	e = &Executor{o: o, dir: slotDir(o, i)}
-	var user bare.User
+	var user helper.User
 	if isolated {
 		id := o.UIDBase + i
 		e.owner = inputroot.Owner{Set: true, UID: id, GID: id}
-		user = bare.User{Set: true, UID: id, GID: id}
+		user = helper.User{Set: true, UID: id, GID: id}
 	}
 	if err := os.Mkdir(e.dir, 0o700); err != nil {
 		return nil, err
@@ -128,11 +128,9 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Exec
 		}
 		return e, nil
 	}
-	r, err := bare.New(bare.Options{User: user, Logger: o.Logger})
-	if err != nil {
+	if e.runner, err = o.newRunner(user); err != nil {
 		return nil, errors.Join(err, e.shelf.Close())
 	}
-	e.runner = r
 	made := e
 	defer func() {
 		if err != nil {

@@ -121,14 +121,25 @@ type Options struct {
 	// Two workers on one machine need bases apart. It matters to root only. 0:
 	// 65000. Negative: commands run as the worker's own user.
 	UIDBase int
+	// Isolation is what keeps actions from the machine. "": Bare.
+	Isolation Isolation
+	// SandboxRoot is where isolated actions see their input root. "":
+	// sandbox.DefaultRoot.
+	SandboxRoot string
+	// Hide are files and directories of the machine that isolated actions find
+	// empty, beside Dir and those of sandbox.AlwaysHidden.
+	Hide []string
 	// Runner makes the runner of a slot, which closes it. It is trusted to run
 	// commands, and to see to what they may do: UIDBase is of no account then.
-	// nil: a bare runner, which has shown that it can run a command.
+	// nil: one that Isolation says, which has shown that it can run a command.
 	Runner func(slot int) (runner.Runner, error)
 	// Logger gets what an operator should know. Default: discard.
 	Logger *slog.Logger
 	// Registerer takes the metrics. nil: there are none.
 	Registerer prometheus.Registerer
+
+	sandboxed bool   // by settleIsolation, as note
+	note      string // why it is not, though it should be
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -197,6 +208,9 @@ type Worker struct {
 func New(o Options) (*Worker, error) {
 	o, err := o.withDefaults()
 	if err != nil {
+		return nil, err
+	}
+	if err := o.settleIsolation(); err != nil {
 		return nil, err
 	}
 	m, err := newMetrics(o.Registerer)

@@ -31,6 +31,7 @@ package sandbox
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -83,6 +84,9 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// ErrOptions: no machine could make the sandbox that was asked for.
+var ErrOptions = errors.New("options of the sandbox")
+
 // AlwaysHidden lists what no command has any business with: homes, the sockets
 // of services, and the files that only root may read, which a worker that runs
 // commands as root could.
@@ -106,8 +110,8 @@ type config struct {
 	OwnNetwork     bool
 }
 
-// New starts a Runner. The error says which part of a sandbox the machine does not
-// allow.
+// New starts a Runner. The error wraps ErrOptions, or says which part of a sandbox
+// the machine does not allow.
 func New(opts Options) (*Runner, error) {
 	c := config{Root: opts.Root, Hostname: opts.Hostname, TmpBytes: opts.TmpBytes, OwnNetwork: opts.Network == NoNetwork}
 	if c.Root == "" {
@@ -138,19 +142,19 @@ func New(opts Options) (*Runner, error) {
 
 func (c *config) check() error {
 	if c.Root == "/" || !filepath.IsAbs(c.Root) || filepath.Clean(c.Root) != c.Root {
-		return fmt.Errorf("sandbox root %q: not a clean absolute path below /", c.Root)
+		return fmt.Errorf("%w: sandbox root %q is no clean absolute path below /", ErrOptions, c.Root)
 	}
 	switch first, _, _ := strings.Cut(c.Root[1:], "/"); first {
 	case "proc", "dev", "tmp", "sys", hostName[1:]:
-		return fmt.Errorf("sandbox root %s: /%s is taken", c.Root, first)
+		return fmt.Errorf("%w: sandbox root %s: /%s is taken", ErrOptions, c.Root, first)
 	}
 	for _, p := range c.Hide {
 		if !filepath.IsAbs(p) || filepath.Clean(p) == "/" {
-			return fmt.Errorf("hidden path %q: not an absolute path below /", p)
+			return fmt.Errorf("%w: hidden path %q is no absolute path below /", ErrOptions, p)
 		}
 	}
 	if c.TmpBytes < 0 {
-		return fmt.Errorf("size of /tmp: %d", c.TmpBytes)
+		return fmt.Errorf("%w: /tmp of %d bytes", ErrOptions, c.TmpBytes)
 	}
 	return nil
 }

@@ -1,0 +1,73 @@
+//go:build linux
+
+package worker
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/mettle-build/mettle/mettle/worker/runner"
+	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
+	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
+	"github.com/mettle-build/mettle/mettle/worker/runner/sandbox"
+)
+
+// Isolation is what keeps actions from the machine that they run on.
+type Isolation string
+
+// What there is.
+const (
+	// Bare actions see the machine as users of their own see it, where the worker
+	// is root, and otherwise as it does.
+	Bare Isolation = "bare"
+	// Namespaces are a sandbox for each slot: see runner/sandbox.
+	Namespaces Isolation = "namespace"
+	// Auto is Namespaces where the machine allows them, and otherwise Bare, of
+	// which Notes tells.
+	Auto Isolation = "auto"
+)
+
+// settleIsolation makes a sandbox, for a try, unless none is wanted.
+func (o *Options) settleIsolation() error {
+	switch o.Isolation {
+	case "", Bare:
+		return nil
+	case Auto, Namespaces:
+	default:
+		return fmt.Errorf("worker: isolation %q", o.Isolation)
+	}
+	if o.Runner != nil {
+		return fmt.Errorf("worker: isolation %q is up to the Runner that is given", o.Isolation)
+	}
+	r, err := sandbox.New(o.sandbox(helper.User{}))
+	if err == nil {
+		o.sandboxed = true
+		return r.Close()
+	}
+	if o.Isolation == Namespaces || errors.Is(err, sandbox.ErrOptions) {
+		return fmt.Errorf("worker: actions can't be isolated: %w", err)
+	}
+	o.note = fmt.Sprintf("actions are not isolated from this machine: %v", err)
+	o.Logger.Warn("actions are not isolated from this machine, which does not allow it: they can read its files, use its network, and see its processes", "error", err)
+	return nil
+}
+
+func (o *Options) sandbox(user helper.User) sandbox.Options {
+	return sandbox.Options{User: user, Root: o.SandboxRoot, Hide: append([]string{o.Dir}, o.Hide...), Logger: o.Logger}
+}
+
+// newRunner makes the runner of a slot.
+func (o *Options) newRunner(user helper.User) (runner.Runner, error) {
+	if o.sandboxed {
+		return sandbox.New(o.sandbox(user))
+	}
+	return bare.New(bare.Options{User: user, Logger: o.Logger})
+}
+
+// Notes are what an operator should know of a worker that takes jobs.
+func (w *Worker) Notes() []string {
+	if w.o.note == "" {
+		return nil
+	}
+	return []string{w.o.note}
+}
