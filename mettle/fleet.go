@@ -106,6 +106,10 @@ func (n needs) report(ctx context.Context, log *slog.Logger) error {
 	return nil
 }
 
+// signalRepeat is within what time a second signal is the first once more: some
+// send it to a process and to its group, as timeout(1) does.
+const signalRepeat = 300 * time.Millisecond
+
 // secondSignal is closed at the second SIGINT or SIGTERM from now on. A third ends
 // the process at once, and so does the next after stop, which the caller calls.
 func secondSignal() (second <-chan struct{}, stop func()) {
@@ -115,11 +119,18 @@ func secondSignal() (second <-chan struct{}, stop func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for n := 1; n <= 2; n++ {
+		var first time.Time
+		for n := 0; n < 2; {
 			select {
 			case <-signals:
 			case <-done:
 				return
+			}
+			if n == 0 {
+				first = time.Now()
+			}
+			if n == 0 || time.Since(first) > signalRepeat {
+				n++
 			}
 		}
 		signal.Stop(signals)

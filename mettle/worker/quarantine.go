@@ -12,6 +12,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/queue"
@@ -58,6 +60,21 @@ func (s *slot) fault(ctx context.Context, lease queue.Lease, reason string) {
 	s.w.faults.Add(1)
 	s.w.metrics.actions.WithLabelValues("rejected").Inc()
 	s.reject(ctx, lease, short(reason))
+}
+
+// failedByDisk returns an error where a command has failed while there is no room
+// here: it may well be why, and a build is not to break by it. An action that
+// fills the disk by itself ends when its attempts are used up, and its client
+// hears of the disk.
+func (s *slot) failedByDisk(resp *repb.ExecuteResponse) error {
+	if resp.GetStatus().GetCode() != 0 || resp.GetResult().GetExitCode() == 0 {
+		return nil
+	}
+	err := s.w.o.checkDisk()
+	if err != nil {
+		err = fmt.Errorf("the command ended with %d, and %w", resp.GetResult().GetExitCode(), err)
+	}
+	return err
 }
 
 // maxReasonBytes bounds what is told of a reason.

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -232,4 +233,32 @@ func TestWorker_Notices(t *testing.T) {
 	if err := <-listened; err != nil {
 		t.Error(err)
 	}
+}
+
+// A command that fails on a full disk has not failed by what it does: its job
+// goes to a worker that has room, until the attempts are used up.
+func TestWorker_diskFills(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root makes a small disk")
+	}
+	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
+		disk := filepath.Join(filepath.Dir(o.Dir), "disk")
+		if err := os.Mkdir(disk, 0o711); err != nil { //nolint:gosec // the slots' users pass
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=16m,mode=711"); err != nil {
+			t.Skipf("no tmpfs here: %v", err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+		o.Dir, o.MinFreeDiskBytes = filepath.Join(disk, "work"), 4<<20
+	}).start(t)
+	resp := f.execute(t, request{script: "head -c 64M /dev/zero > big"})
+	if said := resp.GetStatus().GetMessage(); codes.Code(resp.GetStatus().GetCode()) == codes.OK || !strings.Contains(said, "disk is full") {
+		t.Errorf("an action on a full disk ends with %v, exit code %d; want the disk named", resp.GetStatus(), resp.GetResult().GetExitCode())
+	}
+	f.run(t, request{script: "true"}, 0)
 }

@@ -105,6 +105,10 @@ func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 		s.fault(ctx, lease, resp.Status.GetMessage())
 		return
 	}
+	if err := s.failedByDisk(resp); err != nil {
+		s.fault(ctx, lease, err.Error())
+		return
+	}
 	if codepb.Code(resp.Status.GetCode()) == codepb.Code_RESOURCE_EXHAUSTED {
 		s.faults++ // a full store is left alone for a while
 	} else {
