@@ -229,6 +229,7 @@ func (f *fleet) hurried(t *testing.T, conn *grpc.ClientConn) {
 	for !strings.Contains(hurried.log.String(), "shutting down") { // two signals at once may be taken for one
 		time.Sleep(10 * time.Millisecond)
 	}
+	time.Sleep(500 * time.Millisecond) // nor is one that comes with the first
 	if err := hurried.Terminate(t.Context()); err != nil {
 		t.Errorf("the worker ended with %v after the second signal", err)
 	}
