@@ -2,6 +2,7 @@ package tiered
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -87,7 +88,7 @@ func (l local) toAuthority(ctx context.Context, ds []digest.Digest, inMemory map
 			if data, ok := inMemory[d]; ok {
 				return blob.WriteBytes(ctx, l.s.authority, d, data)
 			}
-			return l.send(ctx, d)
+			return lost(d, l.send(ctx, d))
 		})
 	}
 	return group.Wait() //nolint:wrapcheck // it says what was written
@@ -110,10 +111,19 @@ func (l local) passBatch(ctx context.Context, ds []digest.Digest, inMemory map[d
 		if !ok {
 			var err error
 			if data, err = read(ctx, l.t.Store, d, l.t.Trusted); err != nil {
-				return fmt.Errorf("blob %s: %w", d, err)
+				return lost(d, fmt.Errorf("blob %s: %w", d, err))
 			}
 		}
 		bs[i] = blob.Bytes{Digest: d, Data: data}
 	}
 	return blob.WriteBatch(ctx, l.s.authority, bs) //nolint:wrapcheck // it says what was written
+}
+
+// lost is err, but where the tier has evicted d before it was passed on: then its
+// maker is to try again. Not found is what a caller says of what it lacks itself.
+func lost(d digest.Digest, err error) error {
+	if !errors.Is(err, blob.ErrNotFound) {
+		return err
+	}
+	return fmt.Errorf("%w: blob %s was evicted before it was passed on", blob.ErrUnavailable, d)
 }
