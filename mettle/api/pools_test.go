@@ -13,6 +13,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mettle-build/mettle/mettle/api"
 	"github.com/mettle-build/mettle/mettle/platform"
@@ -44,7 +45,7 @@ func inFleet(t *testing.T, o platform.Options, f func(t *testing.T, b *bench)) {
 func (b *bench) announce(worker, pool string, state queuepb.WorkerState_State, props ...string) {
 	b.t.Helper()
 	synctest.Wait() // until it listens
-	n := &queuepb.WorkerState{Worker: worker, Pool: pool, State: state, Slots: 4}
+	n := &queuepb.WorkerState{Worker: worker, Pool: pool, State: state, Slots: 4, Lifetime: durationpb.New(10 * time.Minute)}
 	for _, s := range props {
 		name, value, _ := strings.Cut(s, "=")
 		n.Properties = append(n.Properties, &queuepb.Property{Name: name, Value: value})

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,11 +20,12 @@ const (
 )
 
 // reassign withdraws the jobs that wait for pools that have gone, which nobody
-// would ever take. Whoever waits for one begins anew: the action goes to another
-// pool that has what it asks for, or is refused.
+// would ever take. The broker says that it has, and whoever waits for one begins
+// anew: the action goes to another pool that has what it asks for, or is refused.
 func (s *Server) reassign(ctx context.Context) error {
 	t := time.NewTicker(reassignEvery)
 	defer t.Stop()
+	withdrawn := make(map[string]bool)
 	for {
 		select {
 		case <-t.C:
@@ -34,35 +36,48 @@ func (s *Server) reassign(ctx context.Context) error {
 		if unsettled {
 			continue
 		}
+		var left []string
 		names := s.opts.Platforms.Names()
 		for pool := range s.ops.Loads() {
 			if !slices.Contains(names, pool) {
-				s.reassignFrom(ctx, pool)
+				left = append(left, s.ops.QueuedFor(pool)...)
 			}
 		}
+		withdrawn = s.reassignJobs(ctx, left, withdrawn)
 	}
 }
 
-func (s *Server) reassignFrom(ctx context.Context, pool string) {
-	jobs := s.ops.QueuedFor(pool)
+// reassignJobs withdraws jobs, and returns those for which that has succeeded. The
+// ones of before, which should not be there any more, are over in any case: the
+// broker did not have them, or its word was lost. Until then it is waited for,
+// since it can't be told from word of the job that comes next by the same name.
+func (s *Server) reassignJobs(ctx context.Context, jobs []string, before map[string]bool) map[string]bool {
 	if len(jobs) == 0 {
-		return
+		return nil
 	}
-	s.log.WarnContext(ctx, "a pool has gone for which operations wait, they go to others or are refused", "pool", pool, "operations", len(jobs))
+	s.log.WarnContext(ctx, "pools have gone for which operations wait, they go to others or are refused", "operations", len(jobs))
+	var mu sync.Mutex // guards withdrawn
+	withdrawn := make(map[string]bool)
 	var group errgroup.Group
 	group.SetLimit(maxReassigning)
 	for _, job := range jobs {
+		if before[job] {
+			s.ops.Withdrawn(&queuepb.Update{Operation: job})
+			continue
+		}
 		group.Go(func() error {
 			callCtx, cancel := context.WithTimeout(ctx, publishTimeout)
 			defer cancel()
-			// First the broker: the job may come again by the same name.
 			if err := (withdrawer{s}).Cancel(callCtx, job); err != nil {
 				s.log.WarnContext(ctx, "job not withdrawn, trying again", "operation", job, "error", err)
 				return nil
 			}
-			s.ops.Withdrawn(&queuepb.Update{Operation: job})
+			mu.Lock()
+			withdrawn[job] = true
+			mu.Unlock()
 			return nil
 		})
 	}
 	_ = group.Wait() // each has told its error
+	return withdrawn
 }
