@@ -161,7 +161,7 @@ func (s *apiServer) serve(ctx context.Context) error {
 	defer stopParts()
 	group, groupCtx := errgroup.WithContext(parts)
 	group.Go(func() error { return s.api.Run(groupCtx) })
-	group.Go(func() error { return s.admin.serve(groupCtx, s.ready(ctx), nil) })
+	group.Go(func() error { return s.admin.serve(groupCtx, readyDuring(ctx, s.needs.ready), nil) })
 	group.Go(func() error { return s.needs.report(groupCtx, s.log) })
 	group.Go(func() error {
 		defer stopParts()
@@ -171,16 +171,6 @@ func (s *apiServer) serve(ctx context.Context) error {
 		return s.serveRPC(serving)
 	})
 	return group.Wait()
-}
-
-// ready is what /readyz says: not once life is over.
-func (s *apiServer) ready(life context.Context) func(context.Context) error {
-	return func(ctx context.Context) error {
-		if life.Err() != nil {
-			return errors.New("shutting down")
-		}
-		return s.needs.ready(ctx)
-	}
 }
 
 // apiGrace is how long transfers may take to end after SIGTERM.

@@ -106,6 +106,16 @@ func (n needs) report(ctx context.Context, log *slog.Logger) error {
 	return nil
 }
 
+// readyDuring is what /readyz says: as ready does, and not once life is over.
+func readyDuring(life context.Context, ready func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if life.Err() != nil {
+			return errors.New("shutting down")
+		}
+		return ready(ctx)
+	}
+}
+
 // signalRepeat is within what time a second signal is the first once more: some
 // send it to a process and to its group, as timeout(1) does.
 const signalRepeat = 300 * time.Millisecond

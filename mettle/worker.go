@@ -167,7 +167,7 @@ func (w *fleetWorker) serve(ctx context.Context) error {
 	parts, stopParts := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopParts()
 	group, groupCtx := errgroup.WithContext(parts)
-	group.Go(func() error { return w.admin.serve(groupCtx, w.ready(ctx), w.worker.Notes) })
+	group.Go(func() error { return w.admin.serve(groupCtx, readyDuring(ctx, w.ready), w.worker.Notes) })
 	group.Go(func() error { return w.needs.report(groupCtx, w.log) })
 	working, stopWork := context.WithCancel(groupCtx)
 	defer stopWork()
@@ -188,12 +188,7 @@ func (w *fleetWorker) serve(ctx context.Context) error {
 	return group.Wait()
 }
 
-// ready is what /readyz says: not once life is over.
-func (w *fleetWorker) ready(life context.Context) func(context.Context) error {
-	return func(ctx context.Context) error {
-		if life.Err() != nil {
-			return errors.New("shutting down")
-		}
-		return errors.Join(w.worker.Ready(), w.needs.ready(ctx))
-	}
+// ready is what /readyz says while the worker is there.
+func (w *fleetWorker) ready(ctx context.Context) error {
+	return errors.Join(w.worker.Ready(), w.needs.ready(ctx))
 }

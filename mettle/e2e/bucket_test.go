@@ -40,13 +40,7 @@ func bucketMain(addr string) int {
 // newBucket is such a process, which has yet to be started.
 func newBucket(t *testing.T) *server {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newServer(t, self, nil)
-	s.args = nil
+	s := newSelf(t, "bucket at")
 	s.env = []string{bucketVar + "=" + s.Addr()}
-	s.says = "bucket at"
 	return s
 }

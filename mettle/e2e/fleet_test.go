@@ -226,9 +226,8 @@ func (f *fleet) hurried(t *testing.T, conn *grpc.ClientConn) {
 	other.Start()
 	awaitReady(t, other)
 	_ = hurried.cmd.Process.Signal(syscall.SIGTERM)
-	for !strings.Contains(hurried.log.String(), "shutting down") { // two signals at once may be taken for one
-		time.Sleep(10 * time.Millisecond)
-	}
+	// Two signals at once may be taken for one.
+	awaitNews(t, func() bool { return strings.Contains(hurried.log.String(), "shutting down") }, "the worker does not shut down")
 	time.Sleep(500 * time.Millisecond) // nor is one that comes with the first
 	if err := hurried.Terminate(t.Context()); err != nil {
 		t.Errorf("the worker ended with %v after the second signal", err)

@@ -50,14 +50,9 @@ func natsMain(dir string, args []string) int {
 // newNATS is a broker that has yet to be started.
 func newNATS(t *testing.T, flags ...string) *server {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newServer(t, self, nil)
+	s := newSelf(t, "nats://")
 	s.args = append([]string{"--port=" + strconv.Itoa(s.Port)}, flags...)
 	s.env = []string{natsDirVar + "=" + t.TempDir()}
-	s.says = "nats://"
 	return s
 }
 

@@ -126,6 +126,19 @@ func newServer(t *testing.T, program string, args []string) *server {
 	return s
 }
 
+// newSelf is newServer of this test's own program, which TestMain makes another
+// one by what is in its environment.
+func newSelf(t *testing.T, says string) *server {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t, self, nil)
+	s.args, s.says = nil, says
+	return s
+}
+
 // Start starts the process and returns when it serves.
 func (s *server) Start() {
 	s.t.Helper()
