@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
@@ -212,11 +211,7 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		return err
 	}
 	d.admin.api = d.api
-	slots := c.Slots
-	if slots == 0 {
-		slots = runtime.NumCPU()
-	}
-	d.worker, err = worker.New(worker.Options{
+	d.worker, err = worker.New(c.slotFlags.options(worker.Options{
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
 		Store:          d.blobs,
@@ -224,24 +219,18 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		Actions:        d.actions,
 		Failures:       d.failures,
 		Dir:            filepath.Join(d.dir, "work"),
-		Slots:          slots,
 		Name:           name,
 		Notices:        d.jobs,
 		Properties:     properties,
-		Preflight:      c.preflight(),
 		DefaultTimeout: c.DefaultTimeout,
 		MaxTimeout:     c.MaxTimeout,
 		// Less than what the store leaves free, so that a full store stops nothing.
-		MinFreeDiskBytes:   int64(c.MinFree) / 4,
-		MinFreeMemoryBytes: int64(c.MinMemory),
-		UIDBase:            c.UIDBase,
-		Isolation:          worker.Isolation(c.Sandbox),
-		SandboxRoot:        c.SandboxRoot,
-		Hide:               []string{d.dir},
-		Addr:               d.listener.Addr().String(),
-		Logger:             d.log,
-		Registerer:         d.registry,
-	})
+		MinFreeDiskBytes: int64(c.MinFree) / 4,
+		Hide:             []string{d.dir},
+		Addr:             d.listener.Addr().String(),
+		Logger:           d.log,
+		Registerer:       d.registry,
+	}))
 	return err
 }
 

@@ -66,6 +66,17 @@ func (f slotFlags) check() error {
 	return err
 }
 
+// options puts what the flags say into those of the worker.
+func (f slotFlags) options(o worker.Options) worker.Options {
+	o.Slots = f.Slots
+	o.Preflight = f.preflight()
+	o.MinFreeMemoryBytes = int64(f.MinMemory)
+	o.UIDBase = f.UIDBase
+	o.Isolation = worker.Isolation(f.Sandbox)
+	o.SandboxRoot = f.SandboxRoot
+	return o
+}
+
 // properties are those of --platform.
 func (f slotFlags) properties() ([]platform.Property, error) {
 	props := make([]platform.Property, 0, len(f.Platform))

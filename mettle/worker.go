@@ -121,7 +121,7 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	w.worker, err = worker.New(worker.Options{
+	w.worker, err = worker.New(c.slotFlags.options(worker.Options{
 		Jobs:             w.jobs,
 		Updates:          w.jobs,
 		Store:            cached.of(""),
@@ -129,24 +129,18 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		Actions:          w.storage.actions,
 		Failures:         w.storage.failures,
 		Dir:              filepath.Join(w.dir, "work"),
-		Slots:            c.Slots,
 		Pools:            []string{c.Pool},
 		Notices:          w.jobs,
 		Properties:       slices.Concat(platform.Host(), properties),
-		Preflight:        c.preflight(),
 		Name:             w.name,
 		LeaseExtendEvery: c.url.LeaseTime() / leaseShare,
 		// Less than what the cache leaves free, so that a full one stops nothing.
-		MinFreeDiskBytes:   int64(c.MinFree) / 4,
-		MinFreeMemoryBytes: int64(c.MinMemory),
-		UIDBase:            c.UIDBase,
-		Isolation:          worker.Isolation(c.Sandbox),
-		SandboxRoot:        c.SandboxRoot,
-		Hide:               []string{w.dir},
-		Addr:               c.targets[0],
-		Logger:             w.log,
-		Registerer:         w.registry,
-	})
+		MinFreeDiskBytes: int64(c.MinFree) / 4,
+		Hide:             []string{w.dir},
+		Addr:             c.targets[0],
+		Logger:           w.log,
+		Registerer:       w.registry,
+	}))
 	if err == nil {
 		w.closers.add(w.worker.Close)
 	}

@@ -33,7 +33,7 @@ type Executor struct {
 	dir      string // of the slot
 	owner    inputroot.Owner
 	shelf    *inputroot.Shelf
-	runner   runner.Runner
+	runners  *runners
 	stations *stations
 }
 
@@ -49,7 +49,7 @@ func (e *Executor) root() string   { return filepath.Join(e.dir, rootName) }
 func (e *Executor) stdout() string { return filepath.Join(e.dir, stdoutName) }
 func (e *Executor) stderr() string { return filepath.Join(e.dir, stderrName) }
 
-func (e *Executor) close() error { return errors.Join(e.runner.Close(), e.shelf.Close()) }
+func (e *Executor) close() error { return errors.Join(e.runners.close(), e.shelf.Close()) }
 
 // maxActionBytes bounds an Action and a Command: a Command's arguments can't be
 // longer than the kernel takes, some MiB, and its outputs are bounded.
@@ -65,6 +65,7 @@ type run struct {
 	command  *repb.Command
 	inputs   digest.Digest
 	timeout  time.Duration
+	place    place
 	clock    clock
 	metadata *repb.ExecutedActionMetadata
 	notes    []string // for a person
@@ -111,7 +112,11 @@ func (e *Executor) load(ctx context.Context, job *queuepb.Job, attempt uint32) (
 		return r, fmt.Errorf("command: %w", err)
 	}
 	r.timeout = e.timeout(job.GetTimeout(), r.action.Timeout)
-	return r, command.Validate(r.command)
+	if err := command.Validate(r.command); err != nil {
+		return r, err
+	}
+	r.place, err = e.o.placeOf(r.action, r.command)
+	return r, err
 }
 
 // message reads m from the job, or where that does not carry it from the store.
@@ -177,7 +182,7 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 	}
 	m.InputFetchCompletedTimestamp = r.clock.stamp()
 	res, runErr := e.runCommand(ctx, r)
-	if runErr != nil && !errors.Is(runErr, errTimeout) && !errors.Is(runErr, runner.ErrOutputTooLarge) {
+	if runErr != nil && !endedByLimit(runErr) {
 		return nil, runErr
 	}
 	if err := root.Audit(ctx); errors.Is(err, blob.ErrCorrupt) {
@@ -197,7 +202,7 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 		return nil, err
 	}
 	m.OutputUploadCompletedTimestamp = r.clock.stamp()
-	r.notes = append(r.notes, got.Notes...)
+	r.notes = append(append(r.notes, res.Notes...), got.Notes...)
 	got.Result.ExitCode = int32(res.ExitCode) //nolint:gosec // it is below 256
 	resp := &repb.ExecuteResponse{Result: got.Result}
 	if err != nil && (runErr != nil || res.ExitCode != 0) {
@@ -212,15 +217,29 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 	return resp, err
 }
 
+// endedByLimit reports whether the command ran, and was ended by one of its limits.
+func endedByLimit(err error) bool {
+	for _, limit := range []error{errTimeout, runner.ErrOutputTooLarge, runner.ErrOutOfMemory, runner.ErrDiskQuota} {
+		if errors.Is(err, limit) {
+			return true
+		}
+	}
+	return false
+}
+
 // runCommand runs the command and notes when it did.
 func (e *Executor) runCommand(ctx context.Context, r *run) (runner.Result, error) {
+	place, err := e.runners.of(r.place)
+	if err != nil {
+		return runner.Result{}, err
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, errTimeout)
 	defer cancel()
 	env := make([]string, len(r.command.EnvironmentVariables))
 	for i, v := range r.command.EnvironmentVariables {
 		env[i] = v.Name + "=" + v.Value
 	}
-	res, err := e.runner.Run(ctx, runner.Spec{
+	res, err := place.Run(ctx, runner.Spec{
 		Args:           r.command.Arguments,
 		Env:            env,
 		Root:           e.root(),

@@ -176,7 +176,7 @@ func (e *Executor) preflight(ctx context.Context) error {
 
 // probe runs a command that does nothing, as actions run.
 func (e *Executor) probe(ctx context.Context) error {
-	p, ok := e.runner.(prober)
+	p, ok := e.runners.usual.(prober)
 	if !ok {
 		return nil
 	}
@@ -204,7 +204,7 @@ func (e *Executor) ownPreflight(ctx context.Context) error {
 	out, errs := filepath.Join(e.dir, "preflight.stdout"), filepath.Join(e.dir, "preflight.stderr")
 	defer os.Remove(out)  //nolint:errcheck // the directory is cleaned at each start
 	defer os.Remove(errs) //nolint:errcheck // likewise
-	res, err := e.runner.Run(ctx, runner.Spec{
+	res, err := e.runners.usual.Run(ctx, runner.Spec{
 		Args: e.o.Preflight, Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Root: e.root(), Dir: e.root(), Stdout: out, Stderr: errs, MaxOutputBytes: 1 << 20,
 	})

@@ -47,6 +47,10 @@ func statusOf(err error) *spb.Status {
 		code = codepb.Code_INTERNAL
 	case errors.Is(err, errTampered), errors.Is(err, command.ErrInvalid), errors.Is(err, runner.ErrOutputTooLarge):
 		code = codepb.Code_INVALID_ARGUMENT
+	case errors.Is(err, runner.ErrOutOfMemory), errors.Is(err, runner.ErrDiskQuota):
+		// The machine's limit, not the request's fault; but the next attempt would
+		// run into it again.
+		code = codepb.Code_RESOURCE_EXHAUSTED
 	case errors.Is(err, output.ErrUnusable):
 		code = codepb.Code_FAILED_PRECONDITION
 	case errors.Is(err, blob.ErrCorrupt):

@@ -39,7 +39,7 @@ func (o *Options) settleIsolation() error {
 	if o.Runner != nil {
 		return fmt.Errorf("worker: isolation %q is up to the Runner that is given", o.Isolation)
 	}
-	r, err := sandbox.New(o.sandbox(helper.User{}))
+	r, err := sandbox.New(o.sandbox(helper.User{}, place{}))
 	if err == nil {
 		o.sandboxed = true
 		return r.Close()
@@ -52,14 +52,18 @@ func (o *Options) settleIsolation() error {
 	return nil
 }
 
-func (o *Options) sandbox(user helper.User) sandbox.Options {
-	return sandbox.Options{User: user, Root: o.SandboxRoot, Hide: append([]string{o.Dir}, o.Hide...), Logger: o.Logger}
+func (o *Options) sandbox(user helper.User, p place) sandbox.Options {
+	s := sandbox.Options{User: user, Root: o.SandboxRoot, Hide: append([]string{o.Dir}, o.Hide...), Logger: o.Logger}
+	if p.network {
+		s.Network = sandbox.HostNetwork
+	}
+	return s
 }
 
-// newRunner makes the runner of a slot.
-func (o *Options) newRunner(user helper.User) (runner.Runner, error) {
+// newRunner makes a runner of a slot, for the actions of one place.
+func (o *Options) newRunner(user helper.User, p place) (runner.Runner, error) {
 	if o.sandboxed {
-		return sandbox.New(o.sandbox(user))
+		return sandbox.New(o.sandbox(user, p))
 	}
 	return bare.New(bare.Options{User: user, Logger: o.Logger})
 }

@@ -122,14 +122,11 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Exec
 	if e.shelf, err = inputroot.NewShelf(filepath.Join(e.dir, shelfName), e.owner); err != nil {
 		return nil, err
 	}
-	if o.Runner != nil {
-		if e.runner, err = o.Runner(i); err != nil {
-			return nil, errors.Join(err, e.shelf.Close())
-		}
-		return e, nil
-	}
-	if e.runner, err = o.newRunner(user); err != nil {
+	if e.runners, err = newRunners(o, i, user); err != nil {
 		return nil, errors.Join(err, e.shelf.Close())
+	}
+	if o.Runner != nil {
+		return e, nil
 	}
 	made := e
 	defer func() {

@@ -129,6 +129,11 @@ type Options struct {
 	// Hide are files and directories of the machine that isolated actions find
 	// empty, beside Dir and those of sandbox.AlwaysHidden.
 	Hide []string
+	// Limits bound each action.
+	Limits runner.Limits
+	// AllowNetwork lets isolated actions that ask for network=external use the
+	// worker's network.
+	AllowNetwork bool
 	// Runner makes the runner of a slot, which closes it. It is trusted to run
 	// commands, and to see to what they may do: UIDBase is of no account then.
 	// nil: one that Isolation says, which has shown that it can run a command.

@@ -31,6 +31,23 @@ type Spec struct {
 	MaxOutputBytes int64
 }
 
+// Limits bound what one command may use, with all its processes. Where this machine
+// can't hold it to one of them, a runner is not made, or says so: see its Options.
+// The zero Limits bound nothing.
+type Limits struct {
+	// MemoryBytes is how much memory; a command that needs more is killed, and
+	// Run's error wraps ErrOutOfMemory.
+	MemoryBytes int64
+	// CPUs is how many processors' time, as in 1.5.
+	CPUs float64
+	// Processes is how many processes and threads at once: no more can be started.
+	Processes int
+	// DiskBytes is how much may be written to Spec.Root and to directories for
+	// temporary files; a command that writes more is killed, and Run's error wraps
+	// ErrDiskQuota.
+	DiskBytes int64
+}
+
 // Result is what is known of a command that was started.
 type Result struct {
 	// ExitCode is the exit status; 128 plus the signal's number where a signal
@@ -42,20 +59,34 @@ type Result struct {
 	// StdoutBytes and StderrBytes are the sizes of the files.
 	StdoutBytes, StderrBytes int64
 	Usage                    Usage
+	// Notes are what a person should know of a command that ran into a limit and
+	// was not ended for it, a sentence each.
+	Notes []string
 }
 
 // Usage is what the command and those of its descendants that it waited for
 // have used.
 type Usage struct {
-	UserTime, SystemTime              time.Duration
-	MaxRSSBytes                       int64
+	UserTime, SystemTime time.Duration
+	MaxRSSBytes          int64
+	// PeakMemoryBytes is the most that all processes of the command had at one
+	// time. 0: it was not measured.
+	PeakMemoryBytes                   int64
 	MinorFaults, MajorFaults          int64
 	BlockInputs, BlockOutputs         int64
 	VoluntarySwitches, ForcedSwitches int64
 }
 
-// ErrOutputTooLarge: the command wrote more to stdout or stderr than it may.
-var ErrOutputTooLarge = errors.New("the command printed too much")
+// Why a runner ends a command. Each comes with a valid Result.
+var (
+	// ErrOutputTooLarge: the command wrote more to stdout or stderr than it may.
+	ErrOutputTooLarge = errors.New("the command printed too much")
+	// ErrOutOfMemory: the command, or a process of it, was killed for want of
+	// memory below its limit.
+	ErrOutOfMemory = errors.New("the command ran out of memory")
+	// ErrDiskQuota: the command wrote more to the disk than it may.
+	ErrDiskQuota = errors.New("the command wrote too much to the disk")
+)
 
 // A Runner runs commands, one at a time: each slot of a worker has its own.
 type Runner interface {
