@@ -55,6 +55,18 @@ type fixture struct {
 
 type change func(*worker.Options, *mem.Options)
 
+// isolationVar names, in the environment, what keeps the actions of tests from the
+// machine that say nothing of it. TestWorker_everythingIsolated sets it.
+const isolationVar = "METTLE_TEST_ISOLATION"
+
+// allIsolated reports whether the actions of tests that say nothing run in a
+// sandbox.
+func allIsolated() bool { return os.Getenv(isolationVar) == string(worker.Namespaces) }
+
+// isBare is for tests that are about what a sandbox rules out, or take place where
+// its actions can't look.
+func isBare(o *worker.Options, _ *mem.Options) { o.Isolation = worker.Bare }
+
 // testUIDBase is apart from those of other tests that may run at the same time.
 const testUIDBase = 64100
 
@@ -84,6 +96,7 @@ func newFixture(t testing.TB, changes ...change) *fixture {
 	qo := mem.Options{LeaseTime: time.Minute}
 	f.opts = worker.Options{
 		Store: f.store, Actions: f.actions, Dir: f.dir, Name: "tester", Addr: "server:1", Slots: 2, UIDBase: testUIDBase, MinFreeDiskBytes: -1,
+		Isolation: worker.Isolation(os.Getenv(isolationVar)),
 	}
 	for _, c := range changes {
 		c(&f.opts, &qo)

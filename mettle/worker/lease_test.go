@@ -273,7 +273,7 @@ func TestWorker_withoutIsolation(t *testing.T) {
 		t.Skip("needs root")
 	}
 	var log strings.Builder
-	f := newFixture(t)
+	f := newFixture(t, isBare) // a sandbox is entered from within
 	f.opts.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	if err := os.Chmod(strings.TrimSuffix(f.dir, "/work"), 0o700); err != nil { //nolint:gosec // it is 0700
 		t.Fatal(err)

@@ -128,7 +128,7 @@ func TestWorker_faultsInRow(t *testing.T) {
 
 func TestWorker_Preflight(t *testing.T) {
 	ok := filepath.Join(t.TempDir(), "ok")
-	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
+	f := newFixture(t, isBare, func(o *worker.Options, _ *mem.Options) { // which sees the test's directory
 		o.Preflight = []string{"sh", "-c", "test -e " + ok + " || { echo no compiler >&2; exit 3; }"}
 		o.UIDBase = -1 // who may look into the test's directory
 	})

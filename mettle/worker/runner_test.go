@@ -46,7 +46,7 @@ func TestWorker_ownRunner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const took = 25 * time.Second // more than a lease
 		closed := 0
-		f := newFixture(t, func(o *worker.Options, q *mem.Options) {
+		f := newFixture(t, isBare, func(o *worker.Options, q *mem.Options) {
 			o.Runner = func(int) (runner.Runner, error) { return echo{took, &closed}, nil }
 			o.Slots = 1
 			q.LeaseTime = 15 * time.Second
@@ -69,7 +69,7 @@ func TestWorker_ownRunner(t *testing.T) {
 }
 
 func TestWorker_ownRunnerFails(t *testing.T) {
-	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
+	f := newFixture(t, isBare, func(o *worker.Options, _ *mem.Options) {
 		o.Runner = func(int) (runner.Runner, error) { return nil, errors.New("no room") }
 	})
 	f.start(t)

@@ -5,8 +5,10 @@ package worker_test
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -30,6 +32,24 @@ func isolated(t *testing.T) change {
 		t.Error(err)
 	}
 	return func(o *worker.Options, _ *mem.Options) { o.Isolation = worker.Namespaces }
+}
+
+// TestWorker_everythingIsolated runs the tests of this package again, with actions in
+// a sandbox. Those of a user who may do nothing are among them.
+func TestWorker_everythingIsolated(t *testing.T) {
+	if os.Getenv(isolationVar) != "" || os.Getenv(nonRootEnv) != "" {
+		t.Skip("this is it")
+	}
+	isolated(t)
+	args := []string{"-test.count=1", "-test.skip=^TestWorker_everythingIsolated$|^Fuzz"}
+	if run := flag.Lookup("test.run").Value.String(); run != "" && !strings.Contains(run, "everythingIsolated") {
+		args = append(args, "-test.run="+run)
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), isolationVar+"="+string(worker.Namespaces))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 func TestWorker_isolation_namespaces(t *testing.T) {

@@ -62,7 +62,11 @@ func TestWorker_outputs(t *testing.T) {
 	if string(r.StdoutRaw) != "out\n" || f.read(t, r.StdoutDigest) != "out\n" {
 		t.Errorf("stdout %q", r.StdoutRaw)
 	}
-	if !strings.HasPrefix(string(r.StderrRaw), "err\n"+f.dir) || !strings.HasSuffix(string(r.StderrRaw), "/w\n") {
+	where := f.dir
+	if allIsolated() {
+		where = "/build/w"
+	}
+	if !strings.HasPrefix(string(r.StderrRaw), "err\n"+where) || !strings.HasSuffix(string(r.StderrRaw), "/w\n") {
 		t.Errorf("stderr %q", r.StderrRaw)
 	}
 }
