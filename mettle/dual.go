@@ -211,7 +211,7 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		return err
 	}
 	d.admin.api = d.api
-	d.worker, err = worker.New(c.slotFlags.options(worker.Options{
+	d.worker, err = worker.New(c.options(worker.Options{
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
 		Store:          d.blobs,
@@ -243,11 +243,11 @@ func loopback(addr net.Addr) bool {
 // announce prints what the user puts into a configuration.
 func (d *dual) announce(out io.Writer) {
 	addr := d.listener.Addr()
-	fmt.Fprintf(out, `Mettle %s executes and stores, with %d slots and %s.
+	fmt.Fprintf(out, `Mettle %s executes and stores, with %d slots and %s. Actions are %s.
   Bazel   build --remote_executor=grpc://%s    (in .bazelrc)
   Please  [remote]
           url = %s
-`, version, d.worker.Slots(), d.dir, addr, addr)
+`, version, d.worker.Slots(), d.dir, isolated(d.worker), addr, addr)
 	d.admin.announce(out)
 }
 

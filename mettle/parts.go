@@ -50,7 +50,7 @@ type slotFlags struct {
 	MinMemory    flags.Size    `name:"min_free_memory" help:"How much memory must be available before an action is taken. 0: a twentieth of it, at most 512MiB." default:"0"`
 	Preflight    string        `help:"A shell command that shows, by exit code 0, that this machine has what actions need. It runs as they do, before the first is taken and after trouble." placeholder:"COMMAND"`
 	UIDBase      int           `name:"uid_base" help:"Where root runs this: the user and group of the first slot's actions, the second slot has the next. -1: root itself, which no action is kept from anything then." default:"65000"`
-	Sandbox      string        `help:"What keeps actions from this machine. namespace: Linux namespaces, in which an action sees the machine read-only, no network, and nothing of other processes, homes and this program's directory. auto: the same where the machine allows it. bare: nothing but a user of its own for each slot where root runs this." enum:"auto,namespace,bare" default:"bare"`
+	Sandbox      string        `help:"What keeps actions from this machine. namespace: Linux namespaces, in which an action sees the machine read-only, no network, and nothing of other processes, homes and this program's directory. auto: the same where the machine allows it. bare: nothing but a user of its own for each slot where root runs this." enum:"auto,namespace,bare" default:"auto"`
 	SandboxRoot  string        `name:"sandbox_root" help:"Where actions see their input root with --sandbox." default:"/build"`
 	DrainTimeout time.Duration `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
 }
@@ -75,6 +75,14 @@ func (f slotFlags) options(o worker.Options) worker.Options {
 	o.Isolation = worker.Isolation(f.Sandbox)
 	o.SandboxRoot = f.SandboxRoot
 	return o
+}
+
+// isolated says what keeps the actions of w from this machine, for people.
+func isolated(w *worker.Worker) string {
+	if w.Isolation() == worker.Namespaces {
+		return "in a sandbox each"
+	}
+	return "NOT isolated from this machine"
 }
 
 // properties are those of --platform.

@@ -57,8 +57,8 @@ func (c *workerCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) er
 		w.admin.close()
 		return errors.Join(err, w.closers.close())
 	}
-	fmt.Fprintf(out, "Mettle %s runs the actions of pool %s from %s, with %d slots and %s, as worker %s.\n",
-		version, c.Pool, c.url, w.worker.Slots(), w.dir, w.name)
+	fmt.Fprintf(out, "Mettle %s runs the actions of pool %s from %s, with %d slots and %s, as worker %s. Actions are %s.\n",
+		version, c.Pool, c.url, w.worker.Slots(), w.dir, w.name, isolated(w.worker))
 	w.admin.announce(out)
 	return errors.Join(w.serve(ctx), w.closers.close())
 }
@@ -121,7 +121,7 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	w.worker, err = worker.New(c.slotFlags.options(worker.Options{
+	w.worker, err = worker.New(c.options(worker.Options{
 		Jobs:             w.jobs,
 		Updates:          w.jobs,
 		Store:            cached.of(""),

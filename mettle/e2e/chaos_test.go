@@ -132,7 +132,8 @@ func (c *city) server(broker string, storage []string, command string, flags ...
 func (c *city) worker(broker string, storage []string) *server {
 	c.t.Helper()
 	c.uids += 10 // each has users of its own for its slots, as those on one machine must
-	s := c.server(broker, storage, "worker", "--slots=3", "--dir="+storeDir(c.t), "--uid_base="+strconv.Itoa(64000+c.uids))
+	// How often actions run, they tell outside.
+	s := c.server(broker, storage, "worker", "--sandbox=bare", "--slots=3", "--dir="+storeDir(c.t), "--uid_base="+strconv.Itoa(64000+c.uids))
 	s.says = "Metrics, health"
 	return s
 }

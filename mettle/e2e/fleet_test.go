@@ -26,11 +26,12 @@ type fleet struct {
 	t                      *testing.T
 	broker, elan, api      *server
 	queueFlag, storageFlag string
+	dirs                   map[int]string // of the workers
 }
 
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
-	f := &fleet{t: t, broker: newNATS(t)}
+	f := &fleet{t: t, broker: newNATS(t), dirs: map[int]string{}}
 	f.elan = newServer(t, "elan", []string{"--storage=file://" + storeDir(t), "--isolate_instances"})
 	f.elan.args = append(f.elan.args, "--port="+strconv.Itoa(f.elan.Port))
 	f.queueFlag = "--queue=nats://" + f.broker.Addr() + "/e2e"
@@ -45,10 +46,19 @@ func newFleet(t *testing.T) *fleet {
 func (f *fleet) worker(n int) *server {
 	f.t.Helper()
 	s := newServer(f.t, "mettle", []string{
-		"worker", f.queueFlag, f.storageFlag, "--slots=2", "--dir=" + storeDir(f.t), "--uid_base=" + strconv.Itoa(64000+10*n),
+		"worker", f.queueFlag, f.storageFlag, "--slots=2", "--dir=" + f.workerDir(n), "--uid_base=" + strconv.Itoa(64000+10*n),
 	})
 	s.says = "Metrics, health"
 	return s
+}
+
+// workerDir is the directory of worker n, which the first call makes.
+func (f *fleet) workerDir(n int) string {
+	f.t.Helper()
+	if f.dirs[n] == "" {
+		f.dirs[n] = storeDir(f.t)
+	}
+	return f.dirs[n]
 }
 
 // readyz is what a server's page says of its readiness.
@@ -97,6 +107,18 @@ func publicDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// waitForRoot waits until an action of the dual or worker that keeps everything in
+// dir has made a file of that name, and returns the input root that it is in.
+func waitForRoot(t *testing.T, dir, name string) string {
+	t.Helper()
+	var found []string
+	poll(t, "an action to run", func() bool {
+		found, _ = filepath.Glob(filepath.Join(dir, "work", "slot*", "root", name))
+		return len(found) > 0
+	})
+	return filepath.Dir(found[0])
 }
 
 // TestFleet follows a small fleet over NATS through its life: processes that
@@ -191,9 +213,8 @@ func wantOK(t *testing.T, what string, ended <-chan string) {
 // brokerKilled: what runs while the broker is away ends, and what is asked for
 // meanwhile begins when it is back.
 func (f *fleet) brokerKilled(t *testing.T, conn *grpc.ClientConn) {
-	dir := publicDir(t)
-	runs := startAction(t, conn, "touch "+dir+"/runs; sleep 1.5; echo 1 > out")
-	waitForFile(t.Context(), t, filepath.Join(dir, "runs"))
+	runs := startAction(t, conn, "touch runs; sleep 1.5; echo 1 > out")
+	waitForRoot(t, f.workerDir(0), "runs")
 	f.broker.Kill()
 	asked := startAction(t, conn, "echo 2 > out")
 	time.Sleep(2 * time.Second) // the outage
@@ -205,9 +226,8 @@ func (f *fleet) brokerKilled(t *testing.T, conn *grpc.ClientConn) {
 
 // drains: what runs at SIGTERM ends, and so does the worker, with status 0.
 func (f *fleet) drains(t *testing.T, conn *grpc.ClientConn, worker *server) {
-	dir := publicDir(t)
-	runs := startAction(t, conn, "touch "+dir+"/runs; sleep 1; echo 3 > out")
-	waitForFile(t.Context(), t, filepath.Join(dir, "runs"))
+	runs := startAction(t, conn, "touch runs; sleep 1; echo 3 > out")
+	waitForRoot(t, f.workerDir(0), "runs")
 	if err := worker.Terminate(t.Context()); err != nil {
 		t.Errorf("the worker ended with %v after SIGTERM", err)
 	}
@@ -217,11 +237,10 @@ func (f *fleet) drains(t *testing.T, conn *grpc.ClientConn, worker *server) {
 // hurried: at the second signal a worker hands back what runs, and another has it
 // at once, not when the lease lapses.
 func (f *fleet) hurried(t *testing.T, conn *grpc.ClientConn) {
-	dir := publicDir(t)
 	hurried := f.worker(1)
 	hurried.Start()
-	runs := startAction(t, conn, "if mkdir "+dir+"/first; then sleep 600; fi; echo 4 > out")
-	waitForFile(t.Context(), t, filepath.Join(dir, "first"))
+	runs := startAction(t, conn, "touch runs; until [ -e go ]; do sleep 0.05; done; echo 4 > out")
+	waitForRoot(t, f.workerDir(1), "runs")
 	other := f.worker(2)
 	other.Start()
 	awaitReady(t, other)
@@ -231,6 +250,10 @@ func (f *fleet) hurried(t *testing.T, conn *grpc.ClientConn) {
 	time.Sleep(500 * time.Millisecond) // nor is one that comes with the first
 	if err := hurried.Terminate(t.Context()); err != nil {
 		t.Errorf("the worker ended with %v after the second signal", err)
+	}
+	root := waitForRoot(t, f.workerDir(2), "runs")
+	if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	wantOK(t, "what was handed back", runs)
 }

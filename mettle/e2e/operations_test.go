@@ -24,7 +24,8 @@ import (
 // An operator sees what runs, and cancels one of two: its client hears of it, its
 // processes die, and the other goes on.
 func TestDual_operations(t *testing.T) {
-	s := startDual(t, storeDir(t), "--slots=2")
+	dir := storeDir(t)
+	s := startDual(t, dir, "--slots=2")
 	conn, err := client.Dial(t.Context(), s.Addr())
 	if err != nil {
 		t.Fatal(err)
@@ -36,9 +37,8 @@ func TestDual_operations(t *testing.T) {
 	}
 	// The sleeper that is to die, grandchildren and all, is told by its argument.
 	mark := fmt.Sprintf("86399.%d", os.Getpid())
-	leave := filepath.Join(storeDir(t), "leave")
 	doomed := begin(t, conn, &repb.ExecuteRequest{ActionDigest: putAction(t, store, "(setsid sleep "+mark+" &); sleep "+mark).Proto()})
-	kept := begin(t, conn, &repb.ExecuteRequest{ActionDigest: putAction(t, store, "until [ -e "+leave+" ]; do sleep 0.05; done; echo kept").Proto()})
+	kept := begin(t, conn, &repb.ExecuteRequest{ActionDigest: putAction(t, store, "touch kept; until [ -e leave ]; do sleep 0.05; done; echo kept").Proto()})
 	poll(t, "both to run", func() bool {
 		return strings.Count(s.run(t, "operations", "list", "--stage=executing"), "executing") == 2 && len(running(t, mark)) > 1
 	})
@@ -54,7 +54,8 @@ func TestDual_operations(t *testing.T) {
 	if got := s.run(t, "operations", "get", doomed.name); !strings.Contains(got, "Canceled") {
 		t.Errorf("get prints\n%s", got)
 	}
-	if err := os.WriteFile(leave, nil, 0o600); err != nil {
+	root := waitForRoot(t, dir, "kept")
+	if err := os.WriteFile(filepath.Join(root, "leave"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if res := kept.end(t); res.GetStatus().GetCode() != 0 || string(res.GetResult().GetStdoutRaw()) != "kept\n" {
@@ -176,6 +177,7 @@ func TestFleet_operations(t *testing.T) {
 	other := newServer(t, "mettle", []string{"api", f.queueFlag, f.storageFlag})
 	other.args = append(other.args, "--port="+strconv.Itoa(other.Port))
 	worker := f.worker(4)
+	worker.args = append(worker.args, "--sandbox=bare") // how often the action starts, it tells outside
 	for _, s := range []*server{f.broker, f.elan, f.api, other, worker} {
 		s.Start()
 	}

@@ -16,11 +16,13 @@ type workerMetrics struct {
 	stages  *prometheus.HistogramVec
 	running prometheus.Gauge
 	taking  prometheus.Gauge
+	// isolation is 1 for what keeps actions from this machine.
+	isolation *prometheus.GaugeVec
 
 	inputFetch, execution, outputUpload prometheus.Observer
 }
 
-func newMetrics(r prometheus.Registerer) (*workerMetrics, error) {
+func newMetrics(r prometheus.Registerer, isolation Isolation) (*workerMetrics, error) {
 	m := &workerMetrics{
 		actions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mettle_worker_actions_total",
@@ -40,13 +42,18 @@ func newMetrics(r prometheus.Registerer) (*workerMetrics, error) {
 			Help: "1 while this worker takes jobs, 0 while it does not: /readyz says why.",
 		}),
 	}
+	m.isolation = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "mettle_worker_isolation_info",
+		Help: "1 for what keeps actions from this machine: namespace (a sandbox) or bare (nothing but a user of their own, where root runs the worker).",
+	}, []string{"isolation"})
+	m.isolation.WithLabelValues(string(isolation)).Set(1)
 	m.inputFetch = m.stages.WithLabelValues("input_fetch")
 	m.execution = m.stages.WithLabelValues("execution")
 	m.outputUpload = m.stages.WithLabelValues("output_upload")
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.actions, m.stages, m.running, m.taking} {
+	for _, c := range []prometheus.Collector{m.actions, m.stages, m.running, m.taking, m.isolation} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register the worker's metrics: %w", err)
 		}

@@ -31,7 +31,7 @@ const (
 func (o *Options) placeOf(a *repb.Action, c *repb.Command) (place, error) {
 	want := a.GetPlatform()
 	if want == nil {
-		want = c.GetPlatform() //nolint:staticcheck // clients of API 2.1 and before
+		want = c.GetPlatform() // clients of API 2.1 and before
 	}
 	var p place
 	for _, pr := range want.GetProperties() {

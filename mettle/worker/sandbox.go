@@ -68,6 +68,16 @@ func (o *Options) newRunner(user helper.User, p place) (runner.Runner, error) {
 	return bare.New(bare.Options{User: user, Logger: o.Logger})
 }
 
+// Isolation is what keeps actions from this machine: Bare or Namespaces.
+func (w *Worker) Isolation() Isolation { return w.o.isolation() }
+
+func (o *Options) isolation() Isolation {
+	if o.sandboxed {
+		return Namespaces
+	}
+	return Bare
+}
+
 // Notes are what an operator should know of a worker that takes jobs.
 func (w *Worker) Notes() []string {
 	if w.o.note == "" {

@@ -218,7 +218,7 @@ func New(o Options) (*Worker, error) {
 	if err := o.settleIsolation(); err != nil {
 		return nil, err
 	}
-	m, err := newMetrics(o.Registerer)
+	m, err := newMetrics(o.Registerer, o.isolation())
 	if err != nil {
 		return nil, err
 	}
