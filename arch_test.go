@@ -27,7 +27,7 @@ const module = "github.com/mettle-build/mettle"
 var arrows = map[string][]string{
 	"proto/...": {},
 	"metrics":   {},
-	"creds":     {},
+	"creds":     {"elan/digest", "elan/resource", "elan/wire"},
 
 	"elan/digest":              {},
 	"elan/resource":            {"elan/digest"},

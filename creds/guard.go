@@ -1,0 +1,177 @@
+package creds
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Options are those of New.
+type Options struct {
+	// Policy is the path of the file. Required.
+	Policy string
+	// ReloadEvery is how often the file, and those that it names, are read again.
+	// 0: 5 s.
+	ReloadEvery time.Duration
+	// PlaintextTokens takes tokens also from connections without TLS that come from
+	// other machines, which whoever listens on the way can then use.
+	PlaintextTokens bool
+	// OperationInstance is the instance in the name of an operation. nil: the
+	// server has none.
+	OperationInstance func(name string) (string, error)
+	// StreamInstance is the instance in the name of a log stream, and false where
+	// the name is none. nil: the server has none.
+	StreamInstance func(name string) (string, bool)
+	// Audit gets a record of each write to the ActionCache and of each call that
+	// takes the right admin, allowed or not. nil: nobody does.
+	Audit *slog.Logger
+	// Logger gets what an operator should know. nil: nobody does.
+	Logger *slog.Logger
+	// Registerer takes the metrics. nil: there are none.
+	Registerer prometheus.Registerer
+}
+
+// Guard lets calls pass that the policy allows. It is safe for concurrent use.
+type Guard struct {
+	o       Options
+	policy  atomic.Pointer[policy]
+	tokens  atomic.Pointer[verified] // of this policy
+	limits  limiters
+	metrics *guardMetrics
+	text    []byte // the policy and its files, as they were read; Run's
+	last    string // the mistake in what was read last; Run's
+}
+
+// New reads the policy. The error names the line that is wrong.
+func New(o Options) (*Guard, error) {
+	if o.ReloadEvery == 0 {
+		o.ReloadEvery = 5 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Audit == nil {
+		o.Audit = slog.New(slog.DiscardHandler)
+	}
+	if o.OperationInstance == nil {
+		o.OperationInstance = func(string) (string, error) { return "", errors.New("there are no operations here") }
+	}
+	if o.StreamInstance == nil {
+		o.StreamInstance = func(string) (string, bool) { return "", false }
+	}
+	g := &Guard{o: o}
+	var err error
+	if g.metrics, err = newMetrics(o.Registerer); err != nil {
+		return nil, err
+	}
+	p, text, err := g.read()
+	if err != nil {
+		return nil, err
+	}
+	g.adopt(p, text)
+	return g, nil
+}
+
+// read reads the policy and what it names.
+func (g *Guard) read() (*policy, []byte, error) {
+	data, err := readFile(g.o.Policy)
+	if err != nil {
+		return nil, nil, fmt.Errorf("policy: %w", err)
+	}
+	p, err := parsePolicy(data, filepath.Dir(g.o.Policy))
+	if err != nil {
+		return nil, nil, fmt.Errorf("policy %s: %w", g.o.Policy, err)
+	}
+	text, err := contents(g.o.Policy, p.files)
+	return p, text, err
+}
+
+// contents tells two states of files apart.
+func contents(policy string, files []string) ([]byte, error) {
+	h := sha256.New()
+	for _, path := range append([]string{policy}, files...) {
+		data, err := readFile(path)
+		if err != nil {
+			return nil, err
+		}
+		sum := sha256.Sum256(data)
+		h.Write(sum[:])
+	}
+	return h.Sum(nil), nil
+}
+
+func (g *Guard) adopt(p *policy, text []byte) {
+	g.policy.Store(p)
+	g.tokens.Store(&verified{}) // what was granted by the last policy is to be asked anew
+	g.text, g.last = text, ""
+	g.metrics.loaded.SetToCurrentTime()
+}
+
+// Run reads the policy again whenever it has changed, until ctx is done. A policy
+// with mistakes is reported, and the last good one stays.
+func (g *Guard) Run(ctx context.Context) error {
+	tick := time.NewTicker(g.o.ReloadEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			g.reload()
+		}
+	}
+}
+
+func (g *Guard) reload() {
+	text, err := contents(g.o.Policy, g.policy.Load().files)
+	if err == nil && bytes.Equal(text, g.text) {
+		g.last = ""
+		return
+	}
+	p, text, err := g.read()
+	if err != nil {
+		g.metrics.failures.Inc()
+		if err.Error() != g.last {
+			g.o.Logger.Error("the policy has mistakes, the last good one stays", "error", err)
+		}
+		g.last = err.Error()
+		return
+	}
+	g.adopt(p, text)
+	g.o.Logger.Info("the policy was read again", "policy", g.o.Policy)
+}
+
+// HasTokens reports whether the policy has identities with tokens, which take TLS.
+func (g *Guard) HasTokens() bool {
+	p := g.policy.Load()
+	return len(p.tokens) > 0 || len(p.issuers) > 0
+}
+
+// AuditLog opens the log at path, as JSON lines; "-" is standard error. The caller
+// calls closeLog.
+func AuditLog(path string) (log *slog.Logger, closeLog func() error, err error) {
+	if path == "-" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, nil)), func() error { return nil }, nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600) //nolint:gosec // the operator's choice
+	if err != nil {
+		return nil, nil, fmt.Errorf("audit log: %w", err)
+	}
+	return slog.New(slog.NewJSONHandler(f, nil)), f.Close, nil
+}
+
+// bearer is the token of an authorization header.
+func bearer(header string) (string, bool) {
+	scheme, token, ok := strings.Cut(header, " ")
+	return strings.TrimSpace(token), ok && strings.EqualFold(scheme, "bearer")
+}

@@ -1,0 +1,268 @@
+package creds
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// ServerOptions are the interceptors, as options of a gRPC server. They come after
+// those that count calls, so that refused ones count, and before all others.
+func (g *Guard) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(g.unary), grpc.ChainStreamInterceptor(g.stream)}
+}
+
+func (g *Guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (resp any, err error) {
+	c := call{g: g, method: info.FullMethod, rule: ruleOf(info.FullMethod)}
+	if c.rule.public {
+		return h(ctx, req)
+	}
+	defer func() { c.audit(ctx, err) }()
+	if err := c.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer c.leave()
+	if err := c.allow(req); err != nil {
+		return nil, err
+	}
+	return h(with(ctx, c.id), req)
+}
+
+func (g *Guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
+	c := call{g: g, method: info.FullMethod, rule: ruleOf(info.FullMethod)}
+	if c.rule.public {
+		return h(srv, ss)
+	}
+	ctx := ss.Context()
+	defer func() { c.audit(ctx, err) }()
+	if err := c.begin(ctx); err != nil {
+		return err
+	}
+	defer c.leave()
+	guarded := &guardedStream{ServerStream: ss, ctx: with(ctx, c.id), call: &c}
+	err = h(srv, guarded)
+	if guarded.refused != nil { // whatever the handler made of it
+		return guarded.refused
+	}
+	return err
+}
+
+// guardedStream looks at the first message, which names the instance. Handlers see
+// to it that those that follow name the same.
+type guardedStream struct {
+	grpc.ServerStream
+	ctx     context.Context //nolint:containedctx // that of the stream, as gRPC has it
+	call    *call
+	seen    bool
+	refused error
+}
+
+// Context implements grpc.ServerStream.
+func (s *guardedStream) Context() context.Context { return s.ctx }
+
+// RecvMsg implements grpc.ServerStream.
+func (s *guardedStream) RecvMsg(m any) error {
+	if s.refused != nil {
+		return s.refused
+	}
+	if err := s.ServerStream.RecvMsg(m); err != nil || s.seen {
+		return err
+	}
+	s.seen = true
+	s.refused = s.call.allow(m)
+	return s.refused
+}
+
+// call is one call on its way.
+type call struct {
+	g        *Guard
+	method   string
+	rule     rule
+	id       *Identity
+	instance string
+	leave    func()
+}
+
+// begin finds out who calls, and whether there is any way that the call could be
+// allowed.
+func (c *call) begin(ctx context.Context) error {
+	var err error
+	if c.id, err = c.g.identify(ctx); err != nil {
+		c.g.metrics.refused.WithLabelValues("unauthenticated").Inc()
+		return err
+	}
+	if !c.rule.known && !c.id.mayAnywhere(c.rule.any) {
+		return c.deny("")
+	}
+	leave, over := c.g.limits.enter(c.id)
+	if over != nil {
+		c.g.metrics.refused.WithLabelValues(over.what).Inc()
+		s := status.Newf(codes.ResourceExhausted, "%s is over its limit of %s in the policy of this server", c.id.Name, over.what)
+		if d, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(over.after)}); err == nil {
+			s = d
+		}
+		return s.Err()
+	}
+	c.leave = leave
+	return nil
+}
+
+// allow looks at what a request names.
+func (c *call) allow(req any) error {
+	if c.rule.known {
+		return nil
+	}
+	if c.rule.scope == everywhere {
+		if !c.id.mayEverywhere(c.rule.any) {
+			return c.deny(" at all instances")
+		}
+		return nil
+	}
+	name, ok := nameOf(req)
+	if !ok {
+		return status.Error(codes.InvalidArgument, "the request can't be read: it names no instance")
+	}
+	var err error
+	if c.instance, err = c.g.instanceOf(c.rule.scope, name); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	if !c.id.may(c.instance, c.rule.any) {
+		return c.deny(fmt.Sprintf(" at instance %.200q", c.instance))
+	}
+	return nil
+}
+
+func (c *call) deny(where string) error {
+	c.g.metrics.refused.WithLabelValues("permission_denied").Inc()
+	need := make([]string, len(c.rule.any))
+	for i, r := range c.rule.any {
+		need[i] = string(r)
+	}
+	return status.Errorf(codes.PermissionDenied, "%s lacks the right %s%s, which %s takes", c.id.Name, strings.Join(need, " or "), where, c.method)
+}
+
+// audit writes what became of a call that is to be kept in mind.
+func (c *call) audit(ctx context.Context, err error) {
+	if !c.rule.audit {
+		return
+	}
+	name, kind := "", ""
+	if c.id != nil {
+		name, kind = c.id.Name, c.id.Kind
+	}
+	from := ""
+	if p, ok := peer.FromContext(ctx); ok {
+		from = p.Addr.String()
+	}
+	attrs := []slog.Attr{
+		slog.String("identity", name), slog.String("by", kind), slog.String("peer", from), slog.String("method", c.method),
+		slog.String("instance", c.instance), slog.String("code", status.Code(err).String()),
+	}
+	if err != nil {
+		attrs = append(attrs, slog.String("error", status.Convert(err).Message()))
+	}
+	c.g.o.Audit.LogAttrs(ctx, slog.LevelInfo, "call", attrs...)
+}
+
+// identify finds out who calls. The error is a status.
+func (g *Guard) identify(ctx context.Context) (*Identity, error) {
+	p := g.policy.Load()
+	md, _ := metadata.FromIncomingContext(ctx)
+	if headers := md.Get("authorization"); len(headers) > 0 {
+		return g.ofToken(ctx, p, headers)
+	}
+	from, _ := peer.FromContext(ctx)
+	if from != nil {
+		if info, ok := from.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
+			leaf := info.State.VerifiedChains[0][0]
+			if id := p.ofCertificate(leaf); id != nil {
+				return id, nil
+			}
+			if p.anonymous == nil {
+				return nil, status.Errorf(codes.Unauthenticated, "the client certificate of %q is good, and nothing is granted to it", certificateName(leaf))
+			}
+		}
+	}
+	if p.anonymous == nil {
+		return nil, status.Error(codes.Unauthenticated, "this server wants to know who calls: send a header \"authorization: Bearer TOKEN\", or a client certificate where it has TLS with one")
+	}
+	return p.anonymous, nil
+}
+
+func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string) (*Identity, error) {
+	if len(headers) > 1 {
+		return nil, status.Error(codes.Unauthenticated, "there are several authorization headers, want one")
+	}
+	token, ok := bearer(headers[0])
+	if !ok || token == "" {
+		return nil, status.Error(codes.Unauthenticated, "the authorization header is not of the form \"Bearer TOKEN\"")
+	}
+	if !g.o.PlaintextTokens && !isPrivate(ctx) {
+		return nil, status.Error(codes.Unauthenticated, "the token came without TLS over a network, where others can read it, so it is not taken: call by grpcs://, and replace the token")
+	}
+	hash := sha256.Sum256([]byte(token))
+	if id := p.tokens[hash]; id != nil {
+		return id, nil
+	}
+	remembered := g.tokens.Load()
+	now := time.Now()
+	if id := remembered.get(hash, now); id != nil {
+		return id, nil
+	}
+	if len(p.issuers) == 0 {
+		return nil, status.Error(codes.Unauthenticated, "the token is not known here")
+	}
+	id, expiry, err := p.verify(ctx, token)
+	switch {
+	case errors.Is(err, errUnavailable):
+		return nil, status.Error(codes.Unavailable, err.Error())
+	case err != nil:
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	remembered.put(hash, id, now, expiry)
+	return id, nil
+}
+
+// isPrivate reports whether nobody can have listened: the call came by TLS, or from
+// this machine.
+func isPrivate(ctx context.Context) bool {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return false
+	}
+	if p.AuthInfo != nil && p.AuthInfo.AuthType() == "tls" {
+		return true
+	}
+	switch a := p.Addr.(type) {
+	case *net.TCPAddr:
+		return a.IP.IsLoopback()
+	case *net.UnixAddr:
+		return true
+	}
+	return p.Addr.Network() == "bufconn"
+}
+
+// isLoopbackURL reports whether a URL is of this machine.
+func isLoopbackURL(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+}
