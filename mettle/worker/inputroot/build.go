@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -29,11 +28,13 @@ type work struct {
 	owner Owner
 	shelf *Shelf
 	root  *Root
+	plan  plan
+	keep  *kept // nil: the root is not one to be kept
 
-	seen    map[link]struct{} // what is linked already
+	links   map[link]struct{} // what is linked; nil where there is only one file
 	copied  []copied          // what is to be copied
 	missing []digest.Digest   // what the store turned out not to have
-	stamps  []stamp           // modification times to set when all else is done
+	dated   []dated           // modification times to set when all else is done
 }
 
 type copied struct {
@@ -41,7 +42,7 @@ type copied struct {
 	file *fileNode
 }
 
-type stamp struct {
+type dated struct {
 	path  string
 	mtime time.Time
 }
@@ -63,46 +64,88 @@ func makeDirectory(path string, owner Owner, shelf *Shelf) error {
 	return nil
 }
 
-// directory fills the directory at path.
-func (w *work) directory(ctx context.Context, path string, d *directory) error {
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	for i := range d.files {
-		if err := w.file(ctx, path+"/"+d.files[i].name, &d.files[i]); err != nil {
+// do makes what is planned.
+func (w *work) do(ctx context.Context) error {
+	for i := range w.plan.steps {
+		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-	}
-	for _, l := range d.symlinks {
-		dst := path + "/" + l.Name
-		if err := unix.Symlink(l.Target, dst); err != nil {
-			return &os.LinkError{Op: "symlink", Old: l.Target, New: dst, Err: err}
-		}
-		w.stamp(dst, l.NodeProperties)
-	}
-	for _, c := range d.children {
-		dst := path + "/" + c.name
-		if err := makeDirectory(dst, w.owner, w.shelf); err != nil {
-			return err
-		}
-		if err := w.directory(ctx, dst, w.t.all[c.digest]); err != nil {
-			return err
+		if s := &w.plan.steps[i]; s.node != nil {
+			if err := w.clear(s); err != nil {
+				return err
+			}
+			if err := w.fill(ctx, s); err != nil {
+				return err
+			}
 		}
 	}
-	w.stamp(path, d.props)
 	return nil
 }
 
-// stamp notes a modification time. Those of directories change while they are
+// clear removes what is not wanted any more.
+func (w *work) clear(s *step) error {
+	for _, i := range s.unlink {
+		if err := unlink(s.path + "/" + s.old.dir.files[i].name); err != nil {
+			return err
+		}
+		w.keep.forgetFile(s.old, i)
+	}
+	for _, i := range s.unlinkSy {
+		if err := unlink(s.path + "/" + s.old.dir.symlinks[i].Name); err != nil {
+			return err
+		}
+	}
+	for _, i := range s.remove {
+		if err := w.shelf.removeAll(s.path + "/" + s.old.dir.children[i].name); err != nil {
+			return err
+		}
+		w.keep.forget(s.old.children[i])
+	}
+	return nil
+}
+
+func unlink(path string) error {
+	if err := unix.Unlink(path); err != nil {
+		return &os.PathError{Op: "unlink", Path: path, Err: err}
+	}
+	return nil
+}
+
+// fill makes what is new in a directory.
+func (w *work) fill(ctx context.Context, s *step) error {
+	if s.make {
+		if err := makeDirectory(s.path, w.owner, w.shelf); err != nil {
+			return err
+		}
+	}
+	d := s.node.dir
+	for _, i := range s.files {
+		if err := w.file(ctx, s.path+"/"+d.files[i].name, &d.files[i], &s.node.files[i]); err != nil {
+			return err
+		}
+	}
+	for _, i := range s.symlinks {
+		l := d.symlinks[i]
+		dst := s.path + "/" + l.Name
+		if err := unix.Symlink(l.Target, dst); err != nil {
+			return &os.LinkError{Op: "symlink", Old: l.Target, New: dst, Err: err}
+		}
+		w.date(dst, l.NodeProperties)
+	}
+	w.date(s.path, d.props)
+	return nil
+}
+
+// date notes a modification time. Those of directories change while they are
 // filled, and with those of their parents only when all is there.
-func (w *work) stamp(path string, props *repb.NodeProperties) {
+func (w *work) date(path string, props *repb.NodeProperties) {
 	if m := props.GetMtime(); m != nil {
-		w.stamps = append(w.stamps, stamp{path, m.AsTime()})
+		w.dated = append(w.dated, dated{path, m.AsTime()})
 	}
 }
 
 func (w *work) times() error {
-	for _, s := range w.stamps {
+	for _, s := range w.dated {
 		if err := setMtime(s.path, s.mtime); err != nil {
 			return err
 		}
@@ -119,18 +162,18 @@ func setMtime(path string, mtime time.Time) error {
 }
 
 // file links one file, or leaves it to copies.
-func (w *work) file(ctx context.Context, dst string, f *fileNode) error {
-	l := link{f.digest, f.mode}
+func (w *work) file(ctx context.Context, dst string, f *fileNode, state *fileState) error {
+	l := linkOf(f)
 	if w.b.linker == nil || f.props != nil || f.digest.IsEmpty() {
 		w.copied = append(w.copied, copied{dst, f})
 		return nil
 	}
-	if w.seen != nil {
-		if _, again := w.seen[l]; again {
+	if w.links != nil {
+		if _, again := w.links[l]; again {
 			w.copied = append(w.copied, copied{dst, f})
 			return nil
 		}
-		w.seen[l] = struct{}{}
+		w.links[l] = struct{}{}
 	}
 	err := w.b.linker.Link(ctx, f.digest, dst, f.mode)
 	if errors.Is(err, blob.ErrNotFound) {
@@ -140,7 +183,8 @@ func (w *work) file(ctx context.Context, dst string, f *fileNode) error {
 	if err != nil {
 		return err
 	}
-	if w.root.auditor != nil {
+	state.linked = true
+	if w.root.auditor != nil && w.keep == nil {
 		w.root.linked = append(w.root.linked, l)
 	}
 	return nil
@@ -275,30 +319,16 @@ func (w *work) directories(root string, dirs []string) error {
 	return nil
 }
 
-type kind uint8
-
-const (
-	isNothing kind = iota
-	isFile
-	isSymlink
-	isDirectory
-)
-
 // lookUp finds name in d, which may be nil: a directory that is not of the tree.
 func (w *work) lookUp(d *directory, name string) (kind, *directory) {
 	if d == nil {
 		return isNothing, nil
 	}
-	if i, ok := slices.BinarySearchFunc(d.children, name, func(c childNode, name string) int { return strings.Compare(c.name, name) }); ok {
-		return isDirectory, w.t.all[d.children[i].digest]
+	kind, i := d.find(name)
+	if kind == isDirectory {
+		return kind, w.t.all[d.children[i].digest]
 	}
-	if _, ok := slices.BinarySearchFunc(d.files, name, func(f fileNode, name string) int { return strings.Compare(f.name, name) }); ok {
-		return isFile, nil
-	}
-	if _, ok := slices.BinarySearchFunc(d.symlinks, name, func(l *repb.SymlinkNode, name string) int { return strings.Compare(l.Name, name) }); ok {
-		return isSymlink, nil
-	}
-	return isNothing, nil
+	return kind, nil
 }
 
 // beyondSymlink makes a directory whose path leads over a symlink of the tree,

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -22,6 +24,7 @@ type directory struct {
 	children []childNode
 	symlinks []*repb.SymlinkNode
 	props    *repb.NodeProperties // nil: none that matter
+	plain    bool                 // there are no properties that matter in it
 }
 
 type fileNode struct {
@@ -48,6 +51,7 @@ func decode(fn digest.Function, m *repb.Directory) (*directory, error) {
 		symlinks: m.Symlinks,
 		props:    properties(m.NodeProperties),
 	}
+	d.plain = d.props == nil && !slices.ContainsFunc(m.Symlinks, func(l *repb.SymlinkNode) bool { return properties(l.NodeProperties) != nil })
 	for i, f := range m.Files {
 		fd, err := digest.FromProto(fn, f.Digest)
 		if err != nil {
@@ -57,6 +61,7 @@ func decode(fn digest.Function, m *repb.Directory) (*directory, error) {
 		if f.IsExecutable {
 			d.files[i].mode = blob.LinkExecutable
 		}
+		d.plain = d.plain && d.files[i].props == nil
 	}
 	for i, c := range m.Directories {
 		cd, err := digest.FromProto(fn, c.Digest)
@@ -66,6 +71,29 @@ func decode(fn digest.Function, m *repb.Directory) (*directory, error) {
 		d.children[i] = childNode{name: c.Name, digest: cd}
 	}
 	return d, nil
+}
+
+type kind uint8
+
+const (
+	isNothing kind = iota
+	isFile
+	isSymlink
+	isDirectory
+)
+
+// find finds name in d, and which of its kind it is.
+func (d *directory) find(name string) (kind, int) {
+	if i, ok := slices.BinarySearchFunc(d.children, name, func(c childNode, name string) int { return strings.Compare(c.name, name) }); ok {
+		return isDirectory, i
+	}
+	if i, ok := slices.BinarySearchFunc(d.files, name, func(f fileNode, name string) int { return strings.Compare(f.name, name) }); ok {
+		return isFile, i
+	}
+	if i, ok := slices.BinarySearchFunc(d.symlinks, name, func(l *repb.SymlinkNode, name string) int { return strings.Compare(l.Name, name) }); ok {
+		return isSymlink, i
+	}
+	return isNothing, 0
 }
 
 // properties is p if it has any that change a file on disk.
@@ -80,7 +108,8 @@ func properties(p *repb.NodeProperties) *repb.NodeProperties {
 type loaded struct {
 	root  *directory
 	all   map[digest.Digest]*directory // nil where there is only the root
-	files int                          // file entries on disk
+	sizes map[*directory]size          // likewise
+	size                               // on disk
 }
 
 // load reads every Directory below root.
@@ -218,7 +247,7 @@ func (b *Builder) read(ctx context.Context, d digest.Digest) (*directory, error)
 // missingWithFiles is the error for missing Directories, with what is missing
 // of the files of the others: so a client repairs it in one go.
 func (b *Builder) missingWithFiles(ctx context.Context, t *loaded, missing []digest.Digest) error {
-	err := b.findFiles(ctx, t)
+	err := b.find(ctx, t.fileDigests())
 	var files *blob.MissingError
 	switch {
 	case errors.As(err, &files):
@@ -229,12 +258,12 @@ func (b *Builder) missingWithFiles(ctx context.Context, t *loaded, missing []dig
 	return &blob.MissingError{Digests: unique(missing)}
 }
 
-// haveFiles fetches the files that are not on the local disk, if the store can do
-// so, or else asks it whether it has all. It returns a *blob.MissingError if not.
-func (b *Builder) haveFiles(ctx context.Context, t *loaded) error {
+// haveFiles fetches the files of p that are not on the local disk, if the store can
+// do so, or else asks it whether it has all. It returns a *blob.MissingError if not.
+func (b *Builder) haveFiles(ctx context.Context, p *plan) error {
 	switch {
 	case b.fetcher != nil:
-		missing, err := b.fetcher.Fetch(ctx, t.fileDigests())
+		missing, err := b.fetcher.Fetch(ctx, p.newFiles())
 		if err != nil {
 			return fmt.Errorf("fetch the input files: %w", err)
 		}
@@ -243,7 +272,7 @@ func (b *Builder) haveFiles(ctx context.Context, t *loaded) error {
 		}
 	case !b.local:
 		// One question for all of them, rather than one failure at a time.
-		return b.findFiles(ctx, t)
+		return b.find(ctx, p.newFiles())
 	}
 	return nil
 }
@@ -267,10 +296,9 @@ func (t *loaded) fileDigests() []digest.Digest {
 	return unique(ds)
 }
 
-// findFiles asks the store for all files at once, and returns a
-// *blob.MissingError if not all are there.
-func (b *Builder) findFiles(ctx context.Context, t *loaded) error {
-	ds := t.fileDigests()
+// find asks the store for all files at once, and returns a *blob.MissingError if
+// not all are there.
+func (b *Builder) find(ctx context.Context, ds []digest.Digest) error {
 	if len(ds) == 0 {
 		return nil
 	}
@@ -285,16 +313,19 @@ func (b *Builder) findFiles(ctx context.Context, t *loaded) error {
 }
 
 // size is what a directory is on disk, with all below it.
-type size struct{ entries, files, depth int }
+type size struct {
+	entries, files, depth int
+	special               bool // some have properties
+}
 
 // measure checks the bounds of what t is on disk. Equal subtrees are one message
 // however often they stand in the tree, so a few messages can describe more
 // files than there are atoms; each is measured once.
 func (b *Builder) measure(t *loaded) error {
-	s := size{entries: t.root.entries(), files: len(t.root.files)}
+	s := t.root.size()
 	if t.all != nil {
-		memo := make(map[*directory]size, len(t.all))
-		s = t.sizeOf(memo, t.root, b.o.MaxEntries)
+		t.sizes = make(map[*directory]size, len(t.all))
+		s = t.sizeOf(t.sizes, t.root, b.o.MaxEntries)
 	}
 	if s.entries > b.o.MaxEntries {
 		return b.tooMany()
@@ -302,8 +333,21 @@ func (b *Builder) measure(t *loaded) error {
 	if s.depth > b.o.MaxDepth {
 		return fmt.Errorf("%w: directories are over %d levels deep", tree.ErrInvalid, b.o.MaxDepth)
 	}
-	t.files = s.files
+	t.size = s
 	return nil
+}
+
+// size is that of d alone.
+func (d *directory) size() size {
+	return size{entries: d.entries(), files: len(d.files), special: !d.plain}
+}
+
+// entriesBelow are those of d and all below it.
+func (t *loaded) entriesBelow(d *directory) int {
+	if d == t.root {
+		return t.entries
+	}
+	return t.sizes[d].entries
 }
 
 func (b *Builder) tooMany() error {
@@ -318,12 +362,13 @@ func (t *loaded) sizeOf(memo map[*directory]size, d *directory, maxEntries int) 
 	if s, ok := memo[d]; ok {
 		return s
 	}
-	s := size{entries: d.entries(), files: len(d.files)}
+	s := d.size()
 	for _, c := range d.children {
 		cs := t.sizeOf(memo, t.all[c.digest], maxEntries)
 		s.entries = min(s.entries+cs.entries, maxEntries+1)
 		s.files = min(s.files+cs.files, maxEntries+1)
 		s.depth = max(s.depth, cs.depth+1)
+		s.special = s.special || cs.special
 	}
 	memo[d] = s
 	return s

@@ -12,6 +12,13 @@
 // another does nothing, by POSIX. Where the store is elsewhere, blobs are
 // fetched some at a time and copied.
 //
+// What repeats is not made again. A slot's Shelf keeps whole input roots after their
+// commands, looks what these have changed in them, and puts it right; the next Build
+// takes the one that is most like what it is to make, leaves each subtree with the
+// same Directory digest as it is, and makes and removes only what differs. The
+// directories belong to the command and are writable, as they are in a new root.
+// README.md has the reasons and the figures.
+//
 // Each slot of a worker calls Build before a command and Remove after it. What
 // the Directory messages say was validated when it was read, by elan/tree; so
 // names are joined to paths without a further look, and no name of an input root
@@ -133,7 +140,8 @@ type Request struct {
 	// the store's owner, and so do copies, except those with a mode of their
 	// own.
 	Owner Owner
-	// Shelf, if not nil, has directories to be used again.
+	// Shelf, if not nil, has input roots and directories to be used again. It is the
+	// one whose Remove takes Dir away, before the next Build with it.
 	Shelf *Shelf
 	// Directories are made where the input root does not have them, with
 	// their parents: the working directory, and the parents of outputs. They
@@ -145,6 +153,7 @@ type Request struct {
 type Root struct {
 	auditor blob.Auditor
 	linked  []link
+	kept    *kept     // nil: linked has all of them
 	begun   time.Time // before the first of them
 }
 
@@ -167,21 +176,19 @@ func (b *Builder) Build(ctx context.Context, req Request) (*Root, error) {
 }
 
 func (b *Builder) build(ctx context.Context, req Request) (*Root, error) {
-	if err := makeDirectory(req.Dir, req.Owner, req.Shelf); err != nil {
-		return nil, err
-	}
 	t, err := b.load(ctx, req.Digest)
 	if err != nil {
 		return nil, err
 	}
-	w := &work{b: b, t: t, owner: req.Owner, shelf: req.Shelf, root: &Root{auditor: b.auditor, begun: time.Now()}}
-	if t.files > 1 && b.linker != nil {
-		w.seen = make(map[link]struct{}, t.files)
-	}
-	if err := b.haveFiles(ctx, t); err != nil {
+	w := &work{b: b, t: t, owner: req.Owner, shelf: req.Shelf, root: &Root{auditor: b.auditor, begun: time.Now()}, plan: plan{t: t}}
+	node, base := w.prepare(&req)
+	if err := b.haveFiles(ctx, &w.plan); err != nil {
 		return nil, err
 	}
-	if err := w.directory(ctx, req.Dir, t.root); err != nil {
+	if err := w.begin(&req, base); err != nil {
+		return nil, err
+	}
+	if err := w.do(ctx); err != nil {
 		return nil, classify(err)
 	}
 	if err := w.copies(ctx); err != nil {
@@ -189,6 +196,11 @@ func (b *Builder) build(ctx context.Context, req Request) (*Root, error) {
 	}
 	if len(w.missing) > 0 {
 		return nil, &blob.MissingError{Digests: unique(w.missing)}
+	}
+	if w.keep != nil {
+		if err := w.seal(req.Dir, node); err != nil {
+			return nil, err
+		}
 	}
 	if err := w.directories(req.Dir, req.Directories); err != nil {
 		return nil, classify(err)
@@ -220,6 +232,9 @@ func unique(ds []digest.Digest) []digest.Digest {
 func (r *Root) Audit(ctx context.Context) error {
 	if r.auditor == nil {
 		return nil
+	}
+	if r.kept != nil {
+		r.linked, r.begun = r.kept.linked(), r.kept.begun
 	}
 	var all error
 	for _, l := range r.linked {

@@ -8,14 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Shelf removes input roots, and keeps their directories, emptied, for the next
-// ones of the same slot. A rename is cheaper than a removal and a creation, and
+// Shelf removes input roots, and keeps for the next ones of the same slot whole roots
+// (see kept), and of others the directories, emptied. A rename is cheaper than a removal and a creation, and
 // on ext4 much cheaper: that does not give out an inode again for a minute after
 // its deletion, and looks at every one of these when it needs another
 // (recently_deleted in fs/ext4/ialloc.c), so that a worker which makes and removes
@@ -33,10 +34,17 @@ type Shelf struct {
 	// exposed says that commands are the worker's own user, and can reach it:
 	// what is taken from it is looked at once more.
 	exposed bool
+	uid     int // of the worker
 	spare   []string
 	made    int // names so far
 	deep    []string
 	buf     []byte
+
+	// kept are whole input roots, the one used last at the end. Each goes back
+	// there by Remove, unless the file system can't be relied on.
+	kept     []*kept
+	current  *kept // in use; nil: the root in use is not one to be kept
+	reliable bool
 }
 
 const (
@@ -65,9 +73,9 @@ func NewShelf(dir string, owner Owner) (*Shelf, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	s := &Shelf{dir: dir, fd: fd, owner: owner, buf: make([]byte, 32<<10)}
-	if s.exposed = !owner.Set; s.exposed {
-		s.owner.UID, s.owner.GID = os.Geteuid(), os.Getegid()
+	s := &Shelf{dir: dir, fd: fd, owner: owner, uid: os.Geteuid(), buf: make([]byte, 32<<10), reliable: isReliable(fd)}
+	if s.exposed = !owner.Set || owner.UID == s.uid; !owner.Set {
+		s.owner.UID, s.owner.GID = s.uid, os.Getegid()
 	}
 	s.flags = flagsOf(fd)
 	return s, nil
@@ -112,13 +120,48 @@ func (s *Shelf) untouched(name string) bool {
 	return err == nil && len(parseDirents(s.buf[:n])) == 0 && s.likeNew(fd)
 }
 
-// Remove is like the function Remove, but keeps what can be used again.
+// Remove is like the function Remove, but keeps what can be used again: the whole
+// root, without what its command has left in it, if it is large enough, or else its
+// directories.
 func (s *Shelf) Remove(dir string) error {
+	k := s.current
+	s.current = nil
+	var err error
+	if k != nil && k.dir == dir && s.park(k, dir) == nil {
+		err = s.evict()
+	} else {
+		err = s.removeAll(dir)
+	}
+	return err
+}
+
+// evict removes the kept roots that are too many, too large together, or too old.
+func (s *Shelf) evict() error {
+	entries, n := 0, 0
+	var gone []*kept
+	for _, k := range slices.Backward(s.kept) {
+		entries, n = entries+k.root.entries, n+1
+		if n > maxKeptRoots || entries > maxKeptEntries || k.isOld() {
+			gone = append(gone, k)
+			entries, n = entries-k.root.entries, n-1
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	s.kept = slices.DeleteFunc(s.kept, func(k *kept) bool { return slices.Contains(gone, k) })
+	var err error
+	for _, k := range gone {
+		err = errors.Join(err, s.removeAll(s.dir+"/"+k.name))
+	}
+	return err
+}
+
+// removeAll removes dir, and keeps its directories.
+func (s *Shelf) removeAll(dir string) error {
 	err := s.remove(unix.AT_FDCWD, dir, 0)
-	for err == nil && len(s.deep) > 0 {
-		name := s.deep[len(s.deep)-1]
-		s.deep = s.deep[:len(s.deep)-1]
-		err = s.remove(s.fd, name, 0)
+	if err == nil {
+		err = s.removeDeep()
 	}
 	if err != nil {
 		// Whatever it was: the thorough way, and its error.
@@ -129,6 +172,19 @@ func (s *Shelf) Remove(dir string) error {
 		}
 		s.deep = nil
 		return Remove(dir)
+	}
+	return nil
+}
+
+// removeDeep removes what was put aside because it lies too deep.
+func (s *Shelf) removeDeep() error {
+	for len(s.deep) > 0 {
+		name := s.deep[len(s.deep)-1]
+		s.deep = s.deep[:len(s.deep)-1]
+		if err := s.remove(s.fd, name, 0); err != nil {
+			s.deep = append(s.deep, name)
+			return err
+		}
 	}
 	return nil
 }
@@ -200,8 +256,12 @@ func (s *Shelf) moveUp(at int, name string) error {
 // that makeDirectory makes.
 func (s *Shelf) likeNew(fd int) bool {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode != unix.S_IFDIR|0o755 || st.Size > maxDirBytes ||
-		int(st.Uid) != s.owner.UID || int(st.Gid) != s.owner.GID {
+	return unix.Fstat(fd, &st) == nil && st.Size <= maxDirBytes && s.isLikeNew(fd, &st)
+}
+
+// isLikeNew is likeNew but for what is in the directory, of which st is known.
+func (s *Shelf) isLikeNew(fd int, st *unix.Stat_t) bool {
+	if st.Mode != unix.S_IFDIR|0o755 || int(st.Uid) != s.owner.UID || int(st.Gid) != s.owner.GID {
 		return false
 	}
 	n, err := unix.Flistxattr(fd, nil)
@@ -261,8 +321,26 @@ func (s *Shelf) removeEntry(fd int, e dirent, depth int) error {
 	return s.remove(fd, e.name, depth+1)
 }
 
+// readAll reads the entries of the directory fd from its beginning.
+func (s *Shelf) readAll(fd int) (all []dirent, err error) {
+	if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
+		return nil, err
+	}
+	for {
+		n, err := unix.ReadDirent(fd, s.buf)
+		if err != nil {
+			return nil, fmt.Errorf("read a directory: %w", err)
+		}
+		if n <= 0 {
+			return all, nil
+		}
+		all = append(all, parseDirents(s.buf[:n])...)
+	}
+}
+
 type dirent struct {
 	name  string
+	ino   uint64
 	isDir bool
 }
 
@@ -276,7 +354,7 @@ func parseDirents(b []byte) (entries []dirent) {
 		}
 		name, _, _ := bytes.Cut(b[nameAt:size], []byte{0})
 		if s := string(name); s != "." && s != ".." {
-			entries = append(entries, dirent{s, b[unsafe.Offsetof(unix.Dirent{}.Type)] == unix.DT_DIR})
+			entries = append(entries, dirent{s, binary.NativeEndian.Uint64(b), b[unsafe.Offsetof(unix.Dirent{}.Type)] == unix.DT_DIR})
 		}
 		b = b[size:]
 	}
