@@ -33,14 +33,14 @@ func (c *cell) build() error {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
 	hidden := c.resolve()
+	if err := c.openLayers(); err != nil {
+		return err
+	}
 	if err := unix.Mount("tmpfs", staging, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
-	if err := c.makeOwn(); err != nil {
+	if err := c.fill(); err != nil {
 		return err
-	}
-	if err := c.bindHost(); err != nil {
-		return fmt.Errorf("bind the host's directories: %w", err)
 	}
 	if !isDir(c.Root) {
 		return fmt.Errorf("sandbox root %s: no such directory, or behind a symlink", c.Root)
@@ -63,6 +63,20 @@ func (c *cell) build() error {
 		return err
 	}
 	return c.pivot()
+}
+
+// fill puts into staging what commands see of the host, or of layers.
+func (c *cell) fill() error {
+	if len(c.Layers) > 0 {
+		return c.overlayLayers()
+	}
+	if err := c.makeOwn(); err != nil {
+		return err
+	}
+	if err := c.bindHost(); err != nil {
+		return fmt.Errorf("bind the host's directories: %w", err)
+	}
+	return nil
 }
 
 // makeOwn makes what is not the host's, before anything of the host is there to
@@ -218,6 +232,9 @@ func (c *cell) mountProc() error {
 // to the same in the sandbox.
 func (c *cell) resolve() []string {
 	var paths []string
+	if len(c.Layers) > 0 {
+		return nil // nothing is the host's
+	}
 	for _, p := range c.Hide {
 		if target, err := filepath.EvalSymlinks(p); err == nil {
 			paths = append(paths, target)
@@ -270,6 +287,12 @@ func (c *cell) pivot() error {
 	}
 	if err := unix.Chdir("/"); err != nil {
 		return err
+	}
+	if len(c.Layers) > 0 {
+		// The tmpfs that was under the overlay still covers the host's directory.
+		if err := unix.Unmount(filepath.Join(hostName, staging), unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("uncover the host's %s: %w", staging, err)
+		}
 	}
 	var err error
 	if c.host, err = unix.Open(hostName, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {

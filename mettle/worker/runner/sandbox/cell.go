@@ -23,6 +23,7 @@ type cell struct {
 	host    int // the host's root directory; no path leads there
 	bound   *unix.Stat_t
 	scratch []scratch
+	opened  []int // Layers, while the root is built
 }
 
 var _ helper.Setting = (*cell)(nil)

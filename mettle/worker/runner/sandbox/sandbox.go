@@ -67,6 +67,11 @@ type Options struct {
 	// first part should be no directory of the host: that would be covered, and
 	// where it has two parts or more, they must be there already.
 	Root string
+	// Layers, if there are any, are directories that make up what commands see in
+	// place of the host's file system, the lowest first: those of an image, as
+	// package image unpacks them. They are neither written to nor may they change
+	// while the Runner is there. Hide is of no account then.
+	Layers []string
 	// Hide are files and directories of the host that commands find empty,
 	// beside those of AlwaysHidden. Those that do not exist are skipped.
 	Hide []string
@@ -106,6 +111,7 @@ const helperName = "mettle-sandbox-helper"
 type config struct {
 	Root, Hostname string
 	Hide           []string
+	Layers         []string
 	TmpBytes       int64
 	OwnNetwork     bool
 }
@@ -113,7 +119,7 @@ type config struct {
 // New starts a Runner. The error wraps ErrOptions, or says which part of a sandbox
 // the machine does not allow.
 func New(opts Options) (*Runner, error) {
-	c := config{Root: opts.Root, Hostname: opts.Hostname, TmpBytes: opts.TmpBytes, OwnNetwork: opts.Network == NoNetwork}
+	c := config{Layers: opts.Layers, Root: opts.Root, Hostname: opts.Hostname, TmpBytes: opts.TmpBytes, OwnNetwork: opts.Network == NoNetwork}
 	if c.Root == "" {
 		c.Root = DefaultRoot
 	}
@@ -156,7 +162,7 @@ func (c *config) check() error {
 	if c.TmpBytes < 0 {
 		return fmt.Errorf("%w: /tmp of %d bytes", ErrOptions, c.TmpBytes)
 	}
-	return nil
+	return checkLayers(c.Layers)
 }
 
 // helperCapabilities are those that the helper keeps in its user namespace where
