@@ -65,6 +65,7 @@ var arrows = map[string][]string{
 	"mettle/queue/...":         {"elan/digest", "mettle/queue", "proto/..."}, // brokers: each alone
 	"mettle/queue/pubsub/...":  {"mettle/queue", "proto/..."},
 	"mettle/queue/open":        {"mettle/queue/...", "proto/..."},
+	"mettle/worker/image":      {},
 	"mettle/worker/runner":     {},
 	"mettle/worker/runner/...": {"mettle/worker/runner", "mettle/worker/runner/helper"}, // ways of running, and their suite
 	"mettle/queue/pubsub/pubsubtest/...": {
@@ -81,7 +82,7 @@ var arrows = map[string][]string{
 	// chooses the runner that this machine allows.
 	"mettle/worker": {
 		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status", "mettle/command", "mettle/queue", "mettle/platform",
-		"mettle/worker/inputroot", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
+		"mettle/worker/image", "mettle/worker/inputroot", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
 	},
 	"mettle/api": {
 		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",
