@@ -44,6 +44,7 @@ var arrows = map[string][]string{
 	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client", "elan/flags"},
 	"elan/flags":               {"elan/action", "metrics"},
 	"elan/compress":            {"elan/digest"},
+	"elan/logstream":           {"elan/resource"},
 	"elan/wire":                {},
 	"elan/tree":                {"elan/digest", "elan/blob"},
 	"elan/inventory":           {"elan/digest", "elan/blob"},
@@ -53,7 +54,7 @@ var arrows = map[string][]string{
 	"elan/status":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action"},
 	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
 	"elan/relay":               {"elan/wire"},
-	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/asset", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
+	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/asset", "elan/logstream", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
 	"elan/overview":            {"elan/flags", "metrics"},
 	"elan/tool":                {"elan/digest", "elan/blob", "elan/tree", "elan/inventory"},
 	"elan":                     {"elan/...", "metrics", "creds"},
@@ -71,6 +72,7 @@ var arrows = map[string][]string{
 	"mettle/queue/pubsub/pubsubtest/...": {
 		"mettle/queue/pubsub/pubsubtest",
 	},
+	"mettle/worker/livelog":  {"elan/blob"},
 	"mettle/worker/presence": {"mettle/queue", "mettle/platform", "proto/..."},
 	"mettle/worker/inputroot": {
 		"elan/digest", "elan/blob", "elan/tree", "mettle/command",
@@ -82,7 +84,7 @@ var arrows = map[string][]string{
 	// chooses the runner that this machine allows.
 	"mettle/worker": {
 		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status", "mettle/command", "mettle/queue", "mettle/platform",
-		"mettle/worker/image", "mettle/worker/inputroot", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
+		"mettle/worker/image", "mettle/worker/inputroot", "mettle/worker/livelog", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
 	},
 	"mettle/api": {
 		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",

@@ -23,6 +23,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
+	"github.com/mettle-build/mettle/elan/logstream"
 	"github.com/mettle-build/mettle/elan/overview"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
@@ -105,6 +106,7 @@ type server struct {
 
 	blobs  *chunked.Store
 	assets *asset.Service // nil where they are not served
+	logs   *logstream.Streams
 	grpc   *grpc.Server
 	health *health.Server
 	admin  *metrics.Server
@@ -115,6 +117,9 @@ type server struct {
 func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
 	c := s.cmd
 	if s.blobs, err = chunked.New(chunked.Options{Store: s.storage, Entries: s.storage, Logger: s.log, Registerer: s.registry}); err != nil {
+		return err
+	}
+	if s.logs, err = logstream.New(logstream.Options{Registerer: s.registry}); err != nil {
 		return err
 	}
 	options, err := s.options(ctx)
@@ -170,13 +175,14 @@ func (s *server) serve(ctx context.Context, listener, admin net.Listener) error 
 		group.Go(func() error { return s.admin.Serve(ctx, admin) })
 	}
 	group.Go(func() error {
-		return rpc.Serve(ctx, s.grpc, rpc.ServeOptions{Listener: listener, Health: s.health, Grace: closeGrace})
+		return rpc.Serve(ctx, s.grpc, rpc.ServeOptions{Listener: listener, Health: s.health, Drain: s.logs.Shutdown, Grace: closeGrace})
 	})
 	return group.Wait()
 }
 
 // close ends what wire began.
 func (s *server) close() error {
+	s.logs.Shutdown()
 	if s.assets == nil {
 		return nil
 	}
@@ -217,6 +223,7 @@ func (s *server) options(ctx context.Context) (rpc.Options, error) {
 		Actions:       actions,
 		Updates:       c.ACUpdate,
 		Failures:      failures,
+		LogStreams:    s.logs,
 		MaxBatchBytes: int64(c.MaxBatchSize),
 		MaxBlobBytes:  int64(c.MaxBlobSize),
 		Logger:        s.log,

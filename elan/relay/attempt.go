@@ -27,6 +27,7 @@ type attempts struct {
 	m     *method
 	until time.Time // when waiting ends; zero before the first wait
 	n     int
+	asked int // for a log stream, and it was elsewhere
 }
 
 // deadline is when waiting ends, for a call that begins to wait now.

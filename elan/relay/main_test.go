@@ -14,6 +14,7 @@ import (
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob/mem"
 	"github.com/mettle-build/mettle/elan/client"
+	"github.com/mettle-build/mettle/elan/logstream"
 	"github.com/mettle-build/mettle/elan/relay"
 	"github.com/mettle-build/mettle/elan/rpc"
 )
@@ -76,7 +77,10 @@ func (b *backend) kill(t testing.TB) {
 }
 
 // elan registers a whole storage server over a store that all of them share.
-func elan(t testing.TB) func(*grpc.Server) {
+func elan(t testing.TB) func(*grpc.Server) { return elanWith(t, nil) }
+
+// elanWith is elan with log streams.
+func elanWith(t testing.TB, logs *logstream.Streams) func(*grpc.Server) {
 	t.Helper()
 	store, err := mem.New(mem.Options{MaxBytes: 1 << 30})
 	if err != nil {
@@ -87,7 +91,7 @@ func elan(t testing.TB) func(*grpc.Server) {
 		t.Fatal(err)
 	}
 	return func(s *grpc.Server) {
-		if err := rpc.Register(s, rpc.Options{Store: store, Actions: actions}); err != nil {
+		if err := rpc.Register(s, rpc.Options{Store: store, Actions: actions, LogStreams: logs}); err != nil {
 			t.Error(err)
 		}
 	}

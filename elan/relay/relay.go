@@ -1,7 +1,7 @@
 // Package relay passes the storage calls of clients on to Elan, so that an API
 // server is the one address that a client needs: ContentAddressableStorage,
-// ActionCache, ByteStream and the Remote Asset API, message by message as bytes,
-// without looking at them. Metadata, deadlines and cancellation go on to the
+// ActionCache, ByteStream, the Remote Asset API and log streams, message by message as
+// bytes, without looking at them. Metadata, deadlines and cancellation go on to the
 // storage; its headers, trailers and statuses, with their details, come back as
 // they are. The storage alone decides what a caller may do.
 //
@@ -25,6 +25,9 @@
 // asks once, and one that began while the storage is away would wait at its
 // next call.
 //
+// A log stream is in the memory of one storage server. One that has it not says so,
+// and then the next is asked, for as long as there may be others.
+//
 // It neither balances nor knows addresses: its connections do, see
 // elan/client.Connect. The mains of mettle register it.
 package relay
@@ -34,11 +37,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	assetpb "github.com/bazelbuild/remote-apis/build/bazel/remote/asset/v1"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	logpb "github.com/bazelbuild/remote-apis/build/bazel/remote/logstream/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
@@ -103,7 +108,7 @@ func DialOptions() []grpc.DialOption {
 }
 
 // Relay passes calls on. It is safe for concurrent use, starts no goroutines that
-// outlive a call, and needs no closing.
+// outlive a call, and needs no closing; Shutdown ends the calls that last.
 type Relay struct {
 	o       Options
 	codec   grpc.CallOption
@@ -111,6 +116,9 @@ type Relay struct {
 	turn    atomic.Uint64
 	waiting atomic.Int64
 	away    atomic.Bool // the log says so
+
+	drain    sync.Once
+	draining chan struct{} // closed by Shutdown
 }
 
 // New checks the options and returns a Relay. It makes no call.
@@ -133,7 +141,7 @@ func New(o Options) (*Relay, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	r := &Relay{o: o, codec: grpc.ForceCodecV2(wire.NewCodec(wire.NewPool()))}
+	r := &Relay{o: o, draining: make(chan struct{}), codec: grpc.ForceCodecV2(wire.NewCodec(wire.NewPool()))}
 	var err error
 	if r.metrics, err = newMetrics(o.Registerer, r); err != nil {
 		return nil, fmt.Errorf("relay: %w", err)
@@ -163,6 +171,7 @@ func (r *Relay) Register(s *grpc.Server) {
 		r.register(s, assets.ByName("Fetch"), method{once: true})
 	}
 	r.register(s, assets.ByName("Push"), method{})
+	r.register(s, logpb.File_build_bazel_remote_logstream_v1_remote_logstream_proto.Services().ByName("LogStreamService"), method{})
 }
 
 // register registers one service, whose methods are all like m.

@@ -18,16 +18,20 @@ func (r *Relay) download(ss grpc.ServerStream, m *method) error {
 		return err //nolint:wrapcheck // a status
 	}
 	defer req.Free()
-	ctx := ss.Context()
+	ctx, end := r.until(ss.Context(), req, m)
+	defer end()
 	out := outgoing(ctx)
 	a := attempts{r: r, m: m}
 	for {
 		conn, err := a.conn(ctx)
 		if err != nil {
-			return err
+			return drained(ctx, err)
 		}
 		p := passage{ss: ss}
-		p.err = r.downloadOnce(out, conn, req, &p, m)
+		p.err = drained(ctx, r.downloadOnce(out, conn, req, &p, m))
+		if !p.begun && a.elsewhere(ctx, p.err, p.trailer) {
+			continue
+		}
 		if p.err == nil || p.begun || !a.again(ctx, p.err, p.answered()) {
 			return p.finish()
 		}

@@ -24,7 +24,7 @@ func (r *Relay) unary(ctx context.Context, m *method, req *wire.Raw) (*wire.Raw,
 		once.Free()
 		if err != nil {
 			reply.Free()
-			if a.again(ctx, err, header != nil || trailer != nil) {
+			if a.elsewhere(ctx, err, trailer) || a.again(ctx, err, header != nil || trailer != nil) {
 				continue
 			}
 		}

@@ -29,6 +29,9 @@ func (r *Relay) upload(ss grpc.ServerStream, m *method) error {
 		if clientErr := context.Cause(ctx); clientErr != nil && ss.Context().Err() == nil {
 			return clientErr //nolint:wrapcheck // a status, of what the client sent
 		}
+		if !p.begun && a.elsewhere(ctx, p.err, p.trailer) && s.detach() {
+			continue
+		}
 		if p.err == nil || p.begun || !s.detach() || !a.again(ctx, p.err, p.answered()) {
 			return p.finish()
 		}

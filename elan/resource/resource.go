@@ -1,10 +1,12 @@
-// Package resource parses and formats the names of ByteStream resources. There
-// are two forms, each with or without a compressor:
+// Package resource parses and formats the names of ByteStream resources. Those of
+// blobs have two forms, each with or without a compressor:
 //
 //	{instance/}blobs/{function/}{hash}/{size}
 //	{instance/}compressed-blobs/{compressor}/{function/}{hash}/{size}
 //	{instance/}uploads/{uuid}/blobs/{function/}{hash}/{size}{/metadata}
 //	{instance/}uploads/{uuid}/compressed-blobs/{compressor}/{function/}{hash}/{size}{/metadata}
+//
+// Log streams have names of their own, see LogStreamName.
 //
 // elan/rpc parses what clients send, and elan/client formats what servers get.
 // The package knows every compressor of the REAPI; whether the server speaks it

@@ -211,3 +211,65 @@ func FuzzCheckInstance(f *testing.F) {
 		}
 	})
 }
+
+func TestParseLogStream(t *testing.T) {
+	long := strings.Repeat("x", resource.MaxLogStreamPart)
+	for _, tc := range []struct {
+		name string
+		want resource.LogStreamName
+		ok   bool
+	}{
+		{name: "logstreams/a-B-9", want: resource.LogStreamName{ID: "a-B-9"}, ok: true},
+		{name: "logstreams/a/t", want: resource.LogStreamName{ID: "a", Token: "t"}, ok: true},
+		{name: "i/j/logstreams/a", want: resource.LogStreamName{Parent: "i/j", ID: "a"}, ok: true},
+		{name: "logstreams/logstreams/a", want: resource.LogStreamName{Parent: "logstreams", ID: "a"}, ok: true},
+		{name: "i/logstreams/" + long + "/" + long, want: resource.LogStreamName{Parent: "i", ID: long, Token: long}, ok: true},
+		{name: "logstreams/x" + long},
+		{name: "logstreams/a/x" + long},
+		{name: ""},
+		{name: "logstreams"},
+		{name: "logstreams/"},
+		{name: "logstreams/a/"},
+		{name: "logstreams/a/b/c"},
+		{name: "/logstreams/a"},
+		{name: "xlogstreams/a"},
+		{name: "logstreams/ä"},
+		{name: "logstreams/a b"},
+		{name: "blobs/logstreams/a"},
+		{name: "uploads/u/blobs/0123/4/logstreams/a"},
+		{name: strings.Repeat("i/", resource.MaxLen) + "logstreams/a"},
+	} {
+		got, ok := resource.ParseLogStream(tc.name)
+		if ok != tc.ok || got != tc.want {
+			t.Errorf("%.100q: %#v, %v, want %#v, %v", tc.name, got, ok, tc.want, tc.ok)
+		}
+		if ok && got.String() != tc.name {
+			t.Errorf("%q is formatted as %q", tc.name, got.String())
+		}
+	}
+}
+
+// No name is both that of a log stream and that of a blob.
+func FuzzParseLogStream(f *testing.F) {
+	for _, s := range []string{"i/logstreams/a/b", "logstreams/a", "blobs/0123/4", "uploads/u/blobs/0123/4/logstreams/a"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, ok := resource.ParseLogStream(s)
+		if !ok {
+			if n != (resource.LogStreamName{}) {
+				t.Errorf("%q is none, and is %#v", s, n)
+			}
+			return
+		}
+		if n.String() != s {
+			t.Errorf("%q is formatted as %q", s, n.String())
+		}
+		if _, err := resource.ParseRead(s); err == nil {
+			t.Errorf("%q is a blob, too", s)
+		}
+		if _, err := resource.ParseWrite(s); err == nil {
+			t.Errorf("%q is an upload, too", s)
+		}
+	})
+}

@@ -44,6 +44,9 @@ type byteStreamServer struct {
 // Read streams a blob from an offset, up to a limit. The offset is in bytes of the
 // blob, compressed or not; a compressed one has no limit.
 func (s *byteStreamServer) Read(req *bytestream.ReadRequest, stream bytestream.ByteStream_ReadServer) error {
+	if s.isLog(req.ResourceName) {
+		return s.readLog(req, stream)
+	}
 	name, err := resource.ParseRead(req.ResourceName)
 	if err != nil {
 		return status.From(err)
@@ -130,6 +133,9 @@ func readFull(r io.Reader, p []byte, due int64) (int, error) {
 // that is nothing: clients begin anew then, whereas NOT_FOUND makes them fail. So
 // it is for a compressed one that is not complete.
 func (s *byteStreamServer) QueryWriteStatus(ctx context.Context, req *bytestream.QueryWriteStatusRequest) (*bytestream.QueryWriteStatusResponse, error) {
+	if s.isLog(req.ResourceName) {
+		return s.queryLog(ctx, req.ResourceName)
+	}
 	name, err := resource.ParseWrite(req.ResourceName)
 	if err != nil {
 		return nil, status.From(err)

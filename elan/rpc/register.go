@@ -1,6 +1,6 @@
 // Package rpc is elan's gRPC edge: Capabilities, ContentAddressableStorage,
-// ByteStream and ActionCache over a blob.Store and an ActionCache, and the Remote
-// Asset API over elan/asset, one file a service or call.
+// ByteStream and ActionCache over a blob.Store and an ActionCache, the Remote Asset
+// API over elan/asset, and log streams over elan/logstream, one file a service or call.
 //
 // It checks what clients send, keeps replies within what messages hold, and
 // turns errors into statuses (elan/status). It neither listens nor
@@ -20,6 +20,7 @@ import (
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	logpb "github.com/bazelbuild/remote-apis/build/bazel/remote/logstream/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
@@ -27,6 +28,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/logstream"
 	"github.com/mettle-build/mettle/elan/resource"
 	"github.com/mettle-build/mettle/elan/wire"
 )
@@ -74,6 +76,9 @@ type Options struct {
 	Stores func(instance string) blob.Store
 	// Assets, if it is set, is served as the Remote Asset API.
 	Assets Assets
+	// LogStreams, if they are set, are served as the LogStream API and by ByteStream.
+	// The caller shuts them down before the server, whose calls wait for them.
+	LogStreams *logstream.Streams
 	// Updates decides who may call UpdateActionResult; nil lets everyone.
 	Updates action.Updates
 	// Failures has the results of failed actions, which are served in the
@@ -187,6 +192,9 @@ func Register(s *grpc.Server, o Options) error {
 	repb.RegisterActionCacheServer(s, &actionCacheServer{o: o})
 	if o.Assets != nil {
 		registerAssets(s, o.Assets)
+	}
+	if o.LogStreams != nil {
+		logpb.RegisterLogStreamServiceServer(s, &logStreamServer{logs: o.LogStreams})
 	}
 	bytestream.RegisterByteStreamServer(s, &byteStreamServer{o: o, codec: codec, uploads: newUploads(o)})
 	return nil

@@ -49,6 +49,9 @@ func (s *byteStreamServer) Write(stream writeStream) error {
 	if err != nil {
 		return err //nolint:wrapcheck // a status already
 	}
+	if s.isLog(req.ResourceName) {
+		return s.writeLog(stream, req)
+	}
 	name, err := resource.ParseWrite(req.ResourceName)
 	if err != nil {
 		return status.From(err)
