@@ -41,6 +41,11 @@ func TestMetadata_encoding(t *testing.T) {
 		"long hash":   {digest.Of(digest.SHA512, make([]byte, 300)), time.Unix(5, 0), operation.Snapshot{Stage: operation.Queued}, &repb.ExecutedActionMetadata{}},
 		"before 1970": {digest.Of(digest.SHA1, []byte("x")), time.Unix(-5, 7000), operation.Snapshot{Stage: operation.Queued}, &repb.ExecutedActionMetadata{}},
 		"worker":      {digest.Of(digest.SHA256, []byte("x")), created, operation.Snapshot{Stage: operation.Executing, Worker: "w"}, &repb.ExecutedActionMetadata{Worker: "w"}},
+		"log streams": {
+			digest.Of(digest.SHA256, []byte("x")), created,
+			operation.Snapshot{Stage: operation.Executing, Worker: "w", StdoutStream: "logstreams/a", StderrStream: "logstreams/b"},
+			&repb.ExecutedActionMetadata{Worker: "w"},
+		},
 		"its own": {
 			digest.Of(digest.SHA256, []byte("x")), created,
 			operation.Snapshot{Stage: operation.Completed, Worker: "w", Metadata: marshal(t, &repb.ExecutedActionMetadata{Worker: "v", WorkerStartTimestamp: timestamppb.New(created)})},
@@ -58,6 +63,7 @@ func TestMetadata_encoding(t *testing.T) {
 			want := &repb.ExecuteOperationMetadata{
 				Stage: repb.ExecutionStage_Value(tc.snap.Stage), ActionDigest: tc.action.Proto(),
 				PartialExecutionMetadata: tc.want, DigestFunction: tc.action.Function().Proto(),
+				StdoutStreamName: tc.snap.StdoutStream, StderrStreamName: tc.snap.StderrStream,
 			}
 			if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 				t.Errorf("metadata (-want +got):\n%s", diff)

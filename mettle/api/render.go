@@ -23,6 +23,8 @@ const (
 const (
 	metadataStage           = 1 // ExecuteOperationMetadata
 	metadataActionDigest    = 2
+	metadataStdoutStream    = 3
+	metadataStderrStream    = 4
 	metadataPartialMetadata = 5
 	metadataDigestFunction  = 6
 	digestHash              = 1 // Digest
@@ -70,11 +72,21 @@ func appendInt(b []byte, field protowire.Number, v int64) []byte {
 	return protowire.AppendVarint(b, uint64(v)) //nolint:gosec // as int64 and int32 are encoded
 }
 
+func appendText(b []byte, field protowire.Number, v string) []byte {
+	if v == "" {
+		return b
+	}
+	b = protowire.AppendTag(b, field, protowire.BytesType)
+	return protowire.AppendString(b, v)
+}
+
 // metadataOf is the marshalled ExecuteOperationMetadata of a state.
 func (c *call) metadataOf(snap *operation.Snapshot) []byte {
-	b := make([]byte, 0, len(c.metadata)+len(snap.Metadata)+len(snap.Worker)+16)
+	b := make([]byte, 0, len(c.metadata)+len(snap.Metadata)+len(snap.Worker)+len(snap.StdoutStream)+len(snap.StderrStream)+24)
 	b = appendInt(b, metadataStage, int64(snap.Stage))
 	b = append(b, c.metadata...)
+	b = appendText(b, metadataStdoutStream, snap.StdoutStream)
+	b = appendText(b, metadataStderrStream, snap.StderrStream)
 	switch {
 	case len(snap.Metadata) > 0:
 		b = protowire.AppendTag(b, metadataPartialMetadata, protowire.BytesType)

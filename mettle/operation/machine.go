@@ -1,6 +1,7 @@
 package operation
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -122,6 +123,9 @@ type Snapshot struct {
 	Worker  string
 	// Metadata is what that worker told last, a marshalled ExecutedActionMetadata.
 	Metadata []byte
+	// StdoutStream and StderrStream are the names of log streams in which that attempt's
+	// output can be read, where there are some.
+	StdoutStream, StderrStream string
 	// Response is the marshalled ExecuteResponse of a Completed operation.
 	Response []byte
 	// Err says why the operation has Failed.
@@ -327,7 +331,8 @@ func (m *Machine) updated(u *queuepb.Update) Effects {
 		if m.progress == requeued {
 			withdraw = Withdraw // the job waits for another worker already
 		}
-		m.snap.Attempt, m.snap.Worker = attempt, u.GetWorker()
+		m.attempt(attempt)
+		m.snap.Worker = u.GetWorker()
 		return m.complete(u.GetExecuteResponse()) | withdraw
 	}
 	return 0
@@ -339,13 +344,25 @@ func (m *Machine) news(u *queuepb.Update, p progress) Effects {
 		return 0
 	}
 	m.progress = p
-	m.snap.Attempt = u.GetAttempt()
+	m.attempt(u.GetAttempt())
+	m.snap.StdoutStream = cmp.Or(u.GetStdoutStreamName(), m.snap.StdoutStream)
+	m.snap.StderrStream = cmp.Or(u.GetStderrStreamName(), m.snap.StderrStream)
 	if p == requeued {
 		m.snap.Stage, m.snap.Worker, m.snap.Metadata = Queued, "", nil
+		m.snap.StdoutStream, m.snap.StderrStream = "", ""
 	} else {
 		m.snap.Stage, m.snap.Worker, m.snap.Metadata = Executing, u.GetWorker(), u.GetPartialMetadata()
 	}
 	return Notify
+}
+
+// attempt notes which attempt was heard of last. What an older one printed is not
+// what comes of this one.
+func (m *Machine) attempt(attempt uint32) {
+	if attempt > m.snap.Attempt {
+		m.snap.StdoutStream, m.snap.StderrStream = "", ""
+	}
+	m.snap.Attempt = attempt
 }
 
 func (m *Machine) complete(response []byte) Effects {

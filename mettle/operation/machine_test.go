@@ -18,7 +18,7 @@ import (
 //	new               a new machine
 //	step              events, one a line:
 //	  accept [skip] | hit RESPONSE | miss | published | publish-failed ERROR
-//	  executing ATTEMPT WORKER [METADATA] | requeued ATTEMPT | completed ATTEMPT WORKER RESPONSE
+//	  executing ATTEMPT WORKER [METADATA [STDOUT_STREAM [STDERR_STREAM]]] | requeued ATTEMPT | completed ATTEMPT WORKER RESPONSE
 //	  join | leave | timer | cancel | withdrawn [ATTEMPT] | taken-over | took-over
 func TestMachine_transcripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/machine", func(t *testing.T, path string) {
@@ -48,7 +48,7 @@ func describe(m *operation.Machine) string {
 	if s.Attempt > 0 {
 		fmt.Fprintf(&b, " attempt=%d", s.Attempt)
 	}
-	for _, kv := range [][2]string{{"worker", s.Worker}, {"metadata", string(s.Metadata)}, {"response", string(s.Response)}} {
+	for _, kv := range [][2]string{{"worker", s.Worker}, {"metadata", string(s.Metadata)}, {"stdout", s.StdoutStream}, {"stderr", s.StderrStream}, {"response", string(s.Response)}} {
 		if kv[1] != "" {
 			fmt.Fprintf(&b, " %s=%s", kv[0], kv[1])
 		}
@@ -73,6 +73,7 @@ func parseEvent(f []string) (operation.Event, error) {
 			u.ExecuteResponse = []byte(arg(3))
 		} else {
 			u.PartialMetadata = []byte(arg(3))
+			u.StdoutStreamName, u.StderrStreamName = arg(4), arg(5)
 		}
 		return operation.Event{Kind: operation.Updated, Update: u}
 	}
