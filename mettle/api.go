@@ -184,5 +184,11 @@ func (s *apiServer) serveRPC(ctx context.Context) error {
 	server, health := rpc.NewServer(observed.ServerOptions()...)
 	s.relay.Register(server) //nolint:contextcheck // streams have contexts of their own
 	s.api.Register(server)
-	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: s.listener, Health: health, Drain: s.api.Shutdown, Grace: apiGrace})
+	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: s.listener, Health: health, Drain: s.shutdown, Grace: apiGrace})
+}
+
+// shutdown sends those away who would wait for longer than this server can.
+func (s *apiServer) shutdown() {
+	s.api.Shutdown()
+	s.relay.Shutdown()
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/instances"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
+	"github.com/mettle-build/mettle/elan/logstream"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/api"
@@ -120,6 +121,7 @@ type dual struct {
 	actions  *action.Cache
 	failures *action.Failures
 	assets   *asset.Service // nil where they are not served
+	logs     *logstream.Streams
 	jobs     *mem.Queue
 	api      *api.Server
 	worker   *worker.Worker
@@ -211,7 +213,11 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		return err
 	}
 	d.admin.api = d.api
+	if d.logs, err = logstream.New(logstream.Options{Registerer: d.registry}); err != nil {
+		return err
+	}
 	d.worker, err = worker.New(c.options(worker.Options{
+		LogStreams:     d.logs,
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
 		Store:          d.blobs,
@@ -279,6 +285,7 @@ func (d *dual) serve(ctx context.Context) error {
 			drain{worker: d.worker, stop: stopWork, ended: worked, timeout: d.cmd.DrainTimeout, log: d.log}.wait()
 			d.sync()
 			d.api.Shutdown()
+			d.logs.Shutdown()
 		})
 	})
 	return group.Wait()
@@ -307,6 +314,7 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 		Actions:       d.actions,
 		Updates:       d.cmd.ACUpdate,
 		Failures:      d.failures,
+		LogStreams:    d.logs,
 		Execution:     d.api.Capabilities(),
 		MaxBatchBytes: int64(d.cmd.MaxBatchSize),
 		MaxBlobBytes:  int64(d.cmd.MaxBlobSize),
@@ -348,6 +356,9 @@ func (d *dual) close() error {
 	}
 	if d.assets != nil {
 		errs = append(errs, d.assets.Close())
+	}
+	if d.logs != nil {
+		d.logs.Shutdown()
 	}
 	if d.jobs != nil {
 		errs = append(errs, d.jobs.Close())

@@ -68,6 +68,7 @@ type remoteStorage struct {
 	instances *client.Instances
 	actions   retry.ActionCache // of all instances
 	failures  client.Failures   // of all instances
+	logs      client.LogStreams // of all instances
 }
 
 // open makes the parts. The storage need not be there.
@@ -85,7 +86,7 @@ func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*r
 		return nil, errors.Join(err, conn.Close())
 	}
 	all := s.instances.Of("") // results' keys name their instances
-	s.actions, s.failures = patient.Actions(all), all.Failures()
+	s.actions, s.failures, s.logs = patient.Actions(all), all.Failures(), all.LogStreams()
 	return s, nil
 }
 

@@ -127,6 +127,7 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		Store:            cached.of(""),
 		Stores:           cached.of,
 		Actions:          w.storage.actions,
+		LogStreams:       w.storage.logs,
 		Failures:         w.storage.failures,
 		Dir:              filepath.Join(w.dir, "work"),
 		Pools:            []string{c.Pool},

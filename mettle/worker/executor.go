@@ -21,6 +21,7 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/command"
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
+	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	"github.com/mettle-build/mettle/mettle/worker/output"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
@@ -35,6 +36,7 @@ type Executor struct {
 	shelf    *inputroot.Shelf
 	runners  *runners
 	stations *stations
+	logs     *livelog.Logs // nil: what commands print can't be followed
 }
 
 // What is in a slot's directory.
@@ -57,16 +59,18 @@ const maxActionBytes = 16 << 20
 
 // run is one job on its way.
 type run struct {
-	job      *queuepb.Job
-	attempt  uint32
-	at       *station
-	digest   digest.Digest
-	action   *repb.Action
-	command  *repb.Command
-	inputs   digest.Digest
-	timeout  time.Duration
-	place    place
-	clock    clock
+	job     *queuepb.Job
+	attempt uint32
+	at      *station
+	digest  digest.Digest
+	action  *repb.Action
+	command *repb.Command
+	inputs  digest.Digest
+	timeout time.Duration
+	place   place
+	clock   clock
+	// announce is told where the command's output can be followed. nil: nowhere.
+	announce func(context.Context, livelog.Names)
 	metadata *repb.ExecutedActionMetadata
 	notes    []string // for a person
 }
@@ -181,7 +185,10 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 		return nil, err
 	}
 	m.InputFetchCompletedTimestamp = r.clock.stamp()
+	live := e.follow(ctx, r)
+	defer live.Wait()
 	res, runErr := e.runCommand(ctx, r)
+	live.End(e.ended(ctx, &res))
 	if runErr != nil && !endedByLimit(runErr) {
 		return nil, runErr
 	}
@@ -215,6 +222,25 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 		err = runErr
 	}
 	return resp, err
+}
+
+// follow begins to follow what the command prints, if somebody can be told of it.
+func (e *Executor) follow(ctx context.Context, r *run) *livelog.Follower {
+	if r.announce == nil {
+		return nil
+	}
+	return e.logs.Follow(ctx, livelog.Command{
+		Instance: r.job.GetInstanceName(), Stdout: e.stdout(), Stderr: e.stderr(), Announce: r.announce,
+	})
+}
+
+// ended is the command's end, for who follows it.
+func (e *Executor) ended(ctx context.Context, res *runner.Result) livelog.End {
+	cause := context.Cause(ctx)
+	return livelog.End{
+		StdoutBytes: min(res.StdoutBytes, e.o.MaxOutputBytes), StderrBytes: min(res.StderrBytes, e.o.MaxOutputBytes),
+		Elsewhere: errors.Is(cause, errLeaseLost) || errors.Is(cause, errAborted),
+	}
 }
 
 // endedByLimit reports whether the command ran, and was ended by one of its limits.

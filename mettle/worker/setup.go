@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
+	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
 )
 
@@ -64,10 +65,19 @@ func newExecutors(ctx context.Context, o Options) ([]*Executor, error) {
 	err := group.Wait()
 	execs = slices.DeleteFunc(execs, func(e *Executor) bool { return e == nil })
 	stations, stationsErr := newStations(&o, policy)
+	logs, logsErr := newLogs(&o)
 	for _, e := range execs {
-		e.stations = stations
+		e.stations, e.logs = stations, logs
 	}
-	return execs, errors.Join(err, stationsErr)
+	return execs, errors.Join(err, stationsErr, logsErr)
+}
+
+// newLogs makes what follows the commands' output; nil where there is nowhere to.
+func newLogs(o *Options) (*livelog.Logs, error) {
+	if o.LogStreams == nil {
+		return nil, nil //nolint:nilnil // it says so
+	}
+	return livelog.New(livelog.Options{Streams: o.LogStreams, Logger: o.Logger})
 }
 
 // tryIsolation makes the first slot with a user of its own, and so finds out

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/mettle/queue"
+	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
@@ -255,14 +256,24 @@ func (s *slot) earlierResult(ctx context.Context, r *run) *repb.ExecuteResponse 
 // it does not arrive, the next does.
 func (s *slot) announce(ctx context.Context, r *run) {
 	partial, err := proto.Marshal(r.metadata)
-	if err == nil {
-		callCtx, stop := context.WithTimeout(ctx, reportTimeout)
-		defer stop()
-		err = s.w.o.Updates.SendUpdate(callCtx, r.job.GetReplyTo(), &queuepb.Update{
-			Operation: r.job.GetOperation(), Attempt: r.attempt, Worker: s.w.o.Name,
-			Stage: queuepb.Update_EXECUTING, PartialMetadata: partial, Sent: timestamppb.Now(),
-		})
+	if err != nil {
+		s.log.Warn("could not report that a job runs", "operation", r.job.GetOperation(), "error", err)
+		return
 	}
+	s.tell(ctx, r, partial, livelog.Names{})
+	// From another goroutine, while r changes.
+	r.announce = func(ctx context.Context, n livelog.Names) { s.tell(ctx, r, partial, n) }
+}
+
+// tell reports how a job goes.
+func (s *slot) tell(ctx context.Context, r *run, partial []byte, n livelog.Names) {
+	ctx, stop := context.WithTimeout(ctx, reportTimeout)
+	defer stop()
+	err := s.w.o.Updates.SendUpdate(ctx, r.job.GetReplyTo(), &queuepb.Update{
+		Operation: r.job.GetOperation(), Attempt: r.attempt, Worker: s.w.o.Name,
+		Stage: queuepb.Update_EXECUTING, PartialMetadata: partial, Sent: timestamppb.Now(),
+		StdoutStreamName: n.Stdout, StderrStreamName: n.Stderr,
+	})
 	if err != nil {
 		s.log.Warn("could not report that a job runs", "operation", r.job.GetOperation(), "error", err)
 	}

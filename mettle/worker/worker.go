@@ -45,6 +45,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
+	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	"github.com/mettle-build/mettle/mettle/worker/presence"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
@@ -75,6 +76,9 @@ type Options struct {
 	Actions Actions
 	// Failures takes the results of actions that failed. nil: nobody does.
 	Failures Failures
+	// LogStreams take what commands print that run for more than a second, so that it
+	// can be read meanwhile. nil: it can't be.
+	LogStreams livelog.Streams
 	// Dir is the worker's own directory, which is made if need be and emptied
 	// at each start. To use hard links it is on the store's file system; to
 	// use a user for each slot, every user can enter its parents. Required.
