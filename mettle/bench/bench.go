@@ -11,6 +11,9 @@
 //     no input or output; by syscall.ForkExec (which shares memory with the
 //     child until the exec, so that the size of this process does not count)
 //     from as many goroutines as the measurement has clients.
+//   - namespaces: spawn with a user, a mount and a PID namespace for each process,
+//     made the cheapest way that there is.
+//   - link: link and unlink of a file, one at a time.
 //   - unary: a gRPC call with messages of a few bytes, over loopback TCP, at
 //     the same number of clients. Client and server are both in this process.
 //   - read and write: one gRPC stream in messages of 1 MiB, down and up.
@@ -20,6 +23,9 @@
 // read are counted, not hashed, and messages that are large or have many parts
 // are encoded beforehand and not decoded, which the floor's are, by generated
 // code: a share above 1 is possible.
+//
+// Of actions the report also has the overhead: what they took on their worker,
+// without the command itself, by the timestamps in their metadata.
 //
 // This package starts no server and knows none of ours: of the project it
 // imports digest alone. `mettle bench` in mettle's main calls it.
@@ -49,7 +55,7 @@ var ErrCallsFailed = errors.New("calls failed")
 // defaults that the tags show, except Remote and Out, which are required (but
 // Remote is not needed for the subject floor alone).
 type Options struct {
-	Subjects []string `arg:"" optional:"" help:"What to measure: floor, actions, latency, cached, actioncache, action50, findmissing, batch, stream, zstd, gettree, memory. Default: all but memory, which writes sixteen blobs of a GiB."`
+	Subjects []string `arg:"" optional:"" help:"What to measure: floor, actions, sandboxed, latency, cached, actioncache, action50, tree10k, findmissing, batch, stream, zstd, gettree, memory. Default: all but memory, which writes sixteen blobs of a GiB."`
 
 	Remote         string            `name:"remote" default:"grpc://localhost:7778" help:"Server: grpc://host:port, grpcs://host:port (TLS) or unix:/path."`
 	Instance       string            `name:"instance" help:"Instance name."`
@@ -57,7 +63,7 @@ type Options struct {
 	Platform       map[string]string `name:"platform" help:"Platform properties of the actions, as name=value."`
 	Headers        map[string]string `name:"header" help:"Headers sent with each call, as name=value, such as authorization=Bearer …."`
 
-	Concurrency []int         `name:"concurrency" default:"16,64" help:"Clients at once, for the subject actions; the others use the first."`
+	Concurrency []int         `name:"concurrency" default:"16,64" help:"Clients at once, for the subjects actions and sandboxed; the others use the first."`
 	Duration    time.Duration `name:"duration" default:"5s" help:"Length of each measurement, without its floors."`
 
 	StreamBytes int `name:"stream_bytes" default:"67108864" help:"Size of the large blobs of the subject stream."`
@@ -66,6 +72,8 @@ type Options struct {
 
 	ServerMetrics []string `name:"server_metrics" help:"URL of the server's Prometheus metrics, for its CPU time, memory and goroutines; several are summed."`
 	ServerPIDs    []int    `name:"server_pid" help:"Process id of a server on this machine, for its CPU time and memory; several are summed."`
+
+	ServerDirs []string `name:"server_dir" help:"Directory of a server on this machine, such as DIR/work of mettle dual, whose files are counted before and after; several are summed." type:"path"`
 
 	JSON bool `name:"json" help:"Print the figures as JSON."`
 
@@ -84,10 +92,12 @@ var subjects = []struct {
 }{
 	{"floor", floorScenarios},
 	{"actions", actionScenarios},
+	{"sandboxed", sandboxedScenarios},
 	{"latency", latencyScenarios},
 	{"cached", cachedScenarios},
 	{"actioncache", actionCacheScenarios},
 	{"action50", action50Scenarios},
+	{"tree10k", tree10kScenarios},
 	{"findmissing", findMissingScenarios},
 	{"batch", batchScenarios},
 	{"stream", streamScenarios},
@@ -132,13 +142,13 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	r := runner{o: o, probe: probe{urls: o.ServerMetrics, pids: o.ServerPIDs}}
+	r := runner{o: o, probe: probe{urls: o.ServerMetrics, pids: o.ServerPIDs, dirs: o.ServerDirs}}
 	r.floors, err = startFloors(ctx)
 	if err != nil {
 		return fmt.Errorf("floor: %w", err)
 	}
 	defer r.floors.close()
-	if slices.ContainsFunc(plan, func(s scenario) bool { return s.prepare != nil }) {
+	if slices.ContainsFunc(plan, func(s scenario) bool { return !s.isFloor() }) {
 		r.client, err = dial(ctx, o, fn)
 		if err != nil {
 			return err

@@ -48,6 +48,9 @@ type client struct {
 	// maxBatch is what a batch may hold, in bytes, with blobOverhead for each
 	// of its blobs. 0: the server has no batches.
 	maxBatch atomic.Int64
+	// overheads are what the actions that ran took on their workers without the
+	// command itself, as their metadata tell.
+	overheads waits
 }
 
 // dial connects, and asks the server what it can do. The caller closes the

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"os"
 	"strconv"
+	"strings"
 
-	longrunningpb "cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -25,6 +25,14 @@ func actionScenarios(o Options) []scenario {
 			name: "unique /bin/true", clients: n, unit: "actions/s", perOp: 1,
 			floor: floorSpawn, floorPerOp: 1, prepare: prepareTrivial,
 		})
+	}
+	return plan
+}
+
+func sandboxedScenarios(o Options) []scenario {
+	plan := actionScenarios(o)
+	for i := range plan {
+		plan[i].floor, plan[i].prepare = floorNamespaces, prepareSandboxed
 	}
 	return plan
 }
@@ -77,6 +85,66 @@ func prepareTrivial(ctx context.Context, c *client) (op, error) {
 	}, nil
 }
 
+// ownNamespaces prints in which namespaces a process is.
+const ownNamespaces = "for n in user mnt pid; do readlink /proc/self/ns/$n; done"
+
+// prepareSandboxed is prepareTrivial of a server that runs actions in namespaces
+// other than those of this process.
+func prepareSandboxed(ctx context.Context, c *client) (op, error) {
+	f, err := prepareTrivial(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := c.output(ctx, ownNamespaces)
+	if err != nil {
+		return nil, err
+	}
+	links := strings.Fields(theirs)
+	if len(links) != 3 {
+		return nil, fmt.Errorf("%w: the server's actions do not tell their namespaces: %.100q", errSkip, theirs)
+	}
+	for _, l := range links {
+		kind, _, _ := strings.Cut(l, ":")
+		if ours, err := os.Readlink("/proc/self/ns/" + kind); err == nil && ours == l {
+			return nil, fmt.Errorf("%w: the server's actions are in the %s namespace that this process is in, so they are in no sandbox", errSkip, kind)
+		}
+	}
+	return f, nil
+}
+
+// output runs a shell command in an empty directory, and returns what it prints.
+func (c *client) output(ctx context.Context, script string) (string, error) {
+	a, cmd, err := c.action(&repb.Command{
+		Arguments:            []string{"/bin/sh", "-c", script},
+		EnvironmentVariables: append(saltEnv(newSalt(), 0), &repb.Command_EnvironmentVariable{Name: "PATH", Value: "/usr/bin:/bin"}),
+	}, digest.Empty(c.fn))
+	if err != nil {
+		return "", err
+	}
+	if err := c.upload(ctx, a, cmd); err != nil {
+		return "", err
+	}
+	last, err := c.operation(ctx, a.digest)
+	if err != nil {
+		return "", err
+	}
+	resp, err := last.decode()
+	if err != nil {
+		return "", err
+	}
+	r := resp.GetResult()
+	if len(r.GetStdoutRaw()) > 0 || r.GetStdoutDigest() == nil {
+		return string(r.GetStdoutRaw()), nil
+	}
+	got, err := c.cas.BatchReadBlobs(ctx, &repb.BatchReadBlobsRequest{
+		InstanceName: c.instance, DigestFunction: c.fn.Proto(), Digests: []*repb.Digest{r.GetStdoutDigest()},
+	})
+	if err != nil || len(got.GetResponses()) != 1 {
+		return "", fmt.Errorf("BatchReadBlobs of stdout: %d blobs, %w", len(got.GetResponses()), err)
+	}
+	return string(got.GetResponses()[0].GetData()), nil
+}
+
 func trivialCommand(salt string, n uint64) *repb.Command {
 	return &repb.Command{Arguments: []string{"/bin/true"}, EnvironmentVariables: saltEnv(salt, n)}
 }
@@ -93,8 +161,8 @@ func prepareCached(ctx context.Context, c *client) (op, error) {
 		return nil, err
 	}
 	return func(ctx context.Context, _ uint64) error {
-		resp, err := c.execute(ctx, a)
-		if err == nil && !resp.GetCachedResult() {
+		got, err := c.execute(ctx, a)
+		if err == nil && !got.cached {
 			return answerError("execute: the action was run again, want its cached result")
 		}
 		return err
@@ -187,12 +255,12 @@ func prepareAction50(ctx context.Context, c *client) (op, error) {
 	return func(ctx context.Context, n uint64) error {
 		// Servers of version 2.1 and later read output_paths and ignore
 		// output_files; earlier ones know output_files alone.
-		r, err := c.runAction(ctx, &repb.Command{
+		got, err := c.runAction(ctx, &repb.Command{
 			Arguments: []string{"/bin/sh", "-c", action50Text}, EnvironmentVariables: saltEnv(salt, n),
 			OutputPaths: outputs, OutputFiles: outputs,
 		}, root)
-		if err == nil && len(r.GetOutputFiles()) != outputFiles {
-			return answerError("execute: %d output files, want %d", len(r.GetOutputFiles()), outputFiles)
+		if err == nil && got.outputFiles != outputFiles {
+			return answerError("execute: %d output files, want %d", got.outputFiles, outputFiles)
 		}
 		return err
 	}, nil
@@ -224,19 +292,30 @@ func (c *client) inputRoot(ctx context.Context) (digest.Digest, error) {
 }
 
 // runAction uploads an Action that is unlike any other, and runs it.
-func (c *client) runAction(ctx context.Context, cmd *repb.Command, root digest.Digest) (*repb.ActionResult, error) {
+func (c *client) runAction(ctx context.Context, cmd *repb.Command, root digest.Digest) (executed, error) {
 	a, cm, err := c.action(cmd, root)
 	if err != nil {
-		return nil, err
+		return executed{}, err
 	}
 	if err := c.upload(ctx, a, cm); err != nil {
-		return nil, err
+		return executed{}, err
 	}
-	resp, err := c.execute(ctx, a.digest)
-	if err == nil && resp.GetCachedResult() {
-		err = answerError("execute: a cached result of an action that is new")
+	return c.executeNew(ctx, a.digest)
+}
+
+// executeNew is execute for an Action that was never run.
+func (c *client) executeNew(ctx context.Context, action digest.Digest) (executed, error) {
+	got, err := c.execute(ctx, action)
+	if err != nil {
+		return executed{}, err
 	}
-	return resp.GetResult(), err
+	if got.cached {
+		return executed{}, answerError("execute: a cached result of an action that is new")
+	}
+	if o := got.overhead(); o > 0 {
+		c.overheads.add(o)
+	}
+	return got, nil
 }
 
 // action makes an Action of a Command, to which it adds the platform.
@@ -248,43 +327,4 @@ func (c *client) action(cmd *repb.Command, root digest.Digest) (a, cm content, e
 	}
 	a, err = c.message(&repb.Action{CommandDigest: cm.digest.Proto(), InputRootDigest: root.Proto(), Platform: c.platform})
 	return a, cm, err
-}
-
-// execute runs an Action to its end, and takes for success nothing but exit
-// code 0.
-func (c *client) execute(ctx context.Context, action digest.Digest) (*repb.ExecuteResponse, error) {
-	s, err := c.exec.Execute(ctx, &repb.ExecuteRequest{
-		InstanceName: c.instance, DigestFunction: c.fn.Proto(), ActionDigest: action.Proto(),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("execute: %w", err)
-	}
-	var last *longrunningpb.Operation
-	for {
-		o, err := s.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("execute: %w", err)
-		}
-		last = o
-	}
-	if !last.GetDone() {
-		return nil, answerError("execute: the stream ended before the operation was done")
-	}
-	if err := status.ErrorProto(last.GetError()); err != nil {
-		return nil, fmt.Errorf("execute: operation: %w", err)
-	}
-	resp := &repb.ExecuteResponse{}
-	if err := last.GetResponse().UnmarshalTo(resp); err != nil {
-		return nil, answerError("execute: %w", err)
-	}
-	if err := status.ErrorProto(resp.GetStatus()); err != nil {
-		return nil, fmt.Errorf("execute: %w (%s)", err, resp.GetMessage())
-	}
-	if code := resp.GetResult().GetExitCode(); resp.GetResult() == nil || code != 0 {
-		return nil, answerError("execute: exit code %d: %.200s %s", code, resp.GetResult().GetStderrRaw(), resp.GetMessage())
-	}
-	return resp, nil
 }

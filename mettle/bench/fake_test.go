@@ -40,6 +40,7 @@ type fakeServer struct {
 	exitCode int32
 	failing  atomic.Bool // Execute answers UNAVAILABLE
 	onExec   func()
+	stdout   string // of every action
 	instance string
 	header   string // the authorization that is wanted
 
@@ -62,7 +63,9 @@ func newFake() *fakeServer {
 			},
 			ExecutionCapabilities: &repb.ExecutionCapabilities{ExecEnabled: true},
 		},
-		blobs: map[string][]byte{}, results: map[string]*repb.ActionResult{},
+		// As the actions of the subject sandboxed print.
+		stdout: "user:[1]\nmnt:[2]\npid:[3]\n",
+		blobs:  map[string][]byte{}, results: map[string]*repb.ActionResult{},
 	}
 }
 
@@ -207,8 +210,10 @@ func (f *fakeServer) Execute(r *repb.ExecuteRequest, s grpc.ServerStreamingServe
 			platform = append(platform, p.GetName()+"="+p.GetValue())
 		}
 		f.platform.Store(strings.Join(platform, " "))
-		result = &repb.ActionResult{ExitCode: f.exitCode, StderrRaw: []byte("it broke"), ExecutionMetadata: &repb.ExecutedActionMetadata{
+		result = &repb.ActionResult{ExitCode: f.exitCode, StdoutRaw: []byte(f.stdout), StderrRaw: []byte("it broke"), ExecutionMetadata: &repb.ExecutedActionMetadata{
 			QueuedTimestamp: &timestamppb.Timestamp{Seconds: 1}, WorkerStartTimestamp: &timestamppb.Timestamp{Seconds: 3},
+			ExecutionStartTimestamp: &timestamppb.Timestamp{Seconds: 4}, ExecutionCompletedTimestamp: &timestamppb.Timestamp{Seconds: 6, Nanos: 500_000_000},
+			WorkerCompletedTimestamp: &timestamppb.Timestamp{Seconds: 7},
 		}}
 		for _, o := range command.GetOutputPaths() {
 			result.OutputFiles = append(result.OutputFiles, &repb.OutputFile{Path: o})

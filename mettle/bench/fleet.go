@@ -165,15 +165,14 @@ func (f *fleet) prepare(ctx context.Context, w *waits) (op, error) {
 	}
 	return func(ctx context.Context, n uint64) error {
 		c := f.clients[n%uint64(len(f.clients))]
-		resp, err := c.execute(ctx, actions[n%fleetActions])
+		got, err := c.execute(ctx, actions[n%fleetActions])
 		if err != nil {
 			return err
 		}
-		m := resp.GetResult().GetExecutionMetadata()
-		if m.GetQueuedTimestamp() == nil || m.GetWorkerStartTimestamp() == nil {
+		if got.at[queuedAt] == 0 || got.at[workerStart] == 0 {
 			return answerError("execute: the metadata do not say when the job was queued and leased")
 		}
-		w.add(m.GetWorkerStartTimestamp().AsTime().Sub(m.GetQueuedTimestamp().AsTime()))
+		w.add(got.at[workerStart] - got.at[queuedAt])
 		return nil
 	}, nil
 }
@@ -204,7 +203,8 @@ func (f *fleet) actions() (actions []digest.Digest, blobs []content, err error) 
 	return actions, blobs, nil
 }
 
-// waits are how long jobs waited for a worker. It is safe for concurrent use.
+// waits are durations of jobs that their metadata tell, such as how long they
+// waited for a worker. It is safe for concurrent use.
 type waits struct {
 	mu   sync.Mutex
 	hist histogram
@@ -223,11 +223,12 @@ func (w *waits) reset() {
 	w.hist = histogram{}
 }
 
-// fill takes over what was added.
-func (w *waits) fill(res *Result) {
+// latency is of what was added; nil of nothing.
+func (w *waits) latency() *Latency {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.hist.n > 0 {
-		res.HandOffMS = latencyOf(&w.hist)
+	if w.hist.n == 0 {
+		return nil
 	}
+	return latencyOf(&w.hist)
 }

@@ -37,12 +37,16 @@ const (
 	floorUnary
 	floorRead
 	floorWrite
+	floorNamespaces
+	floorLink
 )
 
-func (k floorKind) String() string { return [...]string{"spawn", "unary", "read", "write"}[k] }
+func (k floorKind) String() string {
+	return [...]string{"spawn", "unary", "read", "write", "namespaces", "link"}[k]
+}
 
 func (k floorKind) unit() string {
-	return [...]string{"spawns/s", "calls/s", "GiB/s", "GiB/s"}[k]
+	return [...]string{"spawns/s", "calls/s", "GiB/s", "GiB/s", "spawns/s", "links/s"}[k]
 }
 
 // perOp is how many units one op of the floor has.
@@ -61,11 +65,12 @@ func floorScenarios(o Options) []scenario {
 	add := func(k floorKind, clients int) {
 		plan = append(plan, scenario{name: k.String(), clients: clients, unit: k.unit(), perOp: k.perOp(), floor: k})
 	}
-	for _, k := range []floorKind{floorSpawn, floorUnary} {
+	for _, k := range []floorKind{floorSpawn, floorNamespaces, floorUnary} {
 		for _, c := range clients {
 			add(k, c)
 		}
 	}
+	add(floorLink, 1)
 	add(floorRead, 1)
 	add(floorWrite, 1)
 	return plan
@@ -94,6 +99,9 @@ func startFloors(ctx context.Context) (_ *floors, err error) {
 			err = errors.Join(err, os.RemoveAll(f.dir))
 		}
 	}()
+	if err := os.WriteFile(filepath.Join(f.dir, linkSource), []byte("linked"), 0o600); err != nil {
+		return nil, err
+	}
 	f.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -126,21 +134,43 @@ func (f *floors) close() {
 }
 
 func (f *floors) op(k floorKind) op {
-	return [...]op{f.spawn, f.unary, f.read, f.write}[k]
+	return [...]op{f.spawn, f.unary, f.read, f.write, f.namespaces, f.link}[k]
 }
 
 // spawn does mkdir, vfork, exec, wait and rmdir.
-func (f *floors) spawn(_ context.Context, n uint64) error {
+func (f *floors) spawn(_ context.Context, n uint64) error { return f.spawnWith(nil, n) }
+
+// namespaces is spawn into new namespaces.
+func (f *floors) namespaces(_ context.Context, n uint64) error {
+	attr, err := namespaceAttr()
+	if err != nil {
+		return err
+	}
+	return f.spawnWith(attr, n)
+}
+
+// refuses tells why this machine has no floor of a kind.
+func (f *floors) refuses(ctx context.Context, k floorKind) error {
+	if k != floorNamespaces {
+		return nil
+	}
+	if err := f.namespaces(ctx, 0); err != nil {
+		return fmt.Errorf("%w: this machine has no floor %s: %w", errSkip, k, err)
+	}
+	return nil
+}
+
+func (f *floors) spawnWith(attr *syscall.SysProcAttr, n uint64) error {
 	dir := filepath.Join(f.dir, strconv.FormatUint(n, 10))
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	fd := f.null.Fd()
 	pid, err := syscall.ForkExec("/bin/true", []string{"/bin/true"}, &syscall.ProcAttr{
-		Dir: dir, Env: []string{}, Files: []uintptr{fd, fd, fd},
+		Dir: dir, Env: []string{}, Files: []uintptr{fd, fd, fd}, Sys: attr,
 	})
 	if err != nil {
-		return fmt.Errorf("spawn /bin/true: %w", err)
+		return errors.Join(fmt.Errorf("spawn /bin/true: %w", err), os.Remove(dir))
 	}
 	var status syscall.WaitStatus
 	for {
@@ -153,6 +183,18 @@ func (f *floors) spawn(_ context.Context, n uint64) error {
 		return fmt.Errorf("wait for /bin/true: %w, status %#x", err, int(status))
 	}
 	return syscall.Rmdir(dir)
+}
+
+// linkSource is the file that floor link links, in its directory.
+const linkSource = "source"
+
+// link does link and unlink.
+func (f *floors) link(_ context.Context, n uint64) error {
+	to := filepath.Join(f.dir, strconv.FormatUint(n, 10))
+	if err := os.Link(filepath.Join(f.dir, linkSource), to); err != nil {
+		return err
+	}
+	return os.Remove(to)
 }
 
 func (f *floors) unary(ctx context.Context, _ uint64) error {

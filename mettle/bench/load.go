@@ -27,6 +27,10 @@ type load struct {
 	clients  int
 	duration time.Duration
 	maxOps   uint64
+	// before, where it is not nil, comes before each op, with the same number,
+	// and is not measured: elapsed is then the mean over the clients of the time
+	// in ops.
+	before op
 }
 
 // tally is what came of a load.
@@ -73,12 +77,11 @@ func (l load) run(caller context.Context, seq *atomic.Uint64, f op) *tally {
 				if l.maxOps > 0 && started.Add(1) > l.maxOps {
 					return
 				}
-				err := f(ctx, seq.Add(1))
-				then := now
-				now = time.Now()
+				then, took, err := l.once(ctx, seq.Add(1), f, now)
+				now = then
 				switch {
 				case err == nil:
-					t.lat.add(now.Sub(then))
+					t.lat.add(took)
 				case caller.Err() != nil: // interrupted: no failure of the server's
 					return
 				default:
@@ -97,7 +100,23 @@ func (l load) run(caller context.Context, seq *atomic.Uint64, f op) *tally {
 		all.merge(&tallies[i])
 	}
 	all.elapsed, all.cpu = time.Since(start), cpuTime()-cpu
+	if l.before != nil {
+		all.elapsed = all.lat.sum / time.Duration(l.clients)
+	}
 	return all
+}
+
+// once is op n, which begins now. It returns when it ended and how long it took.
+func (l load) once(ctx context.Context, n uint64, f op, now time.Time) (then time.Time, took time.Duration, err error) {
+	if l.before != nil {
+		if err := l.before(ctx, n); err != nil {
+			return time.Now(), 0, err
+		}
+		now = time.Now()
+	}
+	err = f(ctx, n)
+	then = time.Now()
+	return then, then.Sub(now), err
 }
 
 // cpuTime is the CPU time that this process has used, without its children.

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -26,14 +28,18 @@ const (
 type probe struct {
 	urls []string // of Prometheus metrics
 	pids []int    // on this machine, Linux only
+	dirs []string // on this machine, whose files are counted
 }
 
 // sample is the state of the server's processes, summed.
 type sample struct {
 	cpu, children time.Duration
 	rssBytes      float64
-	goroutines    float64
+	counts
 }
+
+// counts are what grows where something is left behind with each call.
+type counts struct{ goroutines, descriptors, files float64 }
 
 // sample is zero where there is nothing to look at.
 func (p probe) sample(ctx context.Context) (sample, error) {
@@ -48,8 +54,16 @@ func (p probe) sample(ctx context.Context) (sample, error) {
 			return s, fmt.Errorf("metrics at %s: %w", url, err)
 		}
 	}
+	for _, dir := range p.dirs {
+		if err := s.addFiles(dir); err != nil {
+			return s, fmt.Errorf("files: %w", err)
+		}
+	}
 	return s, nil
 }
+
+// isBlind reports whether there is nothing to look at.
+func (p probe) isBlind() bool { return len(p.pids)+len(p.urls)+len(p.dirs) == 0 }
 
 // watchEvery is how often watch looks.
 const watchEvery = 50 * time.Millisecond
@@ -58,7 +72,7 @@ const watchEvery = 50 * time.Millisecond
 // is called, which tells the most that was seen. Where on is false, or there is
 // nothing to look at, that is 0.
 func (p probe) watch(ctx context.Context, on bool) (peak func() float64) {
-	if !on || len(p.pids)+len(p.urls) == 0 {
+	if !on || p.isBlind() {
 		return func() float64 { return 0 }
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -87,7 +101,7 @@ func (p probe) watch(ctx context.Context, on bool) (peak func() float64) {
 
 // usage is what ops ops used since before; nil where there is nothing to look at.
 func (p probe) usage(ctx context.Context, before sample, ops uint64) *ServerUsage {
-	if len(p.pids)+len(p.urls) == 0 {
+	if p.isBlind() {
 		return nil
 	}
 	after, err := p.sample(ctx)
@@ -97,8 +111,35 @@ func (p probe) usage(ctx context.Context, before sample, ops uint64) *ServerUsag
 	n := float64(max(ops, 1))
 	return &ServerUsage{
 		CPUMS: ms(after.cpu-before.cpu) / n, ChildrenCPUMS: ms(after.children-before.children) / n,
-		RSSBytes: after.rssBytes, GoroutinesBefore: before.goroutines, GoroutinesAfter: after.goroutines,
+		RSSBytes: after.rssBytes, GoroutinesBefore: before.goroutines, DescriptorsBefore: before.descriptors, FilesBefore: before.files,
 	}
+}
+
+// recount fills in what is there some time after the last call: a server may have
+// yet to clean up when it has answered.
+func (p probe) recount(ctx context.Context, u *ServerUsage) {
+	if u == nil || u.Error != "" {
+		return
+	}
+	after, err := p.sample(ctx)
+	if err != nil {
+		u.Error = err.Error()
+		return
+	}
+	u.GoroutinesAfter, u.DescriptorsAfter, u.FilesAfter = after.goroutines, after.descriptors, after.files
+}
+
+// addFiles counts what is below dir. What goes away meanwhile is counted or not.
+func (s *sample) addFiles(dir string) error {
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && path != dir {
+			return nil
+		}
+		if err == nil && path != dir {
+			s.files++
+		}
+		return err
+	})
 }
 
 // addMetrics adds what the Go and process collectors of a Prometheus client
@@ -129,6 +170,7 @@ func (s *sample) addMetrics(ctx context.Context, url string, goroutinesOnly bool
 	if goroutinesOnly {
 		return nil
 	}
+	s.descriptors += values["process_open_fds"]
 	cpu, ok := values["process_cpu_seconds_total"]
 	if !ok {
 		return errors.New("no process_cpu_seconds_total there")
@@ -161,6 +203,10 @@ func (s *sample) addProcess(pid int) error {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return err
+	}
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err == nil { // only the same user or root may look
+		s.descriptors += float64(len(fds))
 	}
 	return s.addStat(string(stat))
 }

@@ -67,25 +67,44 @@ func (c *client) open(ctx context.Context, method string) (grpc.ClientStream, er
 // eachField calls f with the number and the value of each field of a message
 // that has a length.
 func eachField(b []byte, f func(num protowire.Number, value []byte) error) error {
+	return everyField(b, func(num protowire.Number, value []byte, _ uint64) error {
+		if value == nil {
+			return nil
+		}
+		return f(num, value)
+	})
+}
+
+// everyField calls f with the number of each field of a message, and with its
+// value: one that has a length, which is never nil, or one that is a varint. The
+// others are passed over.
+func everyField(b []byte, f func(num protowire.Number, value []byte, varint uint64) error) error {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
 			return protowire.ParseError(n)
 		}
 		b = b[n:]
-		if typ != protowire.BytesType {
-			if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
-				return protowire.ParseError(n)
+		var value []byte
+		var varint uint64
+		switch typ {
+		case protowire.BytesType:
+			if value, n = protowire.ConsumeBytes(b); value == nil {
+				value = []byte{}
 			}
-			b = b[n:]
-			continue
+		case protowire.VarintType:
+			varint, n = protowire.ConsumeVarint(b)
+		default:
+			if n = protowire.ConsumeFieldValue(num, typ, b); n >= 0 {
+				b = b[n:]
+				continue
+			}
 		}
-		value, n := protowire.ConsumeBytes(b)
 		if n < 0 {
 			return protowire.ParseError(n)
 		}
 		b = b[n:]
-		if err := f(num, value); err != nil {
+		if err := f(num, value, varint); err != nil {
 			return err
 		}
 	}
@@ -247,6 +266,7 @@ const (
 	batchUpdate = repb.ContentAddressableStorage_BatchUpdateBlobs_FullMethodName
 	batchRead   = repb.ContentAddressableStorage_BatchReadBlobs_FullMethodName
 	getTree     = repb.ContentAddressableStorage_GetTree_FullMethodName
+	execute     = repb.Execution_Execute_FullMethodName
 	streamRead  = "/google.bytestream.ByteStream/Read"
 	streamWrite = "/google.bytestream.ByteStream/Write"
 )

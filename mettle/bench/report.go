@@ -48,6 +48,10 @@ type Result struct {
 	// HandOffMS is how long jobs waited for a worker, of the subject fleet only.
 	HandOffMS *Latency `json:"hand_off_ms,omitempty"`
 
+	// OverheadMS is what an action took on its worker without the command itself,
+	// by the timestamps in its metadata; nil where it has none.
+	OverheadMS *Latency `json:"overhead_ms,omitempty"`
+
 	Errors     uint64 `json:"errors"`
 	FirstError string `json:"first_error,omitempty"`
 
@@ -89,7 +93,13 @@ type ServerUsage struct {
 	// Goroutines, by metrics only, before the measurement and after it.
 	GoroutinesBefore float64 `json:"goroutines_before,omitempty"`
 	GoroutinesAfter  float64 `json:"goroutines_after,omitempty"`
-	Error            string  `json:"error,omitempty"` // why the rest is not known
+	// Descriptors are those that the processes had open, by process id or metrics.
+	DescriptorsBefore float64 `json:"descriptors_before,omitempty"`
+	DescriptorsAfter  float64 `json:"descriptors_after,omitempty"`
+	// Files, with directories, are those below the directories that were asked for.
+	FilesBefore float64 `json:"files_before,omitempty"`
+	FilesAfter  float64 `json:"files_after,omitempty"`
+	Error       string  `json:"error,omitempty"` // why the rest is not known
 }
 
 func latencyOf(h *histogram) *Latency {
@@ -231,23 +241,31 @@ func serverColumns(number func(string, func(*Result) float64) func(*Result) stri
 			return get(res.Server)
 		})
 	}
-	handOff := func(get func(*Latency) float64) func(*Result) string {
+	latency := func(of func(*Result) *Latency, get func(*Latency) float64) func(*Result) string {
 		return number("%.3f", func(res *Result) float64 {
-			if res.HandOffMS == nil {
-				return 0
+			if l := of(res); l != nil {
+				return get(l)
 			}
-			return get(res.HandOffMS)
+			return 0
 		})
 	}
+	handOff := func(res *Result) *Latency { return res.HandOffMS }
+	overhead := func(res *Result) *Latency { return res.OverheadMS }
 	return []column{
-		{"hand-off p50", handOff(func(l *Latency) float64 { return l.P50 })},
-		{"p99", handOff(func(l *Latency) float64 { return l.P99 })},
+		{"hand-off p50", latency(handOff, func(l *Latency) float64 { return l.P50 })},
+		{"p99", latency(handOff, func(l *Latency) float64 { return l.P99 })},
+		{"overhead p50", latency(overhead, func(l *Latency) float64 { return l.P50 })},
+		{"p99", latency(overhead, func(l *Latency) float64 { return l.P99 })},
 		{"server cpu", server("%.3f", func(s *ServerUsage) float64 { return s.CPUMS })},
 		{"children cpu", server("%.3f", func(s *ServerUsage) float64 { return s.ChildrenCPUMS })},
 		{"rss MiB", server("%.1f", func(s *ServerUsage) float64 { return s.RSSBytes / mib })},
 		{"peak rss MiB", server("%.1f", func(s *ServerUsage) float64 { return s.PeakRSSBytes / mib })},
 		{"goroutines before", server("%.0f", func(s *ServerUsage) float64 { return s.GoroutinesBefore })},
 		{"after", server("%.0f", func(s *ServerUsage) float64 { return s.GoroutinesAfter })},
+		{"descriptors before", server("%.0f", func(s *ServerUsage) float64 { return s.DescriptorsBefore })},
+		{"after", server("%.0f", func(s *ServerUsage) float64 { return s.DescriptorsAfter })},
+		{"files before", server("%.0f", func(s *ServerUsage) float64 { return s.FilesBefore })},
+		{"after", server("%.0f", func(s *ServerUsage) float64 { return s.FilesAfter })},
 	}
 }
 

@@ -36,6 +36,21 @@ type scenario struct {
 	// prepare puts what the op needs into the server. It is nil for the
 	// subject floor, whose op is the floor's own.
 	prepare func(context.Context, *client) (op, error)
+	// prepareEach, in its place, also returns what puts into the server what one
+	// op needs, whose time does not count.
+	prepareEach func(context.Context, *client) (before, op op, err error)
+}
+
+// isFloor reports whether the scenario measures the machine alone.
+func (s *scenario) isFloor() bool { return s.prepare == nil && s.prepareEach == nil }
+
+// make is prepare or prepareEach.
+func (s *scenario) make(ctx context.Context, c *client) (before, op op, err error) {
+	if s.prepareEach != nil {
+		return s.prepareEach(ctx, c)
+	}
+	op, err = s.prepare(ctx, c)
+	return nil, op, err
 }
 
 // runner runs scenarios one after the other.
@@ -63,13 +78,17 @@ func (r *runner) run(ctx context.Context, plan []scenario) *Report {
 // measure runs one scenario.
 func (r *runner) measure(ctx context.Context, s scenario) (res Result) {
 	res = Result{Subject: s.subject, Case: s.name, Clients: s.clients, Unit: s.unit}
-	if s.prepare == nil {
+	if err := r.floors.refuses(ctx, s.floor); err != nil {
+		res.Skipped = err.Error()
+		return res
+	}
+	if s.isFloor() {
 		t := r.floor(ctx, s, r.o.Duration)
 		res.fill(s, t)
 		return res
 	}
 	var seq atomic.Uint64
-	f, warm, err := r.warmUp(ctx, s, &seq)
+	f, l, warm, err := r.warmUp(ctx, s, &seq)
 	switch {
 	case errors.Is(err, errSkip):
 		res.Skipped = err.Error()
@@ -82,21 +101,29 @@ func (r *runner) measure(ctx context.Context, s scenario) (res Result) {
 	}
 	if s.waits != nil {
 		s.waits.reset()
-		defer s.waits.fill(&res)
+		defer func() { res.HandOffMS = s.waits.latency() }()
 	}
-	before, err := r.probe.sample(ctx)
-	if err != nil {
-		res.Server = &ServerUsage{Error: err.Error()}
+	if r.client != nil {
+		r.client.overheads.reset()
+		defer func() { res.OverheadMS = r.client.overheads.latency() }()
 	}
+	var before sample
 	total, floor := &tally{}, &tally{}
 	var floorRates []float64
-	parts, l := rounds, load{clients: s.clients, duration: r.o.Duration / rounds, maxOps: share(s.maxOps, rounds)}
+	parts := rounds
+	l.duration, l.maxOps = r.o.Duration/rounds, share(s.maxOps, rounds)
 	if s.once {
-		parts, l = 1, load{clients: s.clients, duration: onceTimeout, maxOps: uint64(s.clients)} //nolint:gosec // not negative
+		parts, l.duration, l.maxOps = 1, onceTimeout, uint64(s.clients) //nolint:gosec // not negative
 	}
 	peak := r.probe.watch(ctx, s.once)
-	for range parts {
+	for i := range parts {
 		floorRates = append(floorRates, r.sampleFloor(ctx, s, floor))
+		if i == 0 {
+			// Some time after the warm-up, which a server may have to clean up after.
+			if before, err = r.probe.sample(ctx); err != nil {
+				res.Server = &ServerUsage{Error: err.Error()}
+			}
+		}
 		total.merge(l.run(ctx, &seq, f))
 		if ctx.Err() != nil || total.errors >= maxErrors {
 			break
@@ -110,6 +137,7 @@ func (r *runner) measure(ctx context.Context, s scenario) (res Result) {
 		res.Server.PeakRSSBytes = highest
 	}
 	floorRates = append(floorRates, r.sampleFloor(ctx, s, floor))
+	r.probe.recount(ctx, res.Server)
 	total.errors += warm.errors
 	if total.firstErr == nil {
 		total.firstErr = warm.firstErr
@@ -120,19 +148,20 @@ func (r *runner) measure(ctx context.Context, s scenario) (res Result) {
 }
 
 // warmUp prepares the op of s and runs it for a while, so that connections,
-// caches and the heap of the server are as they will be.
-func (r *runner) warmUp(ctx context.Context, s scenario, seq *atomic.Uint64) (op, *tally, error) {
+// caches and the heap of the server are as they will be. It returns the op, and
+// what it was run by.
+func (r *runner) warmUp(ctx context.Context, s scenario, seq *atomic.Uint64) (op, load, *tally, error) {
 	setup, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
-	f, err := s.prepare(setup, r.client)
+	before, f, err := s.make(setup, r.client)
+	l := load{clients: s.clients, duration: min(r.o.Duration/4, time.Second), maxOps: share(s.maxOps, 16), before: before}
 	if err != nil {
-		return nil, nil, fmt.Errorf("prepare: %w", err)
+		return nil, l, nil, fmt.Errorf("prepare: %w", err)
 	}
 	if s.once {
-		return f, &tally{}, nil
+		return f, l, &tally{}, nil
 	}
-	l := load{clients: s.clients, duration: min(r.o.Duration/4, time.Second), maxOps: share(s.maxOps, 16)}
-	return f, l.run(ctx, seq, f), nil
+	return f, l, l.run(ctx, seq, f), nil
 }
 
 // sampleFloor measures the floor of s once, adds it to total, and returns its rate.

@@ -1,0 +1,10 @@
+//go:build !linux
+
+package bench
+
+import (
+	"errors"
+	"syscall"
+)
+
+func namespaceAttr() (*syscall.SysProcAttr, error) { return nil, errors.ErrUnsupported }
