@@ -37,6 +37,8 @@ type Shelf struct {
 	uid     int // of the worker
 	spare   []string
 	made    int // names so far
+	taken   int // directories asked for since the last removal
+	want    int // how many are worth keeping
 	deep    []string
 	buf     []byte
 
@@ -96,7 +98,11 @@ func flagsOf(fd int) int {
 
 // take makes path a directory from the shelf, and reports whether it could.
 func (s *Shelf) take(path string) bool {
-	if s == nil || len(s.spare) == 0 {
+	if s == nil {
+		return false
+	}
+	s.taken++
+	if len(s.spare) == 0 {
 		return false
 	}
 	name := s.spare[len(s.spare)-1]
@@ -116,14 +122,26 @@ func (s *Shelf) untouched(name string) bool {
 		return false
 	}
 	defer unix.Close(fd) //nolint:errcheck // opened for reading
-	n, err := unix.ReadDirent(fd, s.buf)
-	return err == nil && len(parseDirents(s.buf[:n])) == 0 && s.likeNew(fd)
+	for {
+		n, err := unix.ReadDirent(fd, s.buf)
+		if err != nil || len(parseDirents(s.buf[:n])) > 0 {
+			return false
+		}
+		if n == 0 {
+			return s.likeNew(fd)
+		}
+	}
 }
 
 // Remove is like the function Remove, but keeps what can be used again: the whole
 // root, without what its command has left in it, if it is large enough, or else its
 // directories.
 func (s *Shelf) Remove(dir string) error {
+	// What the input roots of late needed: without this, the directories that
+	// commands make themselves would pile up. A large input root that does not
+	// come again is forgotten after some hundred others.
+	s.want = min(max(s.taken, s.want-(s.want+63)/64), maxSpare)
+	s.taken = 0
 	k := s.current
 	s.current = nil
 	var err error
@@ -202,7 +220,7 @@ func (s *Shelf) remove(at int, name string, depth int) error {
 		return fmt.Errorf("open %s: %w", name, err)
 	}
 	keep, err := s.empty(fd, depth)
-	keep = keep && err == nil && len(s.spare) < maxSpare && s.likeNew(fd)
+	keep = keep && err == nil && len(s.spare) < s.want && s.likeNew(fd)
 	unix.Close(fd) //nolint:errcheck // opened for reading
 	if err != nil {
 		return err
@@ -280,18 +298,27 @@ func (s *Shelf) onlyLabels(fd int) bool {
 }
 
 // empty removes all that is in the directory fd, and reports whether it saw it
-// empty then.
+// empty then: read to its end, which only a read that returns nothing tells. One
+// that a signal interrupts returns the first names, be it just the dots, and the
+// runtime sends signals to its own threads.
 func (s *Shelf) empty(fd, depth int) (bool, error) {
-	for opened := false; ; {
+	for opened, removed := false, false; ; {
 		n, err := unix.ReadDirent(fd, s.buf)
 		if err != nil {
 			return false, fmt.Errorf("read a directory: %w", err)
 		}
-		entries := parseDirents(s.buf[:n])
-		if len(entries) == 0 {
-			return true, nil
+		if n == 0 {
+			if !removed {
+				return true, nil
+			}
+			removed = false
+			if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
+				return false, err
+			}
+			continue
 		}
-		for _, e := range entries {
+		for _, e := range parseDirents(s.buf[:n]) {
+			removed = true
 			err := s.removeEntry(fd, e, depth)
 			if errors.Is(err, unix.EACCES) && !opened {
 				// A command has made its own directory read-only.
@@ -304,9 +331,6 @@ func (s *Shelf) empty(fd, depth int) (bool, error) {
 			if err != nil {
 				return false, err
 			}
-		}
-		if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
-			return false, err
 		}
 	}
 }

@@ -72,7 +72,9 @@ func TestShelf_keepsOnlyWhatIsLikeNew(t *testing.T) {
 			s := newShelf(t, filepath.Join(base, "shelf"))
 			f := newFixture(t, fileStore(t), inputroot.Options{})
 			first := filepath.Join(base, "first")
-			mkdir(t, first)
+			if _, err := f.builder.Build(t.Context(), inputroot.Request{Dir: first, Digest: digest.Empty(digest.SHA256), Shelf: s}); err != nil {
+				t.Fatal(err)
+			}
 			before := inode(t, first)
 			if err := tc.change(first); errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOTTY) {
 				t.Skip(err)
@@ -163,6 +165,29 @@ func TestShelf_reuse(t *testing.T) {
 		}
 		if kept := list(t, filepath.Join(base, "shelf")); len(kept) != 5 {
 			t.Errorf("the shelf has %q, want 5 empty directories", kept)
+		}
+	}
+}
+
+// Directories that a command has made are not kept beyond what input roots need.
+func TestShelf_keepsNoMoreThanIsTaken(t *testing.T) {
+	base := t.TempDir()
+	s := newShelf(t, filepath.Join(base, "shelf"))
+	f := newFixture(t, fileStore(t), inputroot.Options{})
+	for i, dirs := range [][]string{{"a", "b", "c/d"}, nil, nil} {
+		req := inputroot.Request{Dir: filepath.Join(base, "root"), Digest: digest.Empty(digest.SHA256), Shelf: s, Directories: dirs}
+		if _, err := f.builder.Build(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		for j := range 10 {
+			mkdir(t, filepath.Join(req.Dir, fmt.Sprint("made", j)))
+		}
+		if err := s.Remove(req.Dir); err != nil {
+			t.Fatal(err)
+		}
+		// The root, and the four that the first one had; others forget them slowly.
+		if got, want := len(list(t, filepath.Join(base, "shelf"))), 5-i; got != want {
+			t.Errorf("after input root %d the shelf has %d directories, want %d", i, got, want)
 		}
 	}
 }

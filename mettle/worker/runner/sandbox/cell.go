@@ -214,10 +214,17 @@ func (s *scratch) isClean() bool {
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&0o7777 != scratchMode || st.Uid != s.uid || st.Gid != s.gid {
 		return false
 	}
-	var entries [256]byte
-	n, err := unix.Getdents(fd, entries[:])
-	if err != nil || len(direntNames(entries[:max(n, 0)])) > 0 {
-		return false
+	// To the end: a read that a signal interrupts, as the runtime sends them to its
+	// own threads, may return the dots alone.
+	var entries [512]byte
+	for {
+		n, err := unix.Getdents(fd, entries[:])
+		if err != nil || len(direntNames(entries[:max(n, 0)])) > 0 {
+			return false
+		}
+		if n == 0 {
+			break
+		}
 	}
 	var attributes [1]byte
 	size, err := unix.Flistxattr(fd, attributes[:0])
