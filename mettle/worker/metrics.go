@@ -14,8 +14,10 @@ import (
 type workerMetrics struct {
 	actions *prometheus.CounterVec
 	stages  *prometheus.HistogramVec
-	running prometheus.Gauge
-	taking  prometheus.Gauge
+	// overhead is of all that is not the command.
+	overhead prometheus.Histogram
+	running  prometheus.Gauge
+	taking   prometheus.Gauge
 	// isolation is 1 for what keeps actions from this machine.
 	isolation *prometheus.GaugeVec
 
@@ -33,6 +35,11 @@ func newMetrics(r prometheus.Registerer, isolation Isolation) (*workerMetrics, e
 			Help:    "How long the stages of an action took: input_fetch, execution, output_upload.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 12), // 0.5 ms to 35 min
 		}, []string{"stage"}),
+		overhead: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "mettle_worker_overhead_seconds",
+			Help:    "What an action took this worker beside its command: from the lease of the job until the slot was ready for another, without the time from the command's fork to its end.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16), // 0.1 ms to 3.3 s
+		}),
 		running: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "mettle_worker_actions_running",
 			Help: "Jobs that this worker has leased.",
@@ -53,7 +60,7 @@ func newMetrics(r prometheus.Registerer, isolation Isolation) (*workerMetrics, e
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.actions, m.stages, m.running, m.taking, m.isolation} {
+	for _, c := range []prometheus.Collector{m.actions, m.stages, m.overhead, m.running, m.taking, m.isolation} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register the worker's metrics: %w", err)
 		}

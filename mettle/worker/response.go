@@ -114,6 +114,7 @@ func (r *run) start() {
 // finish completes the metadata and puts them and err into resp.
 func (r *run) finish(resp *repb.ExecuteResponse, err error) {
 	r.metadata.WorkerCompletedTimestamp = r.clock.stamp()
+	r.describeOverhead()
 	resp.Status = statusOf(err)
 	if resp.Result == nil && err != nil {
 		// Even where there is nothing else to tell, when and where it was.

@@ -29,6 +29,9 @@ type slot struct {
 	log   *slog.Logger
 	// faults counts the jobs in a row that failed by this worker's own fault.
 	faults int
+	// ran is the last job that got as far as its input root, until its overhead
+	// has been observed.
+	ran *run
 	// broken says that the slot is to show that it works before the worker takes
 	// another job.
 	broken bool
@@ -69,8 +72,10 @@ func (s *slot) run(ctx context.Context) error {
 			s.release(context.WithoutCancel(ctx), lease)
 		default:
 			// What runs when ctx is done runs to its end.
+			begun := time.Now()
 			s.handle(context.WithoutCancel(ctx), lease)
 			s.clean(ctx)
+			s.observeOverhead(begun)
 			s.recover(ctx)
 		}
 	}
@@ -198,6 +203,7 @@ func (s *slot) execute(ctx context.Context, lease queue.Lease) (resp *repb.Execu
 		return resp, nil
 	}
 	s.announce(ctx, r)
+	s.ran = r
 	resp, err = s.exec.execute(ctx, r)
 	if err != nil {
 		return s.endEarly(ctx, r, lease, err)
