@@ -12,6 +12,7 @@ import (
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -25,17 +26,27 @@ type operationsCmd struct {
 
 	List   listOperationsCmd   `cmd:"" default:"withargs" help:"List what the server's clients wait for, and what has ended in the last minutes."`
 	Get    getOperationCmd     `cmd:"" help:"Show one operation, and its end if it has ended."`
+	Logs   operationLogsCmd    `cmd:"" help:"Print what an action prints, as it comes."`
 	Cancel cancelOperationsCmd `cmd:"" help:"Cancel operations, on whichever API server their clients wait. An action that others wait for too goes on."`
 }
 
 // with calls f with a client of the server.
 func (c *operationsCmd) with(ctx context.Context, f func(longrunningpb.OperationsClient) error) error {
-	conn, err := client.Dial(ctx, strings.TrimPrefix(c.API, "grpc://"))
+	conn, err := c.dial(ctx)
 	if err != nil {
-		return fmt.Errorf("%w (is an API server running there? --api names another)", err)
+		return err
 	}
 	err = f(longrunningpb.NewOperationsClient(conn))
 	return errors.Join(said(err), conn.Close())
+}
+
+// dial connects to the server.
+func (c *operationsCmd) dial(ctx context.Context) (*grpc.ClientConn, error) {
+	conn, err := client.Dial(ctx, strings.TrimPrefix(c.API, "grpc://"))
+	if err != nil {
+		return nil, fmt.Errorf("%w (is an API server running there? --api names another)", err)
+	}
+	return conn, nil
 }
 
 // said is what the server said where err is its status.
