@@ -68,7 +68,8 @@ var arrows = map[string][]string{
 	"mettle/queue/open":        {"mettle/queue/...", "proto/..."},
 	"mettle/worker/image":      {},
 	"mettle/worker/runner":     {},
-	"mettle/worker/runner/...": {"mettle/worker/runner", "mettle/worker/runner/helper"}, // ways of running, and their suite
+	"mettle/worker/runner/...": {"mettle/worker/runner", "mettle/worker/runner/helper", "mettle/worker/cgroup"}, // ways of running, and their suite
+	"mettle/worker/cgroup":     {"mettle/worker/runner"},
 	"mettle/queue/pubsub/pubsubtest/...": {
 		"mettle/queue/pubsub/pubsubtest",
 	},
@@ -84,7 +85,7 @@ var arrows = map[string][]string{
 	// chooses the runner that this machine allows.
 	"mettle/worker": {
 		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status", "mettle/command", "mettle/queue", "mettle/platform",
-		"mettle/worker/image", "mettle/worker/inputroot", "mettle/worker/livelog", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
+		"mettle/worker/cgroup", "mettle/worker/image", "mettle/worker/inputroot", "mettle/worker/livelog", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
 	},
 	"mettle/api": {
 		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",

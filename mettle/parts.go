@@ -21,6 +21,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/api"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/worker"
+	"github.com/mettle-build/mettle/mettle/worker/runner"
 )
 
 // What dual, api and worker have in common: flags, the page for the operator, and
@@ -52,6 +53,10 @@ type slotFlags struct {
 	UIDBase      int           `name:"uid_base" help:"Where root runs this: the user and group of the first slot's actions, the second slot has the next. -1: root itself, which no action is kept from anything then." default:"65000"`
 	Sandbox      string        `help:"What keeps actions from this machine. namespace: Linux namespaces, in which an action sees the machine read-only, no network, and nothing of other processes, homes and this program's directory. auto: the same where the machine allows it. bare: nothing but a user of its own for each slot where root runs this." enum:"auto,namespace,bare" default:"auto"`
 	SandboxRoot  string        `name:"sandbox_root" help:"Where actions see their input root with --sandbox." default:"/build"`
+	Memory       flags.Size    `name:"action_memory" help:"How much memory an action may use, as in 4GiB; one that needs more is killed, and ends with 137. 0: what there is." default:"0"`
+	CPUs         float64       `name:"action_cpus" help:"How many CPUs' time an action may use, as in 1.5. 0: all there are." default:"0"`
+	Processes    int           `name:"action_processes" help:"How many processes and threads an action may have at once. 0: 4096 where the machine allows to limit it. -1: as many as there can be." default:"0"`
+	Disk         flags.Size    `name:"action_disk" help:"How much an action may write to the disk; one that writes more is killed, and ends with 137. 0: what there is." default:"0"`
 	DrainTimeout time.Duration `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
 }
 
@@ -59,6 +64,10 @@ func (f slotFlags) check() error {
 	switch {
 	case f.Slots < 0:
 		return fmt.Errorf("--slots: %d is negative", f.Slots)
+	case f.CPUs < 0 || f.CPUs > 0 && f.CPUs < 0.01:
+		return fmt.Errorf("--action_cpus: %v is not 0, nor 0.01 or more", f.CPUs)
+	case f.Processes < -1:
+		return fmt.Errorf("--action_processes: %d is negative; -1 is no limit", f.Processes)
 	case f.DrainTimeout < 0:
 		return fmt.Errorf("--drain_timeout: %v is negative; 0 ends running actions at once", f.DrainTimeout)
 	}
@@ -74,6 +83,7 @@ func (f slotFlags) options(o worker.Options) worker.Options {
 	o.UIDBase = f.UIDBase
 	o.Isolation = worker.Isolation(f.Sandbox)
 	o.SandboxRoot = f.SandboxRoot
+	o.Limits = runner.Limits{MemoryBytes: int64(f.Memory), CPUs: f.CPUs, Processes: f.Processes, DiskBytes: int64(f.Disk)}
 	return o
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/worker/output"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
+	workerpb "github.com/mettle-build/mettle/proto/worker"
 )
 
 // Executor is one slot: it runs one job at a time, in one directory. It knows
@@ -211,8 +212,14 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 	m.OutputUploadCompletedTimestamp = r.clock.stamp()
 	r.notes = append(append(r.notes, res.Notes...), got.Notes...)
 	got.Result.ExitCode = int32(res.ExitCode) //nolint:gosec // it is below 256
+	if endedBy(runErr) != workerpb.ResourceUsage_BY_ITSELF {
+		// It is what the command came to on any worker like this: a result, not a
+		// call that is worth another attempt.
+		r.notes = append(r.notes, runErr.Error())
+		runErr, got.Result.ExitCode = nil, exitKilled
+	}
 	resp := &repb.ExecuteResponse{Result: got.Result}
-	if err != nil && (runErr != nil || res.ExitCode != 0) {
+	if err != nil && (runErr != nil || got.Result.ExitCode != 0) {
 		// The command has failed, and why is of more use than what is wrong
 		// with its outputs.
 		r.notes = append(r.notes, err.Error())
@@ -275,6 +282,7 @@ func (e *Executor) runCommand(ctx context.Context, r *run) (runner.Result, error
 		MaxOutputBytes: e.o.MaxOutputBytes,
 	})
 	if !res.Start.IsZero() {
+		addUsage(r.metadata, &res.Usage, &e.o.Limits, endedBy(err))
 		m := r.metadata
 		m.ExecutionStartTimestamp = r.clock.stampAt(res.Start)
 		m.ExecutionCompletedTimestamp = r.clock.stampAt(res.End)

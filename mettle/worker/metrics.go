@@ -18,6 +18,8 @@ type workerMetrics struct {
 	overhead prometheus.Histogram
 	running  prometheus.Gauge
 	taking   prometheus.Gauge
+	// peak is of the memory of all processes.
+	peak prometheus.Histogram
 	// isolation is 1 for what keeps actions from this machine.
 	isolation *prometheus.GaugeVec
 
@@ -28,7 +30,7 @@ func newMetrics(r prometheus.Registerer, isolation Isolation) (*workerMetrics, e
 	m := &workerMetrics{
 		actions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mettle_worker_actions_total",
-			Help: "Jobs that ended on this worker, by outcome: success, nonzero_exit, timeout, cancelled, refused (the request was at fault), error (the worker was), lost (the lease lapsed), released (handed back), rejected (handed back by the worker's own fault).",
+			Help: "Jobs that ended on this worker, by outcome: success, nonzero_exit, oom and disk_quota (ended by its limit), timeout, cancelled, refused (the request was at fault), error (the worker was), lost (the lease lapsed), released (handed back), rejected (handed back by the worker's own fault).",
 		}, []string{"outcome"}),
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "mettle_worker_stage_duration_seconds",
@@ -54,13 +56,18 @@ func newMetrics(r prometheus.Registerer, isolation Isolation) (*workerMetrics, e
 		Help: "1 for what keeps actions from this machine: namespace (a sandbox) or bare (nothing but a user of their own, where root runs the worker).",
 	}, []string{"isolation"})
 	m.isolation.WithLabelValues(string(isolation)).Set(1)
+	m.peak = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "mettle_worker_action_peak_memory_bytes",
+		Help:    "The most memory that an action's processes had at one time, where control groups tell.",
+		Buckets: prometheus.ExponentialBuckets(1<<20, 4, 9), // 1 MiB to 64 GiB
+	})
 	m.inputFetch = m.stages.WithLabelValues("input_fetch")
 	m.execution = m.stages.WithLabelValues("execution")
 	m.outputUpload = m.stages.WithLabelValues("output_upload")
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.actions, m.stages, m.overhead, m.running, m.taking, m.isolation} {
+	for _, c := range []prometheus.Collector{m.actions, m.stages, m.overhead, m.running, m.taking, m.peak, m.isolation} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register the worker's metrics: %w", err)
 		}

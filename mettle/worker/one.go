@@ -28,6 +28,10 @@ func One(ctx context.Context, o Options, job *queuepb.Job) (resp *repb.ExecuteRe
 	if err := o.settleIsolation(); err != nil {
 		return nil, "", err
 	}
+	if err := o.settleLimits(); err != nil {
+		return nil, "", err
+	}
+	defer func() { err = errors.Join(err, o.closeLimits()) }()
 	lock, err := prepareDir(o.Dir)
 	if err != nil {
 		return nil, "", fmt.Errorf("worker directory %s: %w", o.Dir, err)

@@ -19,6 +19,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
+	workerpb "github.com/mettle-build/mettle/proto/worker"
 )
 
 // A worker that is broken fails its jobs at once, and so draws all others to it.
@@ -67,7 +68,7 @@ func (s *slot) fault(ctx context.Context, lease queue.Lease, reason string) {
 // fills the disk by itself ends when its attempts are used up, and its client
 // hears of the disk.
 func (s *slot) failedByDisk(resp *repb.ExecuteResponse) error {
-	if resp.GetStatus().GetCode() != 0 || resp.GetResult().GetExitCode() == 0 {
+	if resp.GetStatus().GetCode() != 0 || resp.GetResult().GetExitCode() == 0 || usageIn(resp).GetEnded() != workerpb.ResourceUsage_BY_ITSELF {
 		return nil
 	}
 	err := s.w.o.checkDisk()

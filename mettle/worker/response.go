@@ -20,6 +20,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/command"
 	"github.com/mettle-build/mettle/mettle/worker/output"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
+	workerpb "github.com/mettle-build/mettle/proto/worker"
 )
 
 var (
@@ -47,10 +48,6 @@ func statusOf(err error) *spb.Status {
 		code = codepb.Code_INTERNAL
 	case errors.Is(err, errTampered), errors.Is(err, command.ErrInvalid), errors.Is(err, runner.ErrOutputTooLarge):
 		code = codepb.Code_INVALID_ARGUMENT
-	case errors.Is(err, runner.ErrOutOfMemory), errors.Is(err, runner.ErrDiskQuota):
-		// The machine's limit, not the request's fault; but the next attempt would
-		// run into it again.
-		code = codepb.Code_RESOURCE_EXHAUSTED
 	case errors.Is(err, output.ErrUnusable):
 		code = codepb.Code_FAILED_PRECONDITION
 	case errors.Is(err, blob.ErrCorrupt):
@@ -82,6 +79,13 @@ func isOurFault(s *spb.Status) bool {
 func outcome(resp *repb.ExecuteResponse) string {
 	switch code := codepb.Code(resp.Status.GetCode()); code { //nolint:exhaustive // the others are errors
 	case codepb.Code_OK:
+		switch usageIn(resp).GetEnded() {
+		case workerpb.ResourceUsage_OUT_OF_MEMORY:
+			return "oom"
+		case workerpb.ResourceUsage_DISK_QUOTA:
+			return "disk_quota"
+		case workerpb.ResourceUsage_BY_ITSELF:
+		}
 		if resp.Result.GetExitCode() != 0 {
 			return "nonzero_exit"
 		}

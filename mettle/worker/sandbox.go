@@ -62,10 +62,16 @@ func (o *Options) sandbox(user helper.User, p place) sandbox.Options {
 
 // newRunner makes a runner of a slot, for the actions of one place.
 func (o *Options) newRunner(user helper.User, p place) (runner.Runner, error) {
-	if o.sandboxed {
-		return sandbox.New(o.sandbox(user, p))
+	bounds, err := o.bounds(user)
+	if err != nil {
+		return nil, err
 	}
-	return bare.New(bare.Options{User: user, Logger: o.Logger})
+	if o.sandboxed {
+		s := o.sandbox(user, p)
+		s.Bounds = bounds
+		return sandbox.New(s)
+	}
+	return bare.New(bare.Options{User: user, Bounds: bounds, Logger: o.Logger})
 }
 
 // Isolation is what keeps actions from this machine: Bare or Namespaces.
@@ -80,8 +86,11 @@ func (o *Options) isolation() Isolation {
 
 // Notes are what an operator should know of a worker that takes jobs.
 func (w *Worker) Notes() []string {
-	if w.o.note == "" {
-		return nil
+	var notes []string
+	for _, n := range []string{w.o.note, w.o.limitsNote} {
+		if n != "" {
+			notes = append(notes, n)
+		}
 	}
-	return []string{w.o.note}
+	return notes
 }

@@ -123,6 +123,9 @@ func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 	}
 	s.w.metrics.actions.WithLabelValues(outcome(resp)).Inc()
 	s.w.metrics.observe(resp.Result.GetExecutionMetadata())
+	if peak := usageIn(resp).GetPeakMemoryBytes(); peak > 0 {
+		s.w.metrics.peak.Observe(float64(peak))
+	}
 	s.conclude(ctx, lease, resp)
 }
 

@@ -45,6 +45,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
+	"github.com/mettle-build/mettle/mettle/worker/cgroup"
 	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	"github.com/mettle-build/mettle/mettle/worker/presence"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
@@ -133,7 +134,8 @@ type Options struct {
 	// Hide are files and directories of the machine that isolated actions find
 	// empty, beside Dir and those of sandbox.AlwaysHidden.
 	Hide []string
-	// Limits bound each action.
+	// Limits bound each action. New fails where this machine can't hold one of them.
+	// Processes of 0 are 4096 where it can, negative ones unlimited.
 	Limits runner.Limits
 	// AllowNetwork lets isolated actions that ask for network=external use the
 	// worker's network.
@@ -149,6 +151,9 @@ type Options struct {
 
 	sandboxed bool   // by settleIsolation, as note
 	note      string // why it is not, though it should be
+
+	groups     *cgroup.Tree // by settleLimits, as limitsNote; nil: there are none
+	limitsNote string       // which default limit is not held, and why
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -222,6 +227,17 @@ func New(o Options) (*Worker, error) {
 	if err := o.settleIsolation(); err != nil {
 		return nil, err
 	}
+	if err := o.settleLimits(); err != nil {
+		return nil, err
+	}
+	w, err := newWorker(o)
+	if err != nil {
+		return nil, errors.Join(err, o.closeLimits())
+	}
+	return w, nil
+}
+
+func newWorker(o Options) (*Worker, error) {
 	m, err := newMetrics(o.Registerer, o.isolation())
 	if err != nil {
 		return nil, err
@@ -264,7 +280,7 @@ func (w *Worker) Close() error {
 		all = errors.Join(all, s.exec.close())
 	}
 	w.slots = nil
-	return errors.Join(all, emptyDir(w.o.Dir), w.lock.Close())
+	return errors.Join(all, w.o.closeLimits(), emptyDir(w.o.Dir), w.lock.Close())
 }
 
 // Run leases and runs jobs until ctx is done, and returns nil when those that

@@ -28,6 +28,56 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Which limit ended the command. Its exit code is 137 then.
+type ResourceUsage_Ended int32
+
+const (
+	ResourceUsage_BY_ITSELF     ResourceUsage_Ended = 0
+	ResourceUsage_OUT_OF_MEMORY ResourceUsage_Ended = 1
+	ResourceUsage_DISK_QUOTA    ResourceUsage_Ended = 2
+)
+
+// Enum value maps for ResourceUsage_Ended.
+var (
+	ResourceUsage_Ended_name = map[int32]string{
+		0: "BY_ITSELF",
+		1: "OUT_OF_MEMORY",
+		2: "DISK_QUOTA",
+	}
+	ResourceUsage_Ended_value = map[string]int32{
+		"BY_ITSELF":     0,
+		"OUT_OF_MEMORY": 1,
+		"DISK_QUOTA":    2,
+	}
+)
+
+func (x ResourceUsage_Ended) Enum() *ResourceUsage_Ended {
+	p := new(ResourceUsage_Ended)
+	*p = x
+	return p
+}
+
+func (x ResourceUsage_Ended) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ResourceUsage_Ended) Descriptor() protoreflect.EnumDescriptor {
+	return file_worker_worker_proto_enumTypes[0].Descriptor()
+}
+
+func (ResourceUsage_Ended) Type() protoreflect.EnumType {
+	return &file_worker_worker_proto_enumTypes[0]
+}
+
+func (x ResourceUsage_Ended) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ResourceUsage_Ended.Descriptor instead.
+func (ResourceUsage_Ended) EnumDescriptor() ([]byte, []int) {
+	return file_worker_worker_proto_rawDescGZIP(), []int{1, 0}
+}
+
 // ActionOverhead is what an action took on its worker that was not its command.
 // It is there where the command ran. The parts add up to the whole.
 type ActionOverhead struct {
@@ -153,6 +203,208 @@ func (x *ActionOverhead) GetQueue() *durationpb.Duration {
 	return nil
 }
 
+// A ResourceUsage is what an action used that is bounded, and its bounds.
+type ResourceUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The most memory that all processes of the command had at one time, with the page
+	// cache of files that they were the first to read or write. 0: not measured.
+	PeakMemoryBytes int64               `protobuf:"varint,1,opt,name=peak_memory_bytes,json=peakMemoryBytes,proto3" json:"peak_memory_bytes,omitempty"`
+	Ended           ResourceUsage_Ended `protobuf:"varint,2,opt,name=ended,proto3,enum=mettle.worker.v1.ResourceUsage_Ended" json:"ended,omitempty"`
+	// The limits of each action, 0 where there is none.
+	MemoryLimitBytes int64   `protobuf:"varint,3,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
+	CpuLimit         float64 `protobuf:"fixed64,4,opt,name=cpu_limit,json=cpuLimit,proto3" json:"cpu_limit,omitempty"`
+	ProcessLimit     int64   `protobuf:"varint,5,opt,name=process_limit,json=processLimit,proto3" json:"process_limit,omitempty"`
+	DiskLimitBytes   int64   `protobuf:"varint,6,opt,name=disk_limit_bytes,json=diskLimitBytes,proto3" json:"disk_limit_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ResourceUsage) Reset() {
+	*x = ResourceUsage{}
+	mi := &file_worker_worker_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResourceUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResourceUsage) ProtoMessage() {}
+
+func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_worker_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResourceUsage.ProtoReflect.Descriptor instead.
+func (*ResourceUsage) Descriptor() ([]byte, []int) {
+	return file_worker_worker_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ResourceUsage) GetPeakMemoryBytes() int64 {
+	if x != nil {
+		return x.PeakMemoryBytes
+	}
+	return 0
+}
+
+func (x *ResourceUsage) GetEnded() ResourceUsage_Ended {
+	if x != nil {
+		return x.Ended
+	}
+	return ResourceUsage_BY_ITSELF
+}
+
+func (x *ResourceUsage) GetMemoryLimitBytes() int64 {
+	if x != nil {
+		return x.MemoryLimitBytes
+	}
+	return 0
+}
+
+func (x *ResourceUsage) GetCpuLimit() float64 {
+	if x != nil {
+		return x.CpuLimit
+	}
+	return 0
+}
+
+func (x *ResourceUsage) GetProcessLimit() int64 {
+	if x != nil {
+		return x.ProcessLimit
+	}
+	return 0
+}
+
+func (x *ResourceUsage) GetDiskLimitBytes() int64 {
+	if x != nil {
+		return x.DiskLimitBytes
+	}
+	return 0
+}
+
+// A POSIXResourceUsage is what getrusage(2) tells, of the command and those of its
+// descendants that it waited for; the times are of all processes where they were
+// measured. It is sent under the name buildbarn.resourceusage.POSIXResourceUsage, whose
+// fields these are, for the programs that read that.
+type POSIXResourceUsage struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	UserTime   *durationpb.Duration   `protobuf:"bytes,1,opt,name=user_time,json=userTime,proto3" json:"user_time,omitempty"`
+	SystemTime *durationpb.Duration   `protobuf:"bytes,2,opt,name=system_time,json=systemTime,proto3" json:"system_time,omitempty"`
+	// In bytes.
+	MaximumResidentSetSize int64 `protobuf:"varint,3,opt,name=maximum_resident_set_size,json=maximumResidentSetSize,proto3" json:"maximum_resident_set_size,omitempty"`
+	// Page faults that took no reading from a disk, and those that did.
+	PageReclaims               int64 `protobuf:"varint,7,opt,name=page_reclaims,json=pageReclaims,proto3" json:"page_reclaims,omitempty"`
+	PageFaults                 int64 `protobuf:"varint,8,opt,name=page_faults,json=pageFaults,proto3" json:"page_faults,omitempty"`
+	BlockInputOperations       int64 `protobuf:"varint,10,opt,name=block_input_operations,json=blockInputOperations,proto3" json:"block_input_operations,omitempty"`
+	BlockOutputOperations      int64 `protobuf:"varint,11,opt,name=block_output_operations,json=blockOutputOperations,proto3" json:"block_output_operations,omitempty"`
+	VoluntaryContextSwitches   int64 `protobuf:"varint,15,opt,name=voluntary_context_switches,json=voluntaryContextSwitches,proto3" json:"voluntary_context_switches,omitempty"`
+	InvoluntaryContextSwitches int64 `protobuf:"varint,16,opt,name=involuntary_context_switches,json=involuntaryContextSwitches,proto3" json:"involuntary_context_switches,omitempty"`
+	unknownFields              protoimpl.UnknownFields
+	sizeCache                  protoimpl.SizeCache
+}
+
+func (x *POSIXResourceUsage) Reset() {
+	*x = POSIXResourceUsage{}
+	mi := &file_worker_worker_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *POSIXResourceUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*POSIXResourceUsage) ProtoMessage() {}
+
+func (x *POSIXResourceUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_worker_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use POSIXResourceUsage.ProtoReflect.Descriptor instead.
+func (*POSIXResourceUsage) Descriptor() ([]byte, []int) {
+	return file_worker_worker_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *POSIXResourceUsage) GetUserTime() *durationpb.Duration {
+	if x != nil {
+		return x.UserTime
+	}
+	return nil
+}
+
+func (x *POSIXResourceUsage) GetSystemTime() *durationpb.Duration {
+	if x != nil {
+		return x.SystemTime
+	}
+	return nil
+}
+
+func (x *POSIXResourceUsage) GetMaximumResidentSetSize() int64 {
+	if x != nil {
+		return x.MaximumResidentSetSize
+	}
+	return 0
+}
+
+func (x *POSIXResourceUsage) GetPageReclaims() int64 {
+	if x != nil {
+		return x.PageReclaims
+	}
+	return 0
+}
+
+func (x *POSIXResourceUsage) GetPageFaults() int64 {
+	if x != nil {
+		return x.PageFaults
+	}
+	return 0
+}
+
+func (x *POSIXResourceUsage) GetBlockInputOperations() int64 {
+	if x != nil {
+		return x.BlockInputOperations
+	}
+	return 0
+}
+
+func (x *POSIXResourceUsage) GetBlockOutputOperations() int64 {
+	if x != nil {
+		return x.BlockOutputOperations
+	}
+	return 0
+}
+
+func (x *POSIXResourceUsage) GetVoluntaryContextSwitches() int64 {
+	if x != nil {
+		return x.VoluntaryContextSwitches
+	}
+	return 0
+}
+
+func (x *POSIXResourceUsage) GetInvoluntaryContextSwitches() int64 {
+	if x != nil {
+		return x.InvoluntaryContextSwitches
+	}
+	return 0
+}
+
 var File_worker_worker_proto protoreflect.FileDescriptor
 
 const file_worker_worker_proto_rawDesc = "" +
@@ -167,7 +419,33 @@ const file_worker_worker_proto_rawDesc = "" +
 	"\acollect\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\acollect\x125\n" +
 	"\bconclude\x18\a \x01(\v2\x19.google.protobuf.DurationR\bconclude\x12+\n" +
 	"\x03run\x18\b \x01(\v2\x19.google.protobuf.DurationR\x03run\x12/\n" +
-	"\x05queue\x18\t \x01(\v2\x19.google.protobuf.DurationR\x05queueB6Z4github.com/mettle-build/mettle/proto/worker;workerpbb\x06proto3"
+	"\x05queue\x18\t \x01(\v2\x19.google.protobuf.DurationR\x05queue\"\xcd\x02\n" +
+	"\rResourceUsage\x12*\n" +
+	"\x11peak_memory_bytes\x18\x01 \x01(\x03R\x0fpeakMemoryBytes\x12;\n" +
+	"\x05ended\x18\x02 \x01(\x0e2%.mettle.worker.v1.ResourceUsage.EndedR\x05ended\x12,\n" +
+	"\x12memory_limit_bytes\x18\x03 \x01(\x03R\x10memoryLimitBytes\x12\x1b\n" +
+	"\tcpu_limit\x18\x04 \x01(\x01R\bcpuLimit\x12#\n" +
+	"\rprocess_limit\x18\x05 \x01(\x03R\fprocessLimit\x12(\n" +
+	"\x10disk_limit_bytes\x18\x06 \x01(\x03R\x0ediskLimitBytes\"9\n" +
+	"\x05Ended\x12\r\n" +
+	"\tBY_ITSELF\x10\x00\x12\x11\n" +
+	"\rOUT_OF_MEMORY\x10\x01\x12\x0e\n" +
+	"\n" +
+	"DISK_QUOTA\x10\x02\"\xa7\x04\n" +
+	"\x12POSIXResourceUsage\x126\n" +
+	"\tuser_time\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\buserTime\x12:\n" +
+	"\vsystem_time\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"systemTime\x129\n" +
+	"\x19maximum_resident_set_size\x18\x03 \x01(\x03R\x16maximumResidentSetSize\x12#\n" +
+	"\rpage_reclaims\x18\a \x01(\x03R\fpageReclaims\x12\x1f\n" +
+	"\vpage_faults\x18\b \x01(\x03R\n" +
+	"pageFaults\x124\n" +
+	"\x16block_input_operations\x18\n" +
+	" \x01(\x03R\x14blockInputOperations\x126\n" +
+	"\x17block_output_operations\x18\v \x01(\x03R\x15blockOutputOperations\x12<\n" +
+	"\x1avoluntary_context_switches\x18\x0f \x01(\x03R\x18voluntaryContextSwitches\x12@\n" +
+	"\x1cinvoluntary_context_switches\x18\x10 \x01(\x03R\x1ainvoluntaryContextSwitchesJ\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\t\x10\n" +
+	"J\x04\b\f\x10\rJ\x04\b\r\x10\x0eJ\x04\b\x0e\x10\x0fJ\x04\b\x11\x10\x12B6Z4github.com/mettle-build/mettle/proto/worker;workerpbb\x06proto3"
 
 var (
 	file_worker_worker_proto_rawDescOnce sync.Once
@@ -181,26 +459,33 @@ func file_worker_worker_proto_rawDescGZIP() []byte {
 	return file_worker_worker_proto_rawDescData
 }
 
-var file_worker_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_worker_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_worker_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_worker_worker_proto_goTypes = []any{
-	(*ActionOverhead)(nil),      // 0: mettle.worker.v1.ActionOverhead
-	(*durationpb.Duration)(nil), // 1: google.protobuf.Duration
+	(ResourceUsage_Ended)(0),    // 0: mettle.worker.v1.ResourceUsage.Ended
+	(*ActionOverhead)(nil),      // 1: mettle.worker.v1.ActionOverhead
+	(*ResourceUsage)(nil),       // 2: mettle.worker.v1.ResourceUsage
+	(*POSIXResourceUsage)(nil),  // 3: mettle.worker.v1.POSIXResourceUsage
+	(*durationpb.Duration)(nil), // 4: google.protobuf.Duration
 }
 var file_worker_worker_proto_depIdxs = []int32{
-	1, // 0: mettle.worker.v1.ActionOverhead.total:type_name -> google.protobuf.Duration
-	1, // 1: mettle.worker.v1.ActionOverhead.load:type_name -> google.protobuf.Duration
-	1, // 2: mettle.worker.v1.ActionOverhead.fetch:type_name -> google.protobuf.Duration
-	1, // 3: mettle.worker.v1.ActionOverhead.setup:type_name -> google.protobuf.Duration
-	1, // 4: mettle.worker.v1.ActionOverhead.finish:type_name -> google.protobuf.Duration
-	1, // 5: mettle.worker.v1.ActionOverhead.collect:type_name -> google.protobuf.Duration
-	1, // 6: mettle.worker.v1.ActionOverhead.conclude:type_name -> google.protobuf.Duration
-	1, // 7: mettle.worker.v1.ActionOverhead.run:type_name -> google.protobuf.Duration
-	1, // 8: mettle.worker.v1.ActionOverhead.queue:type_name -> google.protobuf.Duration
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	4,  // 0: mettle.worker.v1.ActionOverhead.total:type_name -> google.protobuf.Duration
+	4,  // 1: mettle.worker.v1.ActionOverhead.load:type_name -> google.protobuf.Duration
+	4,  // 2: mettle.worker.v1.ActionOverhead.fetch:type_name -> google.protobuf.Duration
+	4,  // 3: mettle.worker.v1.ActionOverhead.setup:type_name -> google.protobuf.Duration
+	4,  // 4: mettle.worker.v1.ActionOverhead.finish:type_name -> google.protobuf.Duration
+	4,  // 5: mettle.worker.v1.ActionOverhead.collect:type_name -> google.protobuf.Duration
+	4,  // 6: mettle.worker.v1.ActionOverhead.conclude:type_name -> google.protobuf.Duration
+	4,  // 7: mettle.worker.v1.ActionOverhead.run:type_name -> google.protobuf.Duration
+	4,  // 8: mettle.worker.v1.ActionOverhead.queue:type_name -> google.protobuf.Duration
+	0,  // 9: mettle.worker.v1.ResourceUsage.ended:type_name -> mettle.worker.v1.ResourceUsage.Ended
+	4,  // 10: mettle.worker.v1.POSIXResourceUsage.user_time:type_name -> google.protobuf.Duration
+	4,  // 11: mettle.worker.v1.POSIXResourceUsage.system_time:type_name -> google.protobuf.Duration
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_worker_worker_proto_init() }
@@ -213,13 +498,14 @@ func file_worker_worker_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_worker_proto_rawDesc), len(file_worker_worker_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   1,
+			NumEnums:      1,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_worker_worker_proto_goTypes,
 		DependencyIndexes: file_worker_worker_proto_depIdxs,
+		EnumInfos:         file_worker_worker_proto_enumTypes,
 		MessageInfos:      file_worker_worker_proto_msgTypes,
 	}.Build()
 	File_worker_worker_proto = out.File

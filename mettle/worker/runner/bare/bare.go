@@ -1,6 +1,6 @@
 //go:build linux
 
-// Package bare runs commands directly on the host: no namespaces, no limits, but
+// Package bare runs commands directly on the host: no namespaces, but
 // no process that outlives its command, no descriptor that leaks into it, and,
 // where the worker is root, its own user for each slot.
 //
@@ -34,6 +34,8 @@ type Options struct {
 	// that doesn't do, Run fails. Default 10 s: enough for thousands of
 	// processes, too short for one that hangs in the kernel.
 	KillTimeout time.Duration
+	// Bounds are what commands are held to.
+	Bounds helper.Bounds
 	// Logger gets what goes wrong with the helper. Default: discard.
 	Logger *slog.Logger
 }
@@ -54,7 +56,7 @@ const helperName = "mettle-bare-helper"
 
 // New starts a Runner.
 func New(opts Options) (*Runner, error) {
-	r, err := helper.New(helper.Options{Name: helperName, User: opts.User, KillTimeout: opts.KillTimeout, Logger: opts.Logger})
+	r, err := helper.New(helper.Options{Name: helperName, User: opts.User, KillTimeout: opts.KillTimeout, Bounds: opts.Bounds, Logger: opts.Logger})
 	if err != nil {
 		return nil, err
 	}

@@ -24,10 +24,15 @@ func TestMain(m *testing.M) {
 func subject() runnertest.Subject {
 	return runnertest.Subject{
 		New: func(user helper.User) (runnertest.Runner, error) { return bare.New(bare.Options{User: user}) },
+		Bounded: func(user helper.User, bounds helper.Bounds) (runnertest.Runner, error) {
+			return bare.New(bare.Options{User: user, Bounds: bounds})
+		},
 	}
 }
 
 func TestRunner(t *testing.T) { runnertest.Run(t, subject()) }
+
+func TestRunner_limits(t *testing.T) { runnertest.RunLimits(t, subject()) }
 
 func BenchmarkRunner_Run(b *testing.B) {
 	b.Run("true", subject().BenchmarkTrue)

@@ -45,6 +45,8 @@ func (h *helper) run(q request) (reply, error) {
 		rep.outcome, rep.message = outcomeFailed, err.Error()
 		return rep, nil
 	}
+	h.group.Begin()
+	h.quota.begin(q.spec.Root)
 	rep.result.Start = time.Now()
 	if code, err := h.start(&q.spec); err != nil {
 		if code == 0 {
@@ -59,6 +61,7 @@ func (h *helper) run(q request) (reply, error) {
 		}
 		c := &h.child
 		rep.result.ExitCode, rep.result.End, rep.result.Usage = exitCode(c.status), c.end, usageOf(&c.usage)
+		h.settle(&rep)
 	}
 	rep.result.StdoutBytes = h.stdout.finish()
 	rep.result.StderrBytes = h.stderr.finish()
@@ -83,6 +86,9 @@ func (h *helper) start(spec *runner.Spec) (code int, err error) {
 			Pdeathsig:  syscall.SIGKILL,
 			PidFD:      new(int),
 		},
+	}
+	if fd, ok := h.group.Into(); ok {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, fd
 	}
 	candidates, code, err := programs(spec)
 	if err != nil {
@@ -121,9 +127,9 @@ func (h *helper) wait(rep *reply) error {
 		}
 	}()
 	fds := []unix.PollFd{{Fd: int32(h.conn), Events: unix.POLLIN}, {Fd: int32(c.pidfd), Events: unix.POLLIN}}
-	timeout := int(reapEvery / time.Millisecond)
+	timeout := reapEvery
 	if c.pidfd < 0 {
-		fds, timeout = fds[:1], int(pollEvery/time.Millisecond)
+		fds, timeout = fds[:1], pollEvery
 	}
 	left := true
 	for !c.ended {
@@ -132,7 +138,7 @@ func (h *helper) wait(rep *reply) error {
 		// may have come together with the command.
 		q, heard, err := h.next()
 		if err == nil && !heard {
-			if _, err := unix.Poll(fds, timeout); err != nil && !errors.Is(err, unix.EINTR) {
+			if _, err := unix.Poll(fds, int(h.quota.timeout(timeout)/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
 				return fmt.Errorf("poll: %w", err)
 			}
 			if heard = fds[0].Revents != 0; heard {
@@ -150,6 +156,11 @@ func (h *helper) wait(rep *reply) error {
 		}
 		if !heard {
 			left = h.reap()
+		}
+		if !c.ended && h.quota.look(h.wanted) {
+			rep.ended = endedByDisk
+			left = h.killAll()
+			break
 		}
 	}
 	if left && c.ended {

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mettle-build/mettle/mettle/worker/cgroup"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 )
 
@@ -27,8 +28,8 @@ func Is(name string) bool {
 }
 
 // helperArgs is the number of a helper's arguments: its name, user, group, time
-// to kill, and Config.
-const helperArgs = 5
+// to kill, Config, and Bounds.
+const helperArgs = 6
 
 // What Probe runs.
 const (
@@ -62,8 +63,22 @@ func Main(s Setting) int {
 		return probeMain(os.Args[2])
 	}
 	// Pdeathsig tells a child of the death of the thread that made it, and a
-	// thread dies with the goroutine that is locked to it (golang/go#27505).
+	// thread dies with the goroutine that is locked to it (golang/go#27505). It is not
+	// the first one: see cgroup.
 	runtime.LockOSThread()
+	if unix.Gettid() != os.Getpid() {
+		return serve(s)
+	}
+	code := make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		code <- serve(s)
+	}()
+	return <-code
+}
+
+// serve is Main on a thread of its own.
+func serve(s Setting) int {
 	// Those who stop a service by a signal to all its processes mean the worker,
 	// which drains. Caught signals are the default ones again in a command;
 	// ignored ones would stay ignored.
@@ -93,6 +108,9 @@ type helper struct {
 	stderr      output
 	in, out     []byte
 	child       child
+	limits      runner.Limits
+	group       *cgroup.Inside
+	quota       quota
 }
 
 func (h *helper) setUp(args []string) error {
@@ -112,6 +130,9 @@ func (h *helper) setUp(args []string) error {
 	// The socket, and what the worker was given by whoever started it.
 	if err := unix.CloseRange(uint(h.conn), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		unix.CloseOnExec(h.conn) // a kernel before 5.11
+	}
+	if err := h.bound(args[4], h.conn+1); err != nil {
+		return err
 	}
 	if err := h.setting.Enter(args[3], User{Set: h.uid >= 0, UID: h.uid, GID: gid}); err != nil {
 		return err

@@ -20,7 +20,7 @@ import (
 // round kills what is seen, and the next finds what was forked meanwhile, until
 // wait4 says that there are no children.
 func (h *helper) killAll() (left bool) {
-	total := h.setting.KillAll()
+	total := h.setting.KillAll() || h.group.Kill()
 	if !h.child.ended && !total {
 		// The usual case in one system call: the session's first process
 		// group.
@@ -33,7 +33,7 @@ func (h *helper) killAll() (left bool) {
 			return true
 		}
 		if total {
-			h.setting.KillAll()
+			_ = h.setting.KillAll() || h.group.Kill()
 		} else {
 			killDescendants(os.Getpid())
 			if round > 20 && round%10 == 0 && h.uid > 0 {

@@ -42,12 +42,17 @@ func startHelper(opts Options) (*helperProcess, error) {
 		*attr = *opts.Attr
 	}
 	attr.Setsid = true
+	bounds, files, err := opts.Bounds.argument()
+	if err != nil {
+		conn.Close() //nolint:errcheck // nothing was sent
+		return nil, err
+	}
 	process, err := os.StartProcess(selfExe, []string{
-		opts.Name, strconv.Itoa(uid), strconv.Itoa(gid), opts.KillTimeout.String(), opts.Config,
+		opts.Name, strconv.Itoa(uid), strconv.Itoa(gid), opts.KillTimeout.String(), opts.Config, bounds,
 	}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   helperEnv(),
-		Files: []*os.File{nil, nil, os.Stderr, theirs},
+		Files: append([]*os.File{nil, nil, os.Stderr, theirs}, files...),
 		Sys:   attr,
 	})
 	if err != nil {

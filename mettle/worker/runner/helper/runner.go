@@ -25,6 +25,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -46,6 +47,8 @@ type Options struct {
 	// that doesn't do, Run fails. Default 10 s: enough for thousands of
 	// processes, too short for one that hangs in the kernel.
 	KillTimeout time.Duration
+	// Bounds are what commands are held to. The zero Bounds bound nothing.
+	Bounds Bounds
 	// Logger gets what goes wrong with the helper. Default: discard.
 	Logger *slog.Logger
 }
@@ -82,7 +85,7 @@ func New(opts Options) (*Runner, error) {
 	}
 	r := &Runner{opts: opts}
 	if err := r.ensureHelper(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, opts.Bounds.Group.Close())
 	}
 	return r, nil
 }
@@ -101,6 +104,10 @@ func (r *Runner) ensureHelper() error {
 
 // Close implements runner.Runner.
 func (r *Runner) Close() error {
+	return errors.Join(r.endHelper(), r.opts.Bounds.Group.Close())
+}
+
+func (r *Runner) endHelper() error {
 	h := r.helper
 	r.helper = nil
 	if h == nil {
@@ -111,9 +118,10 @@ func (r *Runner) Close() error {
 
 // drop gives up a helper that can't be trusted any more.
 func (r *Runner) drop() {
-	if err := r.Close(); err != nil {
+	if err := r.endHelper(); err != nil {
 		r.opts.Logger.Warn("the helper that runs commands did not end by itself", "error", err)
 	}
+	r.opts.Bounds.Group.Kill() // what it left, if it was killed
 }
 
 // Output sizes are looked at only while a command runs for longer than
@@ -146,6 +154,9 @@ func (r *Runner) Run(ctx context.Context, spec runner.Spec) (runner.Result, erro
 		r.drop()
 		return runner.Result{}, fmt.Errorf("wait for the helper: %w", err)
 	}
+	if rep.outcome != outcomeFailed && rep.message != "" {
+		rep.result.Notes = strings.Split(rep.message, "\n")
+	}
 	switch {
 	case rep.outcome == outcomeLeftovers:
 		r.drop()
@@ -156,6 +167,12 @@ func (r *Runner) Run(ctx context.Context, spec runner.Spec) (runner.Result, erro
 		return rep.result, fmt.Errorf("%w: over %d bytes", runner.ErrOutputTooLarge, spec.MaxOutputBytes)
 	case rep.killed:
 		return rep.result, fmt.Errorf("command killed: %w", context.Cause(ctx))
+	case rep.ended == endedByMemory:
+		return rep.result, fmt.Errorf("%w: it may use %s", runner.ErrOutOfMemory, bytesText(r.opts.Bounds.Limits.MemoryBytes))
+	case rep.ended == endedByDisk:
+		return rep.result, fmt.Errorf("%w: it may write %s", runner.ErrDiskQuota, bytesText(r.opts.Bounds.Limits.DiskBytes))
+	case rep.ended == endedByMachine:
+		return rep.result, errors.New(rep.message)
 	}
 	return rep.result, nil
 }

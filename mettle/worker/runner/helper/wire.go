@@ -153,12 +153,13 @@ type reply struct {
 	seq     uint64
 	outcome outcome
 	killed  bool // because the worker said so
+	ended   ending
 	result  runner.Result
-	message string
+	message string // what went wrong, or notes, a line each
 }
 
 // replyNumbers is the number of the 8-byte numbers with which a reply begins.
-const replyNumbers = 18
+const replyNumbers = 20
 
 func (p *reply) append(b []byte) []byte {
 	killed := int64(0)
@@ -170,7 +171,7 @@ func (p *reply) append(b []byte) []byte {
 		int64(p.seq), int64(p.outcome), killed, int64(len(p.message)),
 		int64(res.ExitCode), res.Start.UnixNano(), res.End.UnixNano(), res.StdoutBytes, res.StderrBytes,
 		int64(u.UserTime), int64(u.SystemTime), u.MaxRSSBytes, u.MinorFaults, u.MajorFaults,
-		u.BlockInputs, u.BlockOutputs, u.VoluntarySwitches, u.ForcedSwitches,
+		u.BlockInputs, u.BlockOutputs, u.VoluntarySwitches, u.ForcedSwitches, u.PeakMemoryBytes, int64(p.ended),
 	} {
 		b = binary.LittleEndian.AppendUint64(b, uint64(n))
 	}
@@ -199,12 +200,12 @@ func parseReply(b []byte) (p reply, size int, ok bool, err error) {
 		return reply{}, 0, false, nil
 	}
 	return reply{
-		seq: uint64(n[0]), outcome: outcome(n[1]), killed: n[2] != 0, message: string(b[8*replyNumbers : size]),
+		seq: uint64(n[0]), outcome: outcome(n[1]), killed: n[2] != 0, ended: ending(n[19]), message: string(b[8*replyNumbers : size]),
 		result: runner.Result{
 			ExitCode: int(n[4]), Start: time.Unix(0, n[5]), End: time.Unix(0, n[6]), StdoutBytes: n[7], StderrBytes: n[8],
 			Usage: runner.Usage{
 				UserTime: time.Duration(n[9]), SystemTime: time.Duration(n[10]), MaxRSSBytes: n[11], MinorFaults: n[12], MajorFaults: n[13],
-				BlockInputs: n[14], BlockOutputs: n[15], VoluntarySwitches: n[16], ForcedSwitches: n[17],
+				BlockInputs: n[14], BlockOutputs: n[15], VoluntarySwitches: n[16], ForcedSwitches: n[17], PeakMemoryBytes: n[18],
 			},
 		},
 	}, size, true, nil

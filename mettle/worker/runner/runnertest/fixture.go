@@ -32,6 +32,17 @@ type Bench struct {
 // their own.
 func (s Subject) NewBench(t testing.TB) *Bench {
 	t.Helper()
+	return s.newBench(t, s.New)
+}
+
+// NewBoundedBench is NewBench with a Runner that holds commands to limits.
+func (s Subject) NewBoundedBench(t testing.TB, bounds helper.Bounds) *Bench {
+	t.Helper()
+	return s.newBench(t, func(user helper.User) (Runner, error) { return s.Bounded(user, bounds) })
+}
+
+func (s Subject) newBench(t testing.TB, newRunner func(helper.User) (Runner, error)) *Bench {
+	t.Helper()
 	var user helper.User
 	base := t.TempDir()
 	if os.Getuid() == 0 {
@@ -47,7 +58,7 @@ func (s Subject) NewBench(t testing.TB) *Bench {
 			t.Fatal(err)
 		}
 	}
-	r, err := s.New(user)
+	r, err := newRunner(user)
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) {
 		t.Skipf("this machine does not allow it: %v", err) // ENOSPC is how namespaces are forbidden by a sysctl
 	}

@@ -25,6 +25,8 @@ import (
 type Subject struct {
 	// New makes a Runner whose commands run as user.
 	New func(user helper.User) (Runner, error)
+	// Bounded makes one that holds commands to limits.
+	Bounded func(user helper.User, bounds helper.Bounds) (Runner, error)
 	// Root is where commands see their root; "" is where it is.
 	Root string
 }

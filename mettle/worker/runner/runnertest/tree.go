@@ -156,7 +156,10 @@ func (s Subject) cancelledBefore(t *testing.T) {
 // A helper that was killed, by the kernel out of memory say, takes its command
 // with it and is replaced.
 func (s Subject) helperKilled(t *testing.T) {
-	b := s.NewBench(t)
+	s.killHelper(t, s.NewBench(t))
+}
+
+func (s Subject) killHelper(t *testing.T, b *Bench) {
 	b.Spec.Args = []string{"sh", "-c", "echo $$ > pids; echo ready; exec sleep 1000"}
 	var wg sync.WaitGroup
 	wg.Go(func() {

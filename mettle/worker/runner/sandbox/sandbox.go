@@ -7,8 +7,8 @@
 // write to; a loopback interface and no other; no process but its own. It has no
 // capability, gains none by executing anything, and can make no user namespace.
 // It takes neither root, where the kernel lets users make user namespaces, nor
-// any other program. Memory, CPU time and the number of processes are not bounded
-// here, and system calls are not filtered.
+// any other program. Memory, CPU time and the number of processes are bounded by
+// Bounds alone, and system calls are not filtered.
 //
 // Each Runner has one helper process for all its commands (see runner/helper),
 // which is the init of the PID namespace. Between two commands it kills, in one
@@ -85,6 +85,9 @@ type Options struct {
 	// KillTimeout bounds the time to kill what a command leaves behind; where
 	// that doesn't do, Run fails. Default 10 s.
 	KillTimeout time.Duration
+	// Bounds are what commands are held to. Of the bytes on the disk as many may be
+	// in each of /tmp, /var/tmp and /dev/shm, if TmpBytes are not fewer.
+	Bounds helper.Bounds
 	// Logger gets what goes wrong with the helper. Default: discard.
 	Logger *slog.Logger
 }
@@ -129,6 +132,9 @@ func New(opts Options) (*Runner, error) {
 	if c.TmpBytes == 0 {
 		c.TmpBytes = 1 << 30
 	}
+	if n := opts.Bounds.Limits.DiskBytes; n > 0 {
+		c.TmpBytes = min(c.TmpBytes, n)
+	}
 	c.Hide = append(AlwaysHidden(), opts.Hide...)
 	if err := c.check(); err != nil {
 		return nil, err
@@ -138,7 +144,7 @@ func New(opts Options) (*Runner, error) {
 		return nil, err
 	}
 	r, err := helper.New(helper.Options{
-		Name: helperName, Config: string(data), Attr: attributes(&opts), User: opts.User, KillTimeout: opts.KillTimeout, Logger: opts.Logger,
+		Name: helperName, Config: string(data), Attr: attributes(&opts), User: opts.User, KillTimeout: opts.KillTimeout, Bounds: opts.Bounds, Logger: opts.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)

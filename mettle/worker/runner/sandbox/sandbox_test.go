@@ -33,6 +33,12 @@ func subject() runnertest.Subject {
 			}
 			return sandbox.New(sandbox.Options{User: user})
 		},
+		Bounded: func(user helper.User, bounds helper.Bounds) (runnertest.Runner, error) {
+			if err := allowed(); err != nil {
+				return nil, err
+			}
+			return sandbox.New(sandbox.Options{User: user, Bounds: bounds})
+		},
 	}
 }
 
@@ -57,6 +63,8 @@ func allowed() error {
 }
 
 func TestRunner(t *testing.T) { runnertest.Run(t, subject()) }
+
+func TestRunner_limits(t *testing.T) { runnertest.RunLimits(t, subject()) }
 
 func BenchmarkRunner_Run(b *testing.B) {
 	b.Run("true", subject().BenchmarkTrue)

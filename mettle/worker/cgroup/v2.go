@@ -1,0 +1,175 @@
+//go:build linux
+
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files of version 2.
+const (
+	procsFile   = "cgroup.procs"
+	subtreeFile = "cgroup.subtree_control"
+	killFile    = "cgroup.kill"
+)
+
+// open2 makes the group in the hierarchy of version 2, where the worker is in own.
+func (t *Tree) open2(own string) {
+	above := delegatedAbove(own)
+	if above != "" {
+		own = above
+	}
+	text, err := os.ReadFile(filepath.Join(own, "cgroup.controllers"))
+	if err != nil {
+		return
+	}
+	cs := t.lacks(strings.Fields(string(text)))
+	if len(cs) == 0 {
+		return
+	}
+	t.sweep(own)
+	b, err := t.make2(own, cs)
+	if err == nil {
+		t.bases = append(t.bases, b)
+	}
+	t.found(cs, err)
+}
+
+func (t *Tree) make2(own string, cs []Controller) (base, error) {
+	if err := mayUse(own); err != nil {
+		return base{}, err
+	}
+	b, err := t.newBase(own)
+	if err != nil {
+		return base{}, err
+	}
+	b.version, b.controllers = 2, cs
+	if err = t.enable(own, cs); err == nil {
+		if err = enable(b.dir, cs); err == nil {
+			err = t.tryClone(b.dir)
+		}
+	}
+	if err != nil {
+		b.remove()
+	}
+	return b, err
+}
+
+// delegatedAbove is the group above own if that is what systemd has delegated, with
+// the worker in a group of its own below (DelegateSubgroup=), and "" otherwise.
+func delegatedAbove(own string) string {
+	if above := filepath.Dir(own); isDelegated(above) && !isDelegated(own) {
+		return above
+	}
+	return ""
+}
+
+// isDelegated reports whether systemd says that dir is for its user to divide.
+func isDelegated(dir string) bool {
+	var b [8]byte
+	for _, name := range []string{"user.delegate", "trusted.delegate"} {
+		if n, err := unix.Getxattr(dir, name, b[:]); err == nil && string(b[:n]) == "1" {
+			return true
+		}
+	}
+	return false
+}
+
+// mayUse returns an error where the group is systemd's own: it would let root
+// divide it, and take the controllers away later.
+func mayUse(own string) error {
+	name := filepath.Base(own)
+	if !strings.HasSuffix(name, ".service") && !strings.HasSuffix(name, ".scope") || os.Geteuid() != 0 || isDelegated(own) {
+		return nil
+	}
+	return fmt.Errorf("systemd has not delegated the group %s: set Delegate=yes", name)
+}
+
+// enable makes cs usable below own. Where the worker itself is in the way, and
+// nobody else, it moves to a group of its own.
+func (t *Tree) enable(own string, cs []Controller) error {
+	err := enable(own, cs)
+	if !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	text, readErr := os.ReadFile(filepath.Join(own, procsFile))
+	if readErr != nil {
+		return errors.Join(err, readErr)
+	}
+	self := strconv.Itoa(os.Getpid())
+	if others := slices.DeleteFunc(strings.Fields(string(text)), func(pid string) bool { return pid == self }); len(others) > 0 {
+		return fmt.Errorf("other processes are in the worker's group %s (%s): start the worker in a group of its own", filepath.Base(own), strings.Join(others[:min(len(others), 3)], ", "))
+	}
+	dir := filepath.Join(own, leaf)
+	if err := t.o.mkdir(dir); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := write(filepath.Join(dir, procsFile), self); err != nil {
+		return fmt.Errorf("move the worker: %w", err)
+	}
+	return enable(own, cs)
+}
+
+func enable(dir string, cs []Controller) error {
+	for _, c := range cs {
+		if err := write(filepath.Join(dir, subtreeFile), "+"+string(c)); err != nil {
+			return fmt.Errorf("enable %s: %w", c, err)
+		}
+	}
+	return nil
+}
+
+// tryClone finds out whether a process can be cloned into a group below dir. It runs
+// nothing: there is no such program, which is found out after the clone.
+func (t *Tree) tryClone(dir string) error {
+	if t.o.fake {
+		return nil
+	}
+	dir = filepath.Join(dir, "try")
+	if err := t.o.mkdir(dir); err != nil {
+		return err
+	}
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return errors.Join(err, removeGroup(dir, removeTimeout))
+	}
+	defer unix.Close(fd) //nolint:errcheck // only a place
+	_, err = syscall.ForkExec("/proc/self/no-such-program", []string{"none"}, &syscall.ProcAttr{
+		Sys: &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd},
+	})
+	if errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("clone into a group: %w", err)
+	}
+	return errors.Join(err, removeGroup(dir, removeTimeout))
+}
+
+// write writes to a file of a group, which exists.
+func write(path, text string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd) //nolint:errcheck // the kernel took it, or not
+	for {
+		_, err := unix.Write(fd, []byte(text))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return &os.PathError{Op: "write " + text + " to", Path: path, Err: err}
+		}
+		return nil
+	}
+}
