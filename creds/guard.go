@@ -29,9 +29,9 @@ type Options struct {
 	// OperationInstance is the instance in the name of an operation. nil: the
 	// server has none.
 	OperationInstance func(name string) (string, error)
-	// StreamInstance is the instance in the name of a log stream, and false where
-	// the name is none. nil: the server has none.
-	StreamInstance func(name string) (string, bool)
+	// Canonical is the instance whose rights count for one that a request names. nil:
+	// each has its own.
+	Canonical func(instance string) string
 	// Audit gets a record of each write to the ActionCache and of each call that
 	// takes the right admin, allowed or not. nil: nobody does.
 	Audit *slog.Logger
@@ -66,8 +66,8 @@ func New(o Options) (*Guard, error) {
 	if o.OperationInstance == nil {
 		o.OperationInstance = func(string) (string, error) { return "", errors.New("there are no operations here") }
 	}
-	if o.StreamInstance == nil {
-		o.StreamInstance = func(string) (string, bool) { return "", false }
+	if o.Canonical == nil {
+		o.Canonical = func(instance string) string { return instance }
 	}
 	g := &Guard{o: o}
 	var err error

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/creds"
+	"github.com/mettle-build/mettle/creds/credstest"
 )
 
 const (
@@ -118,7 +119,11 @@ func execute(instance string) func(context.Context, *caller) error {
 }
 
 func TestGuard(t *testing.T) {
-	s := serve(t, creds.Options{Policy: write(t, t.TempDir(), "policy.yaml", usual())}, creds.ServerTLS{}, &service{})
+	all := &repb.ServerCapabilities{
+		CacheCapabilities:     &repb.CacheCapabilities{ActionCacheUpdateCapabilities: &repb.ActionCacheUpdateCapabilities{UpdateEnabled: true}},
+		ExecutionCapabilities: &repb.ExecutionCapabilities{ExecEnabled: true},
+	}
+	s := serve(t, creds.Options{Policy: credstest.Write(t, t.TempDir(), "policy.yaml", usual())}, creds.ServerTLS{}, &service{caps: all})
 	callers := map[string]*caller{
 		"nobody": s.dialWith(t),
 		"ci":     s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer "+ciToken))),
@@ -166,8 +171,15 @@ func TestGuard(t *testing.T) {
 		}
 	})
 	t.Run("capabilities are for all that are known", func(t *testing.T) {
-		if _, err := callers["root"].caps.GetCapabilities(t.Context(), &repb.GetCapabilitiesRequest{InstanceName: "any"}); err != nil {
-			t.Error(err)
+		for _, tc := range []struct {
+			who, instance string
+			all           bool
+		}{{"ci", "main", true}, {"ci", "other", false}, {"root", "main", false}, {"ci", "main", true}} {
+			c, err := callers[tc.who].caps.GetCapabilities(t.Context(), &repb.GetCapabilitiesRequest{InstanceName: tc.instance})
+			update, exec := c.GetCacheCapabilities().GetActionCacheUpdateCapabilities().GetUpdateEnabled(), c.GetExecutionCapabilities().GetExecEnabled()
+			if err != nil || update != tc.all || exec != tc.all {
+				t.Errorf("%s at %s: update_enabled %v, exec_enabled %v, %v; want both %v", tc.who, tc.instance, update, exec, err, tc.all)
+			}
 		}
 		_, err := callers["a liar"].caps.GetCapabilities(t.Context(), &repb.GetCapabilitiesRequest{})
 		if status.Code(err) != codes.Unauthenticated {
@@ -184,7 +196,7 @@ func TestGuard(t *testing.T) {
 
 func TestGuard_without_anonymous(t *testing.T) {
 	policy := "identities: [{name: ci, token_sha256: [" + hashOf(ciToken) + "], rights: [cas:read]}]"
-	s := serve(t, creds.Options{Policy: write(t, t.TempDir(), "policy.yaml", policy)}, creds.ServerTLS{}, &service{})
+	s := serve(t, creds.Options{Policy: credstest.Write(t, t.TempDir(), "policy.yaml", policy)}, creds.ServerTLS{}, &service{})
 	err := find("")(t.Context(), s.dialWith(t))
 	if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "authorization: Bearer") {
 		t.Errorf("nobody: %v", err)
@@ -195,7 +207,7 @@ func TestGuard_without_anonymous(t *testing.T) {
 // even if it is good.
 func TestGuard_plaintext(t *testing.T) {
 	addr := firstAddress(t)
-	path := write(t, t.TempDir(), "policy.yaml", usual())
+	path := credstest.Write(t, t.TempDir(), "policy.yaml", usual())
 	for _, taken := range []bool{false, true} {
 		g, err := creds.New(creds.Options{Policy: path, PlaintextTokens: taken})
 		if err != nil {
@@ -215,7 +227,7 @@ func TestGuard_plaintext(t *testing.T) {
 			t.Errorf("taken %v: %v", taken, err)
 		}
 		srv.Stop()
-		<-done
+		<-done //nolint:errcheck // it was stopped
 	}
 }
 
@@ -238,11 +250,11 @@ func firstAddress(t *testing.T) string {
 func TestGuard_reload(t *testing.T) {
 	dir := t.TempDir()
 	log := &lines{}
-	tokens := write(t, dir, "tokens", ciToken+"\n")
+	tokens := credstest.Write(t, dir, "tokens", ciToken+"\n")
 	policy := func(rights string) string {
 		return "identities: [{name: ci, token_file: tokens, rights: [" + rights + "]}]"
 	}
-	path := write(t, dir, "policy.yaml", policy("cas:read"))
+	path := credstest.Write(t, dir, "policy.yaml", policy("cas:read"))
 	s := serve(t, creds.Options{Policy: path, ReloadEvery: 5 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(log, nil))}, creds.ServerTLS{}, &service{})
 	c := s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer "+ciToken)))
 	becomes := func(what string, do func(context.Context, *caller) error, want codes.Code) {
@@ -260,16 +272,16 @@ func TestGuard_reload(t *testing.T) {
 		}
 	}
 	becomes("as it was", batch(""), codes.PermissionDenied)
-	write(t, dir, "policy.yaml", policy("cas:read, cas:write"))
+	credstest.Write(t, dir, "policy.yaml", policy("cas:read, cas:write"))
 	becomes("more rights", batch(""), codes.OK)
-	write(t, dir, "policy.yaml", "identities: [{name: ci")
+	credstest.Write(t, dir, "policy.yaml", "identities: [{name: ci")
 	for !strings.Contains(log.String(), "the last good one stays") && t.Context().Err() == nil {
 		log.wait(t)
 	}
 	becomes("with a mistake", batch(""), codes.OK)
-	write(t, dir, "policy.yaml", policy("cas:read"))
+	credstest.Write(t, dir, "policy.yaml", policy("cas:read"))
 	becomes("mended", batch(""), codes.PermissionDenied)
-	write(t, dir, "tokens", evesToken+"\n")
+	credstest.Write(t, dir, "tokens", evesToken+"\n")
 	becomes("the token has gone", find(""), codes.Unauthenticated)
 	if n := strings.Count(log.String(), "the last good one stays"); n != 1 {
 		t.Errorf("the mistake was logged %d times\n%s", n, log.String())
@@ -285,7 +297,7 @@ identities:
   - {name: eve, token_sha256: [%s], rights: [cas:read], limits: {calls_per_second: 2}}
 `, hashOf(ciToken), hashOf(evesToken))
 	svc := &service{hold: make(chan struct{}), in: make(chan struct{})}
-	s := serve(t, creds.Options{Policy: write(t, t.TempDir(), "policy.yaml", policy)}, creds.ServerTLS{}, svc)
+	s := serve(t, creds.Options{Policy: credstest.Write(t, t.TempDir(), "policy.yaml", policy)}, creds.ServerTLS{}, svc)
 	ci := s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer "+ciToken)))
 	eve := s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer "+evesToken)))
 	done := make(chan error, 2)
@@ -328,7 +340,7 @@ identities:
 func TestGuard_audit(t *testing.T) {
 	log := &lines{}
 	s := serve(t, creds.Options{
-		Policy: write(t, t.TempDir(), "policy.yaml", usual()), Audit: slog.New(slog.NewJSONHandler(log, nil)),
+		Policy: credstest.Write(t, t.TempDir(), "policy.yaml", usual()), Audit: slog.New(slog.NewJSONHandler(log, nil)),
 	}, creds.ServerTLS{}, &service{})
 	ci := s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer "+ciToken)))
 	for _, do := range []func(context.Context, *caller) error{find("main"), update("main"), update("other")} {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -40,7 +42,30 @@ func (g *Guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if err := c.allow(req); err != nil {
 		return nil, err
 	}
-	return h(with(ctx, c.id), req)
+	resp, err = h(with(ctx, c.id), req)
+	if caps, ok := resp.(*repb.ServerCapabilities); ok && err == nil {
+		resp = c.id.capabilities(req, caps)
+	}
+	return resp, err
+}
+
+// capabilities is caps as far as the caller has the rights for it: clients that are
+// told of more stop at the refusal.
+func (id *Identity) capabilities(req any, caps *repb.ServerCapabilities) *repb.ServerCapabilities {
+	instance, _ := nameOf(req)
+	noUpdate := !id.may(instance, []Right{ACWrite}) && caps.GetCacheCapabilities().GetActionCacheUpdateCapabilities().GetUpdateEnabled()
+	noExecute := !id.may(instance, []Right{Execute}) && caps.GetExecutionCapabilities().GetExecEnabled()
+	if !noUpdate && !noExecute {
+		return caps
+	}
+	caps = proto.CloneOf(caps) // the server has one for all callers
+	if noUpdate {
+		caps.CacheCapabilities.ActionCacheUpdateCapabilities.UpdateEnabled = false
+	}
+	if noExecute {
+		caps.ExecutionCapabilities.ExecEnabled = false
+	}
+	return caps
 }
 
 func (g *Guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/creds"
+	"github.com/mettle-build/mettle/creds/credstest"
 )
 
 // signer makes tokens.
@@ -82,15 +84,13 @@ identities:
 func TestGuard_jwt(t *testing.T) {
 	dir := t.TempDir()
 	good, other := newSigner(t, "one"), newSigner(t, "one")
-	write(t, dir, "keys.json", good.keys())
+	credstest.Write(t, dir, "keys.json", good.keys())
 	policy := fmt.Sprintf("issuers: [{issuer: https://issuer.example, audience: [mettle, other], jwks_file: keys.json}]"+jwtIdentities, "https://issuer.example")
-	s := serve(t, creds.Options{Policy: write(t, dir, "policy.yaml", policy)}, creds.ServerTLS{}, &service{})
+	s := serve(t, creds.Options{Policy: credstest.Write(t, dir, "policy.yaml", policy)}, creds.ServerTLS{}, &service{})
 	build := map[string]any{"groups": []string{"x", "build"}}
 	with := func(m map[string]any, kv ...any) map[string]any {
 		out := map[string]any{}
-		for k, v := range m {
-			out[k] = v
-		}
+		maps.Copy(out, m)
 		for i := 0; i < len(kv); i += 2 {
 			out[kv[i].(string)] = kv[i+1]
 		}
@@ -169,7 +169,7 @@ func TestGuard_oidc(t *testing.T) {
 	keys.Store(first)
 	claims := map[string]any{"iss": issuer.URL, "groups": "build"}
 	another := func() *site {
-		return serve(t, creds.Options{Policy: write(t, t.TempDir(), "policy.yaml", policy)}, creds.ServerTLS{}, &service{})
+		return serve(t, creds.Options{Policy: credstest.Write(t, t.TempDir(), "policy.yaml", policy)}, creds.ServerTLS{}, &service{})
 	}
 	s := another()
 	call := func(s *site, token string) error {

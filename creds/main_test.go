@@ -2,18 +2,8 @@ package creds_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
 	"net"
-	"os"
-	"path/filepath"
 	"testing"
-	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"go.uber.org/goleak"
@@ -29,84 +19,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// write writes a file of a test.
-func write(t testing.TB, dir, name, text string) string {
-	t.Helper()
-	path := filepath.Join(dir, name)
-	// In one step, as those do it who replace a file that is read meanwhile.
-	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// authority signs certificates.
-type authority struct {
-	t    testing.TB
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  string
-	n    int64
-}
-
-func newAuthority(t testing.TB, name string) *authority {
-	t.Helper()
-	a := &authority{t: t, n: 1}
-	a.cert, a.key, a.pem = a.sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	})
-	return a
-}
-
-func (a *authority) sign(c *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, string) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	a.n++
-	c.SerialNumber = big.NewInt(a.n)
-	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	parent, signer := a.cert, a.key
-	if parent == nil {
-		parent, signer = c, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	made, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return made, key, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-}
-
-// issue writes a certificate and its key.
-func (a *authority) issue(dir, name string, c *x509.Certificate) (certFile, keyFile string) {
-	a.t.Helper()
-	_, key, text := a.sign(c)
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return write(a.t, dir, name+".pem", text), write(a.t, dir, name+".key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
-}
-
-func serverCertificate() *x509.Certificate {
-	return &x509.Certificate{
-		Subject: pkix.Name{CommonName: "elan"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-}
-
-func clientCertificate(name string) *x509.Certificate {
-	return &x509.Certificate{Subject: pkix.Name{CommonName: name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
-}
-
 // service answers all calls that the guard lets pass, and says who made them.
 type service struct {
 	repb.UnimplementedCapabilitiesServer
@@ -114,12 +26,13 @@ type service struct {
 	repb.UnimplementedActionCacheServer
 	repb.UnimplementedExecutionServer
 	bytestream.UnimplementedByteStreamServer
+	caps *repb.ServerCapabilities
 	hold chan struct{} // GetActionResult waits for it, where it is there
 	in   chan struct{}
 }
 
 func (s *service) GetCapabilities(context.Context, *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
-	return &repb.ServerCapabilities{}, nil
+	return s.caps, nil
 }
 
 func (s *service) FindMissingBlobs(context.Context, *repb.FindMissingBlobsRequest) (*repb.FindMissingBlobsResponse, error) {
@@ -202,7 +115,7 @@ func serve(t *testing.T, o creds.Options, tls creds.ServerTLS, s *service) *site
 	go func() { served <- srv.Serve(l) }()
 	t.Cleanup(func() {
 		srv.Stop()
-		<-served
+		<-served //nolint:errcheck // it was stopped
 		cancel()
 		<-ended
 	})

@@ -119,8 +119,8 @@ func nameOf(req any) (string, bool) {
 func (g *Guard) instanceOf(s scope, name string) (string, error) {
 	switch s {
 	case byRead, byWrite:
-		if i, ok := g.o.StreamInstance(name); ok {
-			return i, nil
+		if n, ok := resource.ParseLogStream(name); ok {
+			return n.Parent, nil
 		}
 		parse := resource.ParseRead
 		if s == byWrite {
@@ -132,5 +132,5 @@ func (g *Guard) instanceOf(s scope, name string) (string, error) {
 		return g.o.OperationInstance(name)
 	case byInstance, byParent, everywhere:
 	}
-	return name, nil
+	return g.o.Canonical(name), nil
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/mettle-build/mettle/creds"
+	"github.com/mettle-build/mettle/creds/credstest"
 )
 
 func TestNew_refuses(t *testing.T) {
@@ -36,9 +37,9 @@ func TestNew_refuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			write(t, dir, "short", "short")
-			write(t, dir, "empty", "\n")
-			_, err := creds.New(creds.Options{Policy: write(t, dir, "policy.yaml", tc.policy)})
+			credstest.Write(t, dir, "short", "short")
+			credstest.Write(t, dir, "empty", "\n")
+			_, err := creds.New(creds.Options{Policy: credstest.Write(t, dir, "policy.yaml", tc.policy)})
 			if err == nil || !strings.Contains(err.Error(), tc.says) || !strings.Contains(err.Error(), "policy.yaml") {
 				t.Errorf("got %v, want it to say %q", err, tc.says)
 			}
@@ -58,7 +59,7 @@ func FuzzPolicy(f *testing.F) {
 	f.Add("issuers: [{issuer: a, audience: [b], jwks_file: c}]\nidentities: [{name: x, jwt: {issuer: a, claims: {sub: [\"*\"]}}, rights: [admin]}]")
 	f.Add("a: &a [*a]")
 	f.Fuzz(func(t *testing.T, text string) {
-		g, err := creds.New(creds.Options{Policy: write(t, t.TempDir(), "policy.yaml", text)})
+		g, err := creds.New(creds.Options{Policy: credstest.Write(t, t.TempDir(), "policy.yaml", text)})
 		if (g == nil) == (err == nil) {
 			t.Errorf("guard %v with error %v", g, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/creds"
+	"github.com/mettle-build/mettle/creds/credstest"
 )
 
 const certificatePolicy = `
@@ -25,20 +26,20 @@ identities:
 
 func TestServerTLS(t *testing.T) {
 	dir := t.TempDir()
-	servers, clients := newAuthority(t, "servers"), newAuthority(t, "clients")
-	cert, key := servers.issue(dir, "server", serverCertificate())
-	serversCA := write(t, dir, "servers.pem", servers.pem)
-	clientsCA := write(t, dir, "clients.pem", clients.pem)
-	worker := func(a *authority, name string) creds.Client {
-		c, k := a.issue(dir, name, clientCertificate(name))
+	servers, clients := credstest.NewAuthority(t, "servers"), credstest.NewAuthority(t, "clients")
+	cert, key := servers.Issue(dir, "server", credstest.Server())
+	serversCA := credstest.Write(t, dir, "servers.pem", servers.PEM)
+	clientsCA := credstest.Write(t, dir, "clients.pem", clients.PEM)
+	worker := func(a *credstest.Authority, name string) creds.Client {
+		c, k := a.Issue(dir, name, credstest.Client(name))
 		return creds.Client{CA: serversCA, Cert: c, Key: k}
 	}
-	s := serve(t, creds.Options{Policy: write(t, dir, "policy.yaml", certificatePolicy)},
+	s := serve(t, creds.Options{Policy: credstest.Write(t, dir, "policy.yaml", certificatePolicy)},
 		creds.ServerTLS{Cert: cert, Key: key, ClientCA: clientsCA}, &service{})
-	spiffe := clientCertificate("")
+	spiffe := credstest.Client("")
 	spiffe.URIs = []*url.URL{{Scheme: "spiffe", Host: "example", Path: "/worker"}}
 	spiffe.DNSNames = []string{"w1"}
-	spiffeCert, spiffeKey := clients.issue(dir, "spiffe", spiffe)
+	spiffeCert, spiffeKey := clients.Issue(dir, "spiffe", spiffe)
 	for name, tc := range map[string]struct {
 		client creds.Client
 		want   codes.Code
@@ -66,15 +67,15 @@ func TestServerTLS(t *testing.T) {
 
 func TestServerTLS_required(t *testing.T) {
 	dir := t.TempDir()
-	a := newAuthority(t, "ours")
-	cert, key := a.issue(dir, "server", serverCertificate())
-	ca := write(t, dir, "ca.pem", a.pem)
-	s := serve(t, creds.Options{Policy: write(t, dir, "policy.yaml", "anonymous: {rights: [cas:read]}")},
+	a := credstest.NewAuthority(t, "ours")
+	cert, key := a.Issue(dir, "server", credstest.Server())
+	ca := credstest.Write(t, dir, "ca.pem", a.PEM)
+	s := serve(t, creds.Options{Policy: credstest.Write(t, dir, "policy.yaml", "anonymous: {rights: [cas:read]}")},
 		creds.ServerTLS{Cert: cert, Key: key, ClientCA: ca, RequireClient: true, MinVersion: "1.3"}, &service{})
 	if err := find("")(t.Context(), s.dial(t, creds.Client{CA: ca})); status.Code(err) != codes.Unavailable {
 		t.Errorf("without a certificate: %v", err)
 	}
-	c, k := a.issue(dir, "client", clientCertificate("anybody"))
+	c, k := a.Issue(dir, "client", credstest.Client("anybody"))
 	if err := find("")(t.Context(), s.dial(t, creds.Client{CA: ca, Cert: c, Key: k})); err != nil {
 		t.Errorf("with one: %v", err)
 	}
@@ -84,10 +85,10 @@ func TestServerTLS_required(t *testing.T) {
 // while both run.
 func TestServerTLS_reload(t *testing.T) {
 	dir := t.TempDir()
-	old, renewed := newAuthority(t, "old"), newAuthority(t, "new")
-	cert, key := old.issue(dir, "server", serverCertificate())
-	ca := write(t, dir, "ca.pem", old.pem)
-	s := serve(t, creds.Options{Policy: write(t, dir, "policy.yaml", "anonymous: {rights: [cas:read]}")}, creds.ServerTLS{Cert: cert, Key: key}, &service{})
+	old, renewed := credstest.NewAuthority(t, "old"), credstest.NewAuthority(t, "new")
+	cert, key := old.Issue(dir, "server", credstest.Server())
+	ca := credstest.Write(t, dir, "ca.pem", old.PEM)
+	s := serve(t, creds.Options{Policy: credstest.Write(t, dir, "policy.yaml", "anonymous: {rights: [cas:read]}")}, creds.ServerTLS{Cert: cert, Key: key}, &service{})
 	client := creds.Client{CA: ca}
 	opts, err := client.DialOptions()
 	if err != nil {
@@ -97,8 +98,8 @@ func TestServerTLS_reload(t *testing.T) {
 	if err := call(); err != nil {
 		t.Fatal(err)
 	}
-	write(t, dir, "server.key", "nothing") // a mistake on the way
-	renewed.issue(dir, "server", serverCertificate())
+	credstest.Write(t, dir, "server.key", "nothing") // a mistake on the way
+	renewed.Issue(dir, "server", credstest.Server())
 	becomes := func(what string, want codes.Code) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -110,17 +111,17 @@ func TestServerTLS_reload(t *testing.T) {
 		}
 	}
 	becomes("a certificate by an authority that the client does not trust", codes.Unavailable)
-	write(t, dir, "ca.pem", renewed.pem)
+	credstest.Write(t, dir, "ca.pem", renewed.PEM)
 	becomes("the client trusts it", codes.OK)
 }
 
 func TestClient_token(t *testing.T) {
 	dir := t.TempDir()
-	a := newAuthority(t, "ours")
-	cert, key := a.issue(dir, "server", serverCertificate())
-	ca := write(t, dir, "ca.pem", a.pem)
-	policy := write(t, dir, "policy.yaml", usual())
-	token := write(t, dir, "token", ciToken+"\n")
+	a := credstest.NewAuthority(t, "ours")
+	cert, key := a.Issue(dir, "server", credstest.Server())
+	ca := credstest.Write(t, dir, "ca.pem", a.PEM)
+	policy := credstest.Write(t, dir, "policy.yaml", usual())
+	token := credstest.Write(t, dir, "token", ciToken+"\n")
 	for name, tc := range map[string]struct {
 		server creds.ServerTLS
 		client creds.Client
@@ -157,8 +158,8 @@ func TestClient_token(t *testing.T) {
 		})
 	}
 	for name, c := range map[string]creds.Client{
-		"two tokens": {TokenFile: write(t, dir, "two", "a b")},
-		"no token":   {TokenFile: write(t, dir, "none", "\n")},
+		"two tokens": {TokenFile: credstest.Write(t, dir, "two", "a b")},
+		"no token":   {TokenFile: credstest.Write(t, dir, "none", "\n")},
 		"no file":    {TokenFile: dir + "/nowhere"},
 		"no CA":      {CA: token},
 		"a wrong CA": {CA: dir + "/nowhere"},

@@ -41,8 +41,9 @@ type serveCmd struct {
 	ScrubRate   flags.Size    `help:"How many bytes a second of a directory are read in the background to find what the disk damaged. 0: none." default:"20MiB"`
 
 	flags.Serving
+	flags.Trust
 
-	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can read and write." default:"127.0.0.1"`
+	Host     string `help:"The address to listen on. Without --policy, anyone who reaches it can read and write." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7777"`
 	Admin    bool   `help:"Let whoever reaches the server list, remove and verify what is in the store (elan ls, rm, ...) even if it listens on other than loopback."`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7780"`
@@ -51,7 +52,9 @@ type serveCmd struct {
 }
 
 // Validate is called by kong, before Run.
-func (c *serveCmd) Validate() error { return c.Check(rpc.MaxBatch) }
+func (c *serveCmd) Validate() error {
+	return errors.Join(c.Serving.Check(rpc.MaxBatch), c.Trust.Check())
+}
 
 // Run serves until ctx is done.
 func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (err error) {
@@ -90,7 +93,7 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	fmt.Fprintf(out, "Elan %s stores in %s.\n  Bazel   build --remote_cache=grpc://%s    (in .bazelrc)\n", version, strings.Join(urls, ", "), listener.Addr())
+	fmt.Fprintf(out, "Elan %s stores in %s.\n  Bazel   build --remote_cache=%s://%s    (in .bazelrc)\n", version, strings.Join(urls, ", "), c.Scheme(), listener.Addr())
 	if adminListener != nil {
 		fmt.Fprintf(out, "  Metrics, health and profiles: http://%s/\n", adminListener.Addr())
 	}
@@ -110,6 +113,7 @@ type server struct {
 	grpc   *grpc.Server
 	health *health.Server
 	admin  *metrics.Server
+	guard  *flags.Guarded
 }
 
 // wire makes the parts, for a server at addr, in the order in which they need
@@ -137,6 +141,10 @@ func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
 	if err := s.wireAdmin(); err != nil {
 		return err
 	}
+	if s.guard, err = c.Guard(flags.GuardOptions{Addr: addr, Logger: s.log, Registerer: s.registry}); err != nil {
+		return err
+	}
+	options.Caller = s.guard.Caller
 	// Last, since it is the one part that is to be closed.
 	if c.Served(addr) {
 		if s.assets, err = asset.New(asset.Options{
@@ -144,15 +152,15 @@ func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
 			MaxBytes: int64(c.AssetMaxSize), Timeout: c.AssetTimeout, AllowPrivate: c.AssetAllowPrivate,
 			Logger: s.log, Registerer: s.registry,
 		}); err != nil {
-			return err
+			return errors.Join(err, s.close())
 		}
 		options.Assets = s.assets
 	}
-	s.grpc, s.health = rpc.NewServer(observed.ServerOptions()...)
+	s.grpc, s.health = rpc.NewServer(append(observed.ServerOptions(), s.guard.ServerOptions...)...)
 	if err := rpc.Register(s.grpc, options); err != nil {
 		return errors.Join(err, s.close())
 	}
-	rpc.RegisterAdmin(s.grpc, rpc.AdminOptions{Inventory: inv, Addr: addr, Anywhere: c.Admin})
+	rpc.RegisterAdmin(s.grpc, rpc.AdminOptions{Inventory: inv, Addr: addr, Anywhere: c.Admin || s.guard.Enforced()})
 	return nil
 }
 
@@ -174,6 +182,7 @@ func (s *server) serve(ctx context.Context, listener, admin net.Listener) error 
 	if admin != nil {
 		group.Go(func() error { return s.admin.Serve(ctx, admin) })
 	}
+	group.Go(func() error { return s.guard.Run(ctx) })
 	group.Go(func() error {
 		return rpc.Serve(ctx, s.grpc, rpc.ServeOptions{Listener: listener, Health: s.health, Drain: s.logs.Shutdown, Grace: closeGrace})
 	})
@@ -183,10 +192,11 @@ func (s *server) serve(ctx context.Context, listener, admin net.Listener) error 
 // close ends what wire began.
 func (s *server) close() error {
 	s.logs.Shutdown()
-	if s.assets == nil {
-		return nil
+	err := s.guard.Close()
+	if s.assets != nil {
+		err = errors.Join(err, s.assets.Close())
 	}
-	return s.assets.Close()
+	return err
 }
 
 // notes are what operators should know though the server is ready: a store that

@@ -22,6 +22,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/elan/inventory"
 	"github.com/mettle-build/mettle/elan/tool"
 )
@@ -35,6 +36,7 @@ type target struct {
 	// The variable counts only where no flag names a store.
 	Remote   string `help:"The server whose store it is, HOST:PORT. Default: ${default_remote} ($$ELAN_REMOTE)." placeholder:"HOST:PORT" env:"-"`
 	Instance string `help:"The instance name, as in --remote_instance_name of a build."`
+	flags.Caller
 	// The variable of serve would have every command open the server's store.
 	Storage string `help:"A store to open instead, that no server has open: file:///DIRECTORY, gs://BUCKET/PREFIX or s3://BUCKET/PREFIX." placeholder:"URL" env:"-"`
 }
@@ -63,7 +65,11 @@ func (t *target) connect(ctx context.Context) (*opened, error) {
 	if strings.HasPrefix(remote, "http://") || strings.HasPrefix(remote, "https://") {
 		return nil, fmt.Errorf("--remote=%s: want HOST:PORT, of the port for gRPC", remote)
 	}
-	conn, err := client.Dial(ctx, strings.TrimPrefix(remote, "grpc://"))
+	addr, opts, err := t.Dial(remote, nil)
+	if err != nil {
+		return nil, fmt.Errorf("--remote: %w", err)
+	}
+	conn, err := client.Dial(ctx, addr, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("%w (is a server running there? --remote names another, and --storage a store without a server)", err)
 	}

@@ -25,7 +25,7 @@ import (
 // apiCmd is one of a fleet's API servers, of which there may be any number
 // behind one address.
 type apiCmd struct {
-	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can run commands on the workers." default:"127.0.0.1"`
+	Host     string `help:"The address to listen on. Without --policy, anyone who reaches it can run commands on the workers." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7778"`
 	Admin    bool   `help:"Let whoever reaches the server list operations, even if it listens on other than loopback."`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7779"`
@@ -34,11 +34,12 @@ type apiCmd struct {
 	storageFlags
 	executeFlags
 	poolFlags
+	flags.Trust
 }
 
 // Validate is called by kong, before Run.
 func (c *apiCmd) Validate() error {
-	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check(), c.poolFlags.check())
+	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check(), c.poolFlags.check(), c.Check())
 }
 
 // Run serves until ctx is done.
@@ -72,6 +73,7 @@ type apiServer struct {
 	jobs    queue.Broker
 	api     *api.Server
 	needs   needs
+	guard   *flags.Guarded
 	closers closers
 }
 
@@ -81,6 +83,12 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 	if err := s.admin.listen(ctx, c.Host, c.HTTPPort); err != nil {
 		return err
 	}
+	if s.guard, err = c.Guard(flags.GuardOptions{
+		Addr: s.listener.Addr(), OperationInstance: operationInstance, Logger: s.log, Registerer: s.registry,
+	}); err != nil {
+		return err
+	}
+	s.closers.add(s.guard.Close)
 	if s.jobs, err = c.queueFlags.open(ctx, queueOptions{log: s.log, registry: s.registry}); err != nil {
 		return err
 	}
@@ -101,7 +109,7 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 		Jobs:           s.jobs,
 		Updates:        s.jobs,
 		Notices:        s.jobs,
-		List:           c.Admin || loopback(s.listener.Addr()),
+		List:           c.Admin || s.guard.Enforced() || loopback(s.listener.Addr()),
 		Platforms:      platforms,
 		DefaultTimeout: c.DefaultTimeout,
 		MaxTimeout:     c.MaxTimeout,
@@ -115,7 +123,8 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 	s.relay, err = relay.New(relay.Options{
 		Conns: s.conns, Execution: s.api.Capabilities(), MaxBatchBytes: rpc.MaxBatch, Logger: s.log, Registerer: s.registry,
 		// An elan that listens on loopback fetches assets for everyone who reaches it.
-		NoAssets: c.here() && !loopback(s.listener.Addr()),
+		NoAssets:        c.here() && !loopback(s.listener.Addr()),
+		PassCredentials: c.passCredentials(),
 	})
 	return err
 }
@@ -146,10 +155,10 @@ func (s *apiServer) wireStorage() (err error) {
 func (s *apiServer) announce(out io.Writer) {
 	addr := s.listener.Addr()
 	fmt.Fprintf(out, `Mettle %s takes actions for the workers of %s, with the storage of %s.
-  Bazel   build --remote_executor=grpc://%s    (in .bazelrc)
+  Bazel   build --remote_executor=%s://%s    (in .bazelrc)
   Please  [remote]
           url = %s
-`, version, s.cmd.url, s.cmd.Storage, addr, addr)
+`, version, s.cmd.url, s.cmd.Storage, s.cmd.Scheme(), addr, addr)
 	s.admin.announce(out)
 }
 
@@ -161,6 +170,7 @@ func (s *apiServer) serve(ctx context.Context) error {
 	defer stopParts()
 	group, groupCtx := errgroup.WithContext(parts)
 	group.Go(func() error { return s.api.Run(groupCtx) })
+	group.Go(func() error { return s.guard.Run(groupCtx) })
 	group.Go(func() error { return s.admin.serve(groupCtx, readyDuring(ctx, s.needs.ready), nil) })
 	group.Go(func() error { return s.needs.report(groupCtx, s.log) })
 	group.Go(func() error {
@@ -181,7 +191,7 @@ func (s *apiServer) serveRPC(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server, health := rpc.NewServer(observed.ServerOptions()...)
+	server, health := rpc.NewServer(append(observed.ServerOptions(), s.guard.ServerOptions...)...)
 	s.relay.Register(server) //nolint:contextcheck // streams have contexts of their own
 	s.api.Register(server)
 	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: s.listener, Health: health, Drain: s.shutdown, Grace: apiGrace})

@@ -35,7 +35,7 @@ import (
 
 // dualCmd is a complete server in one process. Its flags are those of the parts.
 type dualCmd struct {
-	Host     string `help:"The address to listen on. Without authentication, anyone who reaches it can run commands here." default:"127.0.0.1"`
+	Host     string `help:"The address to listen on. Without --policy, anyone who reaches it can run commands here." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7778"`
 	Admin    bool   `help:"Let whoever reaches the server list, remove and verify what is in the store (elan ls, rm, ...), and list operations, even if it listens on other than loopback."`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7779"`
@@ -48,6 +48,7 @@ type dualCmd struct {
 
 	flags.Serving
 	flags.Assets
+	flags.Trust
 
 	slotFlags
 	executeFlags
@@ -55,7 +56,7 @@ type dualCmd struct {
 
 // Validate is called by kong, before Run.
 func (c *dualCmd) Validate() error {
-	return errors.Join(c.slotFlags.check(), c.executeFlags.check(), c.Check(rpc.MaxBatch))
+	return errors.Join(c.slotFlags.check(), c.executeFlags.check(), c.Serving.Check(rpc.MaxBatch), c.Trust.Check())
 }
 
 // Run serves until ctx is done and everything has been brought to an end.
@@ -125,12 +126,18 @@ type dual struct {
 	jobs     *mem.Queue
 	api      *api.Server
 	worker   *worker.Worker
+	guard    *flags.Guarded
 }
 
 // wire makes the parts, in the order in which they need each other.
 func (d *dual) wire(ctx context.Context) (err error) {
 	c := d.cmd
 	if err := d.admin.listen(ctx, c.Host, c.HTTPPort); err != nil {
+		return err
+	}
+	if d.guard, err = c.Guard(flags.GuardOptions{
+		Addr: d.listener.Addr(), OperationInstance: operationInstance, Logger: d.log, Registerer: d.registry,
+	}); err != nil {
 		return err
 	}
 	if err := makeDir(d.dir); err != nil {
@@ -202,7 +209,7 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
 		Notices:        d.jobs,
-		List:           c.Admin || loopback(d.listener.Addr()),
+		List:           c.Admin || d.guard.Enforced() || loopback(d.listener.Addr()),
 		Platforms:      platforms,
 		DefaultTimeout: c.DefaultTimeout,
 		MaxTimeout:     c.MaxTimeout,
@@ -233,7 +240,7 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		// Less than what the store leaves free, so that a full store stops nothing.
 		MinFreeDiskBytes: int64(c.MinFree) / 4,
 		Hide:             []string{d.dir},
-		Addr:             d.listener.Addr().String(),
+		Addr:             c.Address(d.listener.Addr()),
 		Logger:           d.log,
 		Registerer:       d.registry,
 	}))
@@ -250,10 +257,10 @@ func loopback(addr net.Addr) bool {
 func (d *dual) announce(out io.Writer) {
 	addr := d.listener.Addr()
 	fmt.Fprintf(out, `Mettle %s executes and stores, with %d slots and %s. Actions are %s.
-  Bazel   build --remote_executor=grpc://%s    (in .bazelrc)
+  Bazel   build --remote_executor=%s://%s    (in .bazelrc)
   Please  [remote]
           url = %s
-`, version, d.worker.Slots(), d.dir, isolated(d.worker), addr, addr)
+`, version, d.worker.Slots(), d.dir, isolated(d.worker), d.cmd.Scheme(), addr, addr)
 	d.admin.announce(out)
 }
 
@@ -268,6 +275,7 @@ func (d *dual) serve(ctx context.Context) error {
 	defer stopParts()
 	group, groupCtx := errgroup.WithContext(parts)
 	group.Go(func() error { return d.api.Run(groupCtx) })
+	group.Go(func() error { return d.guard.Run(groupCtx) })
 	group.Go(func() error { return d.admin.serve(groupCtx, d.ready, d.notes) })
 	working, stopWork := context.WithCancel(groupCtx)
 	worked := make(chan struct{})
@@ -307,12 +315,13 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 	if err != nil {
 		return err
 	}
-	server, health := rpc.NewServer(observed.ServerOptions()...)
+	server, health := rpc.NewServer(append(observed.ServerOptions(), d.guard.ServerOptions...)...)
 	options := rpc.Options{
 		Store:         d.blobs,
 		Stores:        d.stores,
 		Actions:       d.actions,
 		Updates:       d.cmd.ACUpdate,
+		Caller:        d.guard.Caller,
 		Failures:      d.failures,
 		LogStreams:    d.logs,
 		Execution:     d.api.Capabilities(),
@@ -331,7 +340,7 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 	if err != nil {
 		return err
 	}
-	rpc.RegisterAdmin(server, rpc.AdminOptions{Inventory: inv, Addr: d.listener.Addr(), Anywhere: d.cmd.Admin})
+	rpc.RegisterAdmin(server, rpc.AdminOptions{Inventory: inv, Addr: d.listener.Addr(), Anywhere: d.cmd.Admin || d.guard.Enforced()})
 	d.api.Register(server)
 	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: d.listener, Health: health, Drain: drain, Grace: closeGrace})
 }
@@ -365,6 +374,9 @@ func (d *dual) close() error {
 	}
 	if d.storage != nil {
 		errs = append(errs, d.storage.Close())
+	}
+	if d.guard != nil {
+		errs = append(errs, d.guard.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
@@ -23,9 +22,10 @@ import (
 // oneCmd runs one action in the foreground, for somebody who wants to know why
 // it fails. It stores nothing and asks no cache.
 type oneCmd struct {
-	Action      string `arg:"" help:"The digest of the Action, hash/size, as in the message of a failed build."`
-	Remote      string `help:"The server that has the action and its inputs, host:port or grpc://host:port." default:"localhost:7778" aliases:"storage"`
-	Instance    string `help:"The instance name that the build used."`
+	Action   string `arg:"" help:"The digest of the Action, hash/size, as in the message of a failed build."`
+	Remote   string `help:"The server that has the action and its inputs, host:port or grpc://host:port." default:"localhost:7778" aliases:"storage"`
+	Instance string `help:"The instance name that the build used."`
+	flags.Caller
 	Kept        bool   `help:"Run nothing: show what the server kept of the run that failed, its exit code, output and files." env:"-"`
 	Sandbox     string `help:"What keeps the action from this machine, as of mettle dual. In a sandbox it finds its input root at --sandbox_root, and the network if it asks for network=external." enum:"auto,namespace,bare" default:"auto"`
 	SandboxRoot string `name:"sandbox_root" help:"Where the action sees its input root in a sandbox." default:"/build"`
@@ -38,7 +38,11 @@ func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error
 	if err != nil {
 		return err
 	}
-	conn, err := client.Dial(ctx, strings.TrimPrefix(c.Remote, "grpc://"))
+	addr, opts, err := c.Dial(c.Remote, log)
+	if err != nil {
+		return fmt.Errorf("--remote: %w", err)
+	}
+	conn, err := client.Dial(ctx, addr, opts...)
 	if err != nil {
 		return fmt.Errorf("%w (is a server running there? --remote names another)", err)
 	}

@@ -17,12 +17,14 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/elan/client"
+	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/mettle/operation"
 )
 
 // operationsCmd looks at the operations of an API server, and cancels some.
 type operationsCmd struct {
-	API string `name:"api" help:"The API server, HOST:PORT." default:"localhost:7778" placeholder:"HOST:PORT"`
+	API string `name:"api" help:"The API server, HOST:PORT, with grpcs:// before it for TLS." default:"localhost:7778" placeholder:"HOST:PORT"`
+	flags.Caller
 
 	List   listOperationsCmd   `cmd:"" default:"withargs" help:"List what the server's clients wait for, and what has ended in the last minutes."`
 	Get    getOperationCmd     `cmd:"" help:"Show one operation, and its end if it has ended."`
@@ -42,7 +44,11 @@ func (c *operationsCmd) with(ctx context.Context, f func(longrunningpb.Operation
 
 // dial connects to the server.
 func (c *operationsCmd) dial(ctx context.Context) (*grpc.ClientConn, error) {
-	conn, err := client.Dial(ctx, strings.TrimPrefix(c.API, "grpc://"))
+	addr, opts, err := c.Dial(c.API, nil)
+	if err != nil {
+		return nil, fmt.Errorf("--api: %w", err)
+	}
+	conn, err := client.Dial(ctx, addr, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("%w (is an API server running there? --api names another)", err)
 	}

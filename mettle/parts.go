@@ -19,6 +19,7 @@ import (
 	"github.com/mettle-build/mettle/elan/overview"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/api"
+	"github.com/mettle-build/mettle/mettle/operation"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/worker"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
@@ -194,6 +195,12 @@ func (d drain) wait() {
 	}
 	d.worker.Abort()
 	<-d.ended
+}
+
+// operationInstance is the instance name in an operation's.
+func operationInstance(name string) (string, error) {
+	n, err := operation.ParseName(name)
+	return n.Instance, err
 }
 
 // hostname is the machine's name.

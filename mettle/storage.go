@@ -21,13 +21,17 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/retry"
 	"github.com/mettle-build/mettle/elan/blob/tiered"
 	"github.com/mettle-build/mettle/elan/client"
+	"github.com/mettle-build/mettle/elan/flags"
 )
 
 // storageFlags are those of all whose storage is another server.
 type storageFlags struct {
 	Storage string `help:"The storage: the address of an elan, HOST:PORT, or of several that have the same blobs and take turns, by commas or as dns:///NAME:PORT." placeholder:"HOST:PORT"`
 
+	flags.Caller `embed:"" prefix:"storage_"`
+
 	targets []string // set by check
+	dial    []grpc.DialOption
 }
 
 func (f *storageFlags) check() (err error) {
@@ -35,7 +39,12 @@ func (f *storageFlags) check() (err error) {
 	if f.Storage == "" {
 		return errors.New("--storage: none is named, " + want)
 	}
-	if f.targets, err = client.ParseTargets(f.Storage); err != nil {
+	addresses, dial, err := f.Dial(f.Storage, nil)
+	if err != nil {
+		return fmt.Errorf("--storage: %w", err)
+	}
+	f.dial = dial
+	if f.targets, err = client.ParseTargets(addresses); err != nil {
 		return fmt.Errorf("--storage: %w", err)
 	}
 	for _, t := range f.targets {
@@ -49,15 +58,24 @@ func (f *storageFlags) check() (err error) {
 
 // here reports whether a server of the storage is named as this machine's own.
 func (f *storageFlags) here() bool {
-	return slices.ContainsFunc(f.targets, func(t string) bool {
-		host, _, _ := net.SplitHostPort(t[strings.LastIndexByte(t, '/')+1:]) // check has done so
-		return host == "localhost" || net.ParseIP(host).IsLoopback()
-	})
+	return slices.ContainsFunc(f.targets, isHere)
+}
+
+func isHere(target string) bool {
+	host, _, _ := net.SplitHostPort(target[strings.LastIndexByte(target, '/')+1:]) // check has done so
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
+}
+
+// passCredentials reports whether the storage may have what clients show of
+// themselves: it is asked over connections that nobody else reads, in nobody's name.
+func (f *storageFlags) passCredentials() bool {
+	elsewhere := slices.ContainsFunc(f.targets, func(t string) bool { return !isHere(t) })
+	return f.TokenFile == "" && (f.Encrypted(f.Storage) || !elsewhere)
 }
 
 // connect is a connection to the storage, which need not be there yet.
 func (f *storageFlags) connect(opts ...grpc.DialOption) (*grpc.ClientConn, error) {
-	return client.Connect(f.targets, opts...)
+	return client.Connect(f.targets, append(slices.Clip(f.dial), opts...)...)
 }
 
 // remoteStorage is another server's storage, as the parts here use it. Its calls

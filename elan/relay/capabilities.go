@@ -21,7 +21,7 @@ type capabilitiesServer struct {
 // GetCapabilities tells what the storage offers the caller, and the execution
 // that this server does.
 func (s *capabilitiesServer) GetCapabilities(ctx context.Context, req *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
-	out := outgoing(ctx)
+	out := s.r.outgoing(ctx)
 	a := attempts{r: s.r, m: &method{}}
 	for {
 		conn, err := a.conn(ctx)

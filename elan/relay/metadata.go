@@ -9,9 +9,13 @@ import (
 
 // outgoing is the context of a call to the storage, with what the client sent
 // along: RequestMetadata, credentials, traces.
-func outgoing(ctx context.Context) context.Context {
+func (r *Relay) outgoing(ctx context.Context) context.Context {
 	md, _ := metadata.FromIncomingContext(ctx)
-	return metadata.NewOutgoingContext(ctx, passed(md))
+	md = passed(md)
+	if !r.o.PassCredentials {
+		md.Delete("authorization")
+	}
+	return metadata.NewOutgoingContext(ctx, md)
 }
 
 // passed is md without what belongs to a connection or to gRPC itself, which

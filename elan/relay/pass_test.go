@@ -98,7 +98,7 @@ func TestRelay_passesAllOn(t *testing.T) {
 			return want.Err()
 		},
 	}
-	s := relayTo(t, relay.Options{}, started(t, f.register))
+	s := relayTo(t, relay.Options{PassCredentials: true}, started(t, f.register))
 	read := func(name string, n int64) func(context.Context, ...grpc.CallOption) error {
 		return func(ctx context.Context, o ...grpc.CallOption) error {
 			stream, err := s.streams.Read(ctx, &bytestream.ReadRequest{ResourceName: name, ReadLimit: n}, o...)
@@ -380,5 +380,26 @@ func TestRelay_slowClient(t *testing.T) {
 		if n := receive(t, produced); n > most {
 			t.Errorf("a slow client's storage has sent %d bytes, of which one was read: more than %d", n, most)
 		}
+	}
+}
+
+// TestRelay_keepsCredentials: what a client shows of itself is not for those who
+// may listen on the way to the storage.
+func TestRelay_keepsCredentials(t *testing.T) {
+	got := make(chan metadata.MD, 1)
+	f := &fake{}
+	f.find = func(ctx context.Context, _ *repb.FindMissingBlobsRequest) (*repb.FindMissingBlobsResponse, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		got <- md
+		return &repb.FindMissingBlobsResponse{}, nil
+	}
+	s := relayTo(t, relay.Options{}, started(t, f.register))
+	ctx := metadata.NewOutgoingContext(t.Context(), metadata.Pairs("authorization", "Bearer abc", "x", "1"))
+	if _, err := s.cas.FindMissingBlobs(ctx, &repb.FindMissingBlobsRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	md := receive(t, got)
+	if len(md.Get("authorization")) > 0 || len(md.Get("x")) == 0 {
+		t.Errorf("metadata at the storage: %v", md)
 	}
 }

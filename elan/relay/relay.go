@@ -77,6 +77,10 @@ type Options struct {
 	// storage fetches what callers name. Storage that lets only its own machine do
 	// so takes this server's clients for that machine's.
 	NoAssets bool
+	// PassCredentials passes on what clients show of themselves: authorization
+	// headers. It is for connections on which nobody else can read them, and that have
+	// no credentials of their own.
+	PassCredentials bool
 	// Wait is for how long calls wait for storage that is away; 0 means a minute.
 	// A call with a deadline is answered somewhat before that in any case.
 	Wait time.Duration

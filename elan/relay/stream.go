@@ -20,7 +20,7 @@ func (r *Relay) download(ss grpc.ServerStream, m *method) error {
 	defer req.Free()
 	ctx, end := r.until(ss.Context(), req, m)
 	defer end()
-	out := outgoing(ctx)
+	out := r.outgoing(ctx)
 	a := attempts{r: r, m: m}
 	for {
 		conn, err := a.conn(ctx)

@@ -11,7 +11,7 @@ import (
 
 // unary passes on a call of one message each way. The caller frees req.
 func (r *Relay) unary(ctx context.Context, m *method, req *wire.Raw) (*wire.Raw, error) {
-	out := outgoing(ctx)
+	out := r.outgoing(ctx)
 	a := attempts{r: r, m: m}
 	for {
 		conn, err := a.conn(ctx)

@@ -15,7 +15,7 @@ import (
 func (r *Relay) upload(ss grpc.ServerStream, m *method) error {
 	ctx, cancel := context.WithCancelCause(ss.Context())
 	defer cancel(nil)
-	out := outgoing(ctx)
+	out := r.outgoing(ctx)
 	s := newSender(ss, cancel)
 	defer s.end()
 	a := attempts{r: r, m: m}

@@ -4,14 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/status"
+	storepb "github.com/mettle-build/mettle/proto/store"
 )
 
 // maxInlineBytes bounds each of what is inlined into a result. A larger one is
@@ -125,7 +129,9 @@ func (s *actionCacheServer) UpdateActionResult(ctx context.Context, req *repb.Up
 	k := blob.EntryKey{Instance: instance, Action: d}
 	switch {
 	case !failed:
-		err = s.o.Actions.Put(ctx, k, req.ActionResult)
+		if err = s.sign(ctx, req.ActionResult); err == nil {
+			err = s.o.Actions.Put(ctx, k, req.ActionResult)
+		}
 	case s.o.Failures == nil:
 		err = fmt.Errorf("failure of action %s: %w: this server keeps none", d, errors.ErrUnsupported)
 	default:
@@ -135,4 +141,27 @@ func (s *actionCacheServer) UpdateActionResult(ctx context.Context, req *repb.Up
 		return nil, status.From(err)
 	}
 	return req.ActionResult, nil
+}
+
+// sign notes in a result who has set it, where that is known. What a client says
+// itself of it is dropped.
+func (s *actionCacheServer) sign(ctx context.Context, r *repb.ActionResult) error {
+	if s.o.Caller == nil || r == nil {
+		return nil
+	}
+	name := s.o.Caller(ctx)
+	if name == "" {
+		return nil
+	}
+	producer, err := anypb.New(&storepb.Producer{Identity: name, Time: timestamppb.Now()})
+	if err != nil {
+		return err
+	}
+	if r.ExecutionMetadata == nil {
+		r.ExecutionMetadata = &repb.ExecutedActionMetadata{}
+	}
+	m := r.ExecutionMetadata
+	m.AuxiliaryMetadata = slices.DeleteFunc(m.AuxiliaryMetadata, func(a *anypb.Any) bool { return a.MessageIs((*storepb.Producer)(nil)) })
+	m.AuxiliaryMetadata = append(m.AuxiliaryMetadata, producer)
+	return nil
 }

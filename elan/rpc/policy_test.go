@@ -1,6 +1,8 @@
 package rpc_test
 
 import (
+	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -9,11 +11,13 @@ import (
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/mem"
 	"github.com/mettle-build/mettle/elan/rpc"
+	storepb "github.com/mettle-build/mettle/proto/store"
 )
 
 // TestUpdatePolicy: who may not update is told so, before and after.
@@ -187,5 +191,44 @@ func TestLimits_store(t *testing.T) {
 	resp, err := s.cas.BatchUpdateBlobs(t.Context(), &repb.BatchUpdateBlobsRequest{Requests: []*repb.BatchUpdateBlobsRequest_Request{{Digest: of(data).Proto(), Data: data}}})
 	if err != nil || codes.Code(resp.Responses[0].Status.GetCode()) != codes.InvalidArgument {
 		t.Errorf("a batch of more than the store holds: %v, %v", resp, err)
+	}
+}
+
+// TestUpdateActionResult_producer: a result says who has set it, and a client can't
+// say that it was another.
+func TestUpdateActionResult_producer(t *testing.T) {
+	caller := ""
+	s := start(t, rpc.Options{Caller: func(context.Context) string { return caller }})
+	forged, err := anypb.New(&storepb.Producer{Identity: "somebody else"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, who := range []string{"", "ci"} {
+		caller = who
+		key := of([]byte("action of " + who)).Proto()
+		if _, err := s.actions.UpdateActionResult(t.Context(), &repb.UpdateActionResultRequest{ActionDigest: key, ActionResult: &repb.ActionResult{
+			ExecutionMetadata: &repb.ExecutedActionMetadata{Worker: "w", AuxiliaryMetadata: []*anypb.Any{forged}},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := s.actions.GetActionResult(t.Context(), &repb.GetActionResultRequest{ActionDigest: key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, a := range r.ExecutionMetadata.AuxiliaryMetadata {
+			p := &storepb.Producer{}
+			if err := a.UnmarshalTo(p); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, p.Identity)
+		}
+		want := []string{"somebody else"} // where nobody knows better
+		if who != "" {
+			want = []string{who}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the producers are %q, want %q", got, want)
+		}
 	}
 }

@@ -867,6 +867,63 @@ func (x *VerifyResponse) GetFinding() *VerifyResponse_Finding {
 	return nil
 }
 
+// Producer is who set an ActionResult by UpdateActionResult, as the server found
+// out. It is in auxiliary_metadata of the result's execution_metadata, where the
+// server has a policy that tells its callers apart.
+type Producer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The identity's name in the policy.
+	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// When the server took the result.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Producer) Reset() {
+	*x = Producer{}
+	mi := &file_store_store_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Producer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Producer) ProtoMessage() {}
+
+func (x *Producer) ProtoReflect() protoreflect.Message {
+	mi := &file_store_store_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Producer.ProtoReflect.Descriptor instead.
+func (*Producer) Descriptor() ([]byte, []int) {
+	return file_store_store_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Producer) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *Producer) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 // Each is the sum over what is alike in the first four fields.
 type UsageResponse_Class struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -886,7 +943,7 @@ type UsageResponse_Class struct {
 
 func (x *UsageResponse_Class) Reset() {
 	*x = UsageResponse_Class{}
-	mi := &file_store_store_proto_msgTypes[13]
+	mi := &file_store_store_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +955,7 @@ func (x *UsageResponse_Class) String() string {
 func (*UsageResponse_Class) ProtoMessage() {}
 
 func (x *UsageResponse_Class) ProtoReflect() protoreflect.Message {
-	mi := &file_store_store_proto_msgTypes[13]
+	mi := &file_store_store_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1031,7 @@ type VerifyResponse_Finding struct {
 
 func (x *VerifyResponse_Finding) Reset() {
 	*x = VerifyResponse_Finding{}
-	mi := &file_store_store_proto_msgTypes[14]
+	mi := &file_store_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1043,7 @@ func (x *VerifyResponse_Finding) String() string {
 func (*VerifyResponse_Finding) ProtoMessage() {}
 
 func (x *VerifyResponse_Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_store_store_proto_msgTypes[14]
+	mi := &file_store_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1153,10 @@ const file_store_store_proto_rawDesc = "" +
 	"\aCORRUPT\x10\x01\x12\v\n" +
 	"\aMISSING\x10\x02\x12\x0e\n" +
 	"\n" +
-	"UNREADABLE\x10\x032\xf3\x02\n" +
+	"UNREADABLE\x10\x03\"V\n" +
+	"\bProducer\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time2\xf3\x02\n" +
 	"\x05Store\x12E\n" +
 	"\x04List\x12\x1c.mettle.store.v1.ListRequest\x1a\x1d.mettle.store.v1.ListResponse0\x01\x12C\n" +
 	"\x04Stat\x12\x1c.mettle.store.v1.StatRequest\x1a\x1d.mettle.store.v1.StatResponse\x12I\n" +
@@ -1117,7 +1177,7 @@ func file_store_store_proto_rawDescGZIP() []byte {
 }
 
 var file_store_store_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_store_store_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_store_store_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_store_store_proto_goTypes = []any{
 	(ListRequest_What)(0),            // 0: mettle.store.v1.ListRequest.What
 	(VerifyResponse_Finding_What)(0), // 1: mettle.store.v1.VerifyResponse.Finding.What
@@ -1134,18 +1194,19 @@ var file_store_store_proto_goTypes = []any{
 	(*UsageResponse)(nil),            // 12: mettle.store.v1.UsageResponse
 	(*VerifyRequest)(nil),            // 13: mettle.store.v1.VerifyRequest
 	(*VerifyResponse)(nil),           // 14: mettle.store.v1.VerifyResponse
-	(*UsageResponse_Class)(nil),      // 15: mettle.store.v1.UsageResponse.Class
-	(*VerifyResponse_Finding)(nil),   // 16: mettle.store.v1.VerifyResponse.Finding
-	(*timestamppb.Timestamp)(nil),    // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 18: google.protobuf.Duration
+	(*Producer)(nil),                 // 15: mettle.store.v1.Producer
+	(*UsageResponse_Class)(nil),      // 16: mettle.store.v1.UsageResponse.Class
+	(*VerifyResponse_Finding)(nil),   // 17: mettle.store.v1.VerifyResponse.Finding
+	(*timestamppb.Timestamp)(nil),    // 18: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 19: google.protobuf.Duration
 }
 var file_store_store_proto_depIdxs = []int32{
-	17, // 0: mettle.store.v1.Blob.last_use:type_name -> google.protobuf.Timestamp
+	18, // 0: mettle.store.v1.Blob.last_use:type_name -> google.protobuf.Timestamp
 	4,  // 1: mettle.store.v1.Entry.key:type_name -> mettle.store.v1.EntryKey
-	17, // 2: mettle.store.v1.Entry.last_use:type_name -> google.protobuf.Timestamp
+	18, // 2: mettle.store.v1.Entry.last_use:type_name -> google.protobuf.Timestamp
 	0,  // 3: mettle.store.v1.ListRequest.what:type_name -> mettle.store.v1.ListRequest.What
-	17, // 4: mettle.store.v1.ListRequest.used_before:type_name -> google.protobuf.Timestamp
-	17, // 5: mettle.store.v1.ListRequest.used_since:type_name -> google.protobuf.Timestamp
+	18, // 4: mettle.store.v1.ListRequest.used_before:type_name -> google.protobuf.Timestamp
+	18, // 5: mettle.store.v1.ListRequest.used_since:type_name -> google.protobuf.Timestamp
 	2,  // 6: mettle.store.v1.ListResponse.blobs:type_name -> mettle.store.v1.Blob
 	3,  // 7: mettle.store.v1.ListResponse.entries:type_name -> mettle.store.v1.Entry
 	4,  // 8: mettle.store.v1.StatRequest.entries:type_name -> mettle.store.v1.EntryKey
@@ -1153,25 +1214,26 @@ var file_store_store_proto_depIdxs = []int32{
 	3,  // 10: mettle.store.v1.StatResponse.entries:type_name -> mettle.store.v1.Entry
 	4,  // 11: mettle.store.v1.RemoveRequest.entries:type_name -> mettle.store.v1.EntryKey
 	4,  // 12: mettle.store.v1.RemoveResponse.absent_entries:type_name -> mettle.store.v1.EntryKey
-	15, // 13: mettle.store.v1.UsageResponse.classes:type_name -> mettle.store.v1.UsageResponse.Class
-	16, // 14: mettle.store.v1.VerifyResponse.finding:type_name -> mettle.store.v1.VerifyResponse.Finding
-	18, // 15: mettle.store.v1.UsageResponse.Class.from_age:type_name -> google.protobuf.Duration
-	1,  // 16: mettle.store.v1.VerifyResponse.Finding.what:type_name -> mettle.store.v1.VerifyResponse.Finding.What
-	5,  // 17: mettle.store.v1.Store.List:input_type -> mettle.store.v1.ListRequest
-	7,  // 18: mettle.store.v1.Store.Stat:input_type -> mettle.store.v1.StatRequest
-	9,  // 19: mettle.store.v1.Store.Remove:input_type -> mettle.store.v1.RemoveRequest
-	11, // 20: mettle.store.v1.Store.Usage:input_type -> mettle.store.v1.UsageRequest
-	13, // 21: mettle.store.v1.Store.Verify:input_type -> mettle.store.v1.VerifyRequest
-	6,  // 22: mettle.store.v1.Store.List:output_type -> mettle.store.v1.ListResponse
-	8,  // 23: mettle.store.v1.Store.Stat:output_type -> mettle.store.v1.StatResponse
-	10, // 24: mettle.store.v1.Store.Remove:output_type -> mettle.store.v1.RemoveResponse
-	12, // 25: mettle.store.v1.Store.Usage:output_type -> mettle.store.v1.UsageResponse
-	14, // 26: mettle.store.v1.Store.Verify:output_type -> mettle.store.v1.VerifyResponse
-	22, // [22:27] is the sub-list for method output_type
-	17, // [17:22] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	16, // 13: mettle.store.v1.UsageResponse.classes:type_name -> mettle.store.v1.UsageResponse.Class
+	17, // 14: mettle.store.v1.VerifyResponse.finding:type_name -> mettle.store.v1.VerifyResponse.Finding
+	18, // 15: mettle.store.v1.Producer.time:type_name -> google.protobuf.Timestamp
+	19, // 16: mettle.store.v1.UsageResponse.Class.from_age:type_name -> google.protobuf.Duration
+	1,  // 17: mettle.store.v1.VerifyResponse.Finding.what:type_name -> mettle.store.v1.VerifyResponse.Finding.What
+	5,  // 18: mettle.store.v1.Store.List:input_type -> mettle.store.v1.ListRequest
+	7,  // 19: mettle.store.v1.Store.Stat:input_type -> mettle.store.v1.StatRequest
+	9,  // 20: mettle.store.v1.Store.Remove:input_type -> mettle.store.v1.RemoveRequest
+	11, // 21: mettle.store.v1.Store.Usage:input_type -> mettle.store.v1.UsageRequest
+	13, // 22: mettle.store.v1.Store.Verify:input_type -> mettle.store.v1.VerifyRequest
+	6,  // 23: mettle.store.v1.Store.List:output_type -> mettle.store.v1.ListResponse
+	8,  // 24: mettle.store.v1.Store.Stat:output_type -> mettle.store.v1.StatResponse
+	10, // 25: mettle.store.v1.Store.Remove:output_type -> mettle.store.v1.RemoveResponse
+	12, // 26: mettle.store.v1.Store.Usage:output_type -> mettle.store.v1.UsageResponse
+	14, // 27: mettle.store.v1.Store.Verify:output_type -> mettle.store.v1.VerifyResponse
+	23, // [23:28] is the sub-list for method output_type
+	18, // [18:23] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_store_store_proto_init() }
@@ -1186,7 +1248,7 @@ func file_store_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_store_store_proto_rawDesc), len(file_store_store_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
