@@ -53,6 +53,26 @@ type Fetcher interface {
 	Fetch(ctx context.Context, ds []digest.Digest) (missing []digest.Digest, err error)
 }
 
+// TreeReader reads the Directories of a whole tree by one call.
+type TreeReader interface {
+	// ReadTree calls take with the bytes of each Directory that the store says is
+	// root or below it, in an order of its own: they are not verified, may be none
+	// of the tree's, or come twice, and when it has returned nil some may still be
+	// lacking. Take keeps data; an error of it ends the call, and comes back as it is.
+	ReadTree(ctx context.Context, root digest.Digest, take func(data []byte) error) error
+}
+
+// TreeFetcher is a Fetcher in front of a TreeReader.
+type TreeFetcher interface {
+	// FetchTree brings the Directories below root to the local disk by one call. It
+	// does nothing if any of some, which are of them, is there already, and where the
+	// other store can't do so: what is lacking afterwards is to be fetched otherwise.
+	// For each Directory that comes it calls wanted with the digest of its bytes, and
+	// keeps those for which that returns true. Of several calls for one root at a
+	// time one does so, and the others wait.
+	FetchTree(ctx context.Context, root digest.Digest, some []digest.Digest, wanted func(d digest.Digest, data []byte) bool) error
+}
+
 // LateAdopter is an Adopter in front of another store, which what is adopted also goes
 // to: many small blobs do so together.
 type LateAdopter interface {

@@ -65,6 +65,7 @@ type Client struct {
 	codec        *compress.Codec // nil if nothing is compressed
 	capabilities repb.CapabilitiesClient
 	caps         atomic.Pointer[caps] // nil: it has not said
+	noTrees      atomic.Bool          // it has no GetTree
 }
 
 var (

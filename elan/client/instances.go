@@ -33,6 +33,7 @@ var (
 	_ blob.Store       = (*Instances)(nil)
 	_ blob.BatchReader = (*Instances)(nil)
 	_ blob.BatchWriter = (*Instances)(nil)
+	_ blob.TreeReader  = (*Instances)(nil)
 )
 
 type instance struct {
@@ -161,6 +162,15 @@ func (s *Instances) ReadBatch(ctx context.Context, ds []digest.Digest, take func
 		}
 	}
 	return nil
+}
+
+// ReadTree implements blob.TreeReader.
+func (s *Instances) ReadTree(ctx context.Context, root digest.Digest, take func(data []byte) error) error {
+	c, err := s.named(root)
+	if err != nil {
+		return err
+	}
+	return c.ReadTree(ctx, root.Plain(), take)
 }
 
 // WriteBatch implements blob.BatchWriter likewise.

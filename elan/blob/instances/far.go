@@ -19,6 +19,7 @@ type farView struct {
 var (
 	_ blob.Fetcher     = farView{}
 	_ blob.LateAdopter = farView{}
+	_ blob.TreeFetcher = farView{}
 )
 
 // Fetch implements blob.Fetcher.
@@ -32,6 +33,22 @@ func (v farView) Fetch(ctx context.Context, ds []digest.Digest) ([]digest.Digest
 		missing[i] = d.Plain()
 	}
 	return missing, plain(err)
+}
+
+// FetchTree implements blob.TreeFetcher, where the store inside does.
+func (v farView) FetchTree(ctx context.Context, root digest.Digest, some []digest.Digest, wanted func(d digest.Digest, data []byte) bool) error {
+	if v.far.trees == nil {
+		return nil
+	}
+	in, err := v.in(root)
+	if err != nil {
+		return err
+	}
+	all, err := v.allIn(some)
+	if err != nil {
+		return err
+	}
+	return plain(v.far.trees.FetchTree(ctx, in, all, func(d digest.Digest, data []byte) bool { return wanted(d.Plain(), data) }))
 }
 
 // AdoptLate implements blob.LateAdopter, in the zero space only, as the digests

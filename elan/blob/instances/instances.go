@@ -48,6 +48,7 @@ type local struct {
 type far struct {
 	blob.Fetcher
 	blob.LateAdopter
+	trees blob.TreeFetcher // nil: it is none
 }
 
 // New asks inner, which the caller closes, whether it keeps spaces apart. The
@@ -73,15 +74,16 @@ func Over(inner blob.Store) *Stores {
 		fe, fetches := blob.As[blob.Fetcher](inner)
 		la, passes := blob.As[blob.LateAdopter](inner)
 		if fetches && passes {
-			s.far = &far{fe, la}
+			s.far = &far{Fetcher: fe, LateAdopter: la}
+			s.far.trees, _ = blob.As[blob.TreeFetcher](inner)
 		}
 	}
 	return s
 }
 
 // Of is the store of an instance, which need not be closed. It is a
-// blob.Linker, Adopter and Auditor if the inner store is, and then a blob.Fetcher
-// and LateAdopter too if that is one. Two calls with one name give the same.
+// blob.Linker, Adopter and Auditor if the inner store is, and then a blob.Fetcher,
+// TreeFetcher and LateAdopter too if that is one. Two calls with one name give the same.
 func (s *Stores) Of(instance string) blob.Store {
 	v := view{inner: s.inner, chunker: s.chunker, space: digest.SpaceOf(instance)}
 	switch {

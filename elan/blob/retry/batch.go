@@ -53,6 +53,16 @@ func (s *Store) ReadBatch(ctx context.Context, ds []digest.Digest, take func(i i
 	})
 }
 
+// ReadTree implements blob.TreeReader where the store inside does. What has come
+// before a failure comes again.
+func (s *Store) ReadTree(ctx context.Context, root digest.Digest, take func(data []byte) error) error {
+	t, ok := s.Store.(blob.TreeReader)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return s.r.try(ctx, func() error { return t.ReadTree(ctx, root, take) })
+}
+
 // WriteBatch implements blob.BatchWriter where the store inside does.
 func (s *Store) WriteBatch(ctx context.Context, bs []blob.Bytes) error {
 	b, ok := s.Store.(blob.BatchWriter)

@@ -22,6 +22,7 @@ var (
 	_ blob.WholeWriter = (*Store)(nil)
 	_ blob.BatchReader = (*Store)(nil)
 	_ blob.BatchWriter = (*Store)(nil)
+	_ blob.TreeReader  = (*Store)(nil)
 )
 
 // Store tries again what is asked of s.

@@ -31,6 +31,7 @@ var (
 	_ blob.Auditor      = local{}
 	_ blob.Fetcher      = local{}
 	_ blob.LateAdopter  = local{}
+	_ blob.TreeFetcher  = local{}
 )
 
 // local finds the first tier that has files.

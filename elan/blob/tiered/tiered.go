@@ -132,6 +132,9 @@ type Store struct {
 	// that it guards.
 	mu      sync.Mutex
 	flights map[digest.Digest]*flight
+	// trees are the roots of the trees that are being fetched. Who does closes the
+	// channel. Guarded by mu.
+	trees map[digest.Digest]chan struct{}
 
 	running sync.WaitGroup // the flights
 	closed  sync.Once
@@ -164,7 +167,7 @@ func New(ctx context.Context, o Options) (Closer, error) {
 		log:     o.Logger,
 		memory:  semaphore.NewWeighted(o.MaxFillBytes),
 		fills:   semaphore.NewWeighted(int64(o.MaxFills)),
-		flights: make(map[digest.Digest]*flight), maxFillBytes: o.MaxFillBytes,
+		flights: make(map[digest.Digest]*flight), trees: make(map[digest.Digest]chan struct{}), maxFillBytes: o.MaxFillBytes,
 	}
 	var err error
 	if s.metrics, err = newMetrics(o.Registerer); err != nil {

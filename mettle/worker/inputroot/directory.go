@@ -122,6 +122,11 @@ func (b *Builder) load(ctx context.Context, root digest.Digest) (*loaded, error)
 		if depth > b.o.MaxDepth {
 			return nil, fmt.Errorf("%w: directories are over %d levels deep", tree.ErrInvalid, b.o.MaxDepth)
 		}
+		if depth == 1 && len(missing) == 0 {
+			if err := b.bringTree(ctx, root, level); err != nil {
+				return nil, err
+			}
+		}
 		got, err := b.fetch(ctx, level)
 		if err != nil {
 			return nil, err
@@ -222,6 +227,48 @@ func (b *Builder) bring(ctx context.Context, ds []digest.Digest) (gone map[diges
 		}
 	}
 	return gone, nil
+}
+
+// bringTree has all Directories below root fetched by one call, if none of those of
+// the first level is here: where some are, most of the tree is likely to be, and the
+// few others come level by level. It takes only what belongs to the tree, by digests
+// of its own: a Directory after one that refers to it. So a server that sends wrong
+// Directories, or too few, costs time and nothing else.
+func (b *Builder) bringTree(ctx context.Context, root digest.Digest, level []digest.Digest) error {
+	if b.trees == nil || slices.ContainsFunc(level, func(d digest.Digest) bool { return d.IsEmpty() || b.cache.get(d) != nil }) {
+		return nil
+	}
+	expected := make(map[digest.Digest]struct{}, len(level))
+	for _, d := range level {
+		expected[d] = struct{}{}
+	}
+	entries := 0
+	wanted := func(d digest.Digest, data []byte) bool {
+		if _, ok := expected[d]; !ok || d.Size() > b.o.MaxDirectoryBytes || entries > b.o.MaxEntries {
+			return false
+		}
+		delete(expected, d) // once
+		m := &repb.Directory{}
+		if err := blob.UnmarshalMessage(d, data, m); err != nil {
+			return false // load finds out
+		}
+		dir, err := decode(d.Function(), m)
+		if err != nil {
+			return false
+		}
+		entries += dir.entries()
+		b.cache.put(d, dir)
+		for _, c := range dir.children {
+			if b.cache.get(c.digest) == nil {
+				expected[c.digest] = struct{}{}
+			}
+		}
+		return true
+	}
+	if err := b.trees.FetchTree(ctx, root, level, wanted); err != nil {
+		return fmt.Errorf("fetch directories: %w", err)
+	}
+	return nil
 }
 
 // read reads one Directory; a missing one is nil.

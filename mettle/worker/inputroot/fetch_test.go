@@ -45,6 +45,8 @@ type network struct {
 	conn  *grpc.ClientConn
 	delay time.Duration
 	spoil func(*repb.BatchReadBlobsResponse) // what came; nil: it is left alone
+	// spoilTree changes what came of a tree.
+	spoilTree func(*repb.GetTreeResponse) error
 
 	mu    sync.Mutex
 	calls map[string]int // by method
@@ -103,7 +105,11 @@ func (n *network) unary(ctx context.Context, method string, req, reply any, conn
 
 func (n *network) stream(ctx context.Context, d *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	n.call(method)
-	return open(ctx, d, conn, method, opts...)
+	s, err := open(ctx, d, conn, method, opts...)
+	if err == nil && strings.HasSuffix(method, "/GetTree") && n.spoilTree != nil {
+		s = spoiled{s, n.spoilTree}
+	}
+	return s, err
 }
 
 // counted are the calls since it was last asked.
@@ -195,7 +201,7 @@ func TestBuild_calls(t *testing.T) {
 		want map[string]int
 	}{
 		{name: "one by one", hide: withoutFetch, want: map[string]int{"Read": 1056}},
-		{name: "batches", hide: func(s blob.Store) blob.Store { return s }, want: map[string]int{"GetCapabilities": 1, "BatchReadBlobs": 4}},
+		{name: "batches", hide: func(s blob.Store) blob.Store { return s }, want: map[string]int{"GetCapabilities": 1, "BatchReadBlobs": 2, "GetTree": 1}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n := newNetwork(t, rpc.Options{})
@@ -332,8 +338,11 @@ func TestBuild_slots_together(t *testing.T) {
 	if err := slots.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if len(came) != 1056 {
-		t.Errorf("%d blobs came in batches, want 1056", len(came))
+	if len(came) != 1001 {
+		t.Errorf("%d blobs came in batches, want the root and 1000 files", len(came))
+	}
+	if got := n.counted()["GetTree"]; got != 1 {
+		t.Errorf("%d trees came, want 1", got)
 	}
 	for hash, times := range came {
 		if times != 1 {

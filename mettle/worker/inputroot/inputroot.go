@@ -91,10 +91,11 @@ type Options struct {
 // worker share one, with its cache of decoded Directories.
 type Builder struct {
 	o       Options
-	linker  blob.Linker  // nil: copy
-	auditor blob.Auditor // nil: no audits
-	fetcher blob.Fetcher // nil: Store is all on the local disk, or none of it
-	local   bool         // Store is on the local disk
+	linker  blob.Linker      // nil: copy
+	auditor blob.Auditor     // nil: no audits
+	fetcher blob.Fetcher     // nil: Store is all on the local disk, or none of it
+	trees   blob.TreeFetcher // nil: fetcher is none
+	local   bool             // Store is on the local disk
 	cache   *cache
 }
 
@@ -120,6 +121,7 @@ func New(o Options) (*Builder, error) {
 	b.local = isLinker
 	if isLinker {
 		b.fetcher, _ = blob.As[blob.Fetcher](o.Store)
+		b.trees, _ = blob.As[blob.TreeFetcher](o.Store)
 	}
 	switch {
 	case o.Policy == Link && isLinker:

@@ -95,3 +95,40 @@ func BenchmarkRoot10k(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkRoot makes and removes small input roots, of files in one directory, with
+// the directory of an output among them: the same one again and again, and in turn
+// ones that share nothing.
+func BenchmarkRoot(b *testing.B) {
+	for _, files := range []int{1, 5, 50, 500} {
+		for name, roots := range map[string]int{"same": 1, "other": 100} {
+			b.Run(fmt.Sprintf("%d/%s", files, name), func(b *testing.B) {
+				f := newFixture(b, fileStore(b), inputroot.Options{Policy: inputroot.Link})
+				owner := inputroot.Owner{Set: true, UID: 65000, GID: 65000}
+				shelf, err := inputroot.NewShelf(filepath.Join(b.TempDir(), "shelf"), owner)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer shelf.Close()
+				ds := make([]digest.Digest, roots)
+				for r := range ds {
+					dir := &repb.Directory{}
+					for i := range files {
+						dir.Files = append(dir.Files, &repb.FileNode{Name: fmt.Sprintf("file%03d", i), Digest: f.put(b, fmt.Sprint(r, i))})
+					}
+					if ds[r], err = digest.FromProto(digest.SHA256, f.putMessage(b, dir)); err != nil {
+						b.Fatal(err)
+					}
+				}
+				for i := 0; b.Loop(); i++ {
+					if _, err := f.builder.Build(b.Context(), inputroot.Request{Dir: f.dir, Digest: ds[i%roots], Owner: owner, Shelf: shelf, Directories: []string{"out"}}); err != nil {
+						b.Fatal(err)
+					}
+					if err := shelf.Remove(f.dir); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
