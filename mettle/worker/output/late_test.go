@@ -76,8 +76,11 @@ func TestCollect_passes_on_together(t *testing.T) {
 		files                          map[string]string
 		batches, blobs, creates, finds int64
 	}{
+		{name: "one", files: map[string]string{"out/a": "a"}, batches: 1, blobs: 3},
 		{name: "few", files: map[string]string{"out/a": "a", "out/b": "b", "out/same": "b"}, batches: 1, blobs: 4},
+		{name: "five", files: many(5), batches: 1, blobs: 7},
 		{name: "many", files: many(500), batches: 1, blobs: 502, finds: 1},
+		{name: "thousand", files: many(1000), batches: 1, blobs: 1002, finds: 1},
 		{name: "large", files: map[string]string{"out/a": "a", "out/l": strings.Repeat("l", 2<<20)}, batches: 1, blobs: 3, creates: 1, finds: 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
