@@ -30,8 +30,9 @@ type storageFlags struct {
 
 	flags.Caller `embed:"" prefix:"storage_"`
 
-	targets []string // set by check
-	dial    []grpc.DialOption
+	targets      []string // set by check
+	dial         []grpc.DialOption
+	compressFrom int64 // see client.Options
 }
 
 func (f *storageFlags) check() (err error) {
@@ -100,7 +101,7 @@ func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*r
 		return nil, err
 	}
 	s := &remoteStorage{conn: conn, patient: patient}
-	if s.instances, err = client.NewInstances(client.Options{Conn: conn}); err != nil {
+	if s.instances, err = client.NewInstances(client.Options{Conn: conn, CompressFrom: f.compressFrom}); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	all := s.instances.Of("") // results' keys name their instances

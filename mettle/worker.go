@@ -33,6 +33,8 @@ type workerCmd struct {
 	CacheSize flags.Size `help:"How much of the storage's blobs are kept here, as in 100GB. 0: as much as the disk has room for." default:"0"`
 	MinFree   flags.Size `help:"How much of the disk is left to others. 0: a twentieth of it, at most 2GiB." default:"0"`
 
+	CompressFrom flags.Size `help:"From which size on inputs and outputs travel compressed, as zstd where the storage offers that, as in 4KiB. It takes CPU here and there, and is of use over a network that has less than some 100 MiB/s for this machine. 0: none do." default:"0"`
+
 	Host     string `help:"The address to listen on." default:"127.0.0.1"`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7781"`
 }
@@ -102,6 +104,7 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		return err
 	}
 	w.closers.add(w.jobs.Close)
+	c.compressFrom = int64(c.CompressFrom)
 	if w.storage, err = c.storageFlags.open(w.log, w.registry); err != nil {
 		return err
 	}
