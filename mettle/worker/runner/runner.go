@@ -6,6 +6,7 @@ package runner
 import (
 	"context"
 	"errors"
+	"os"
 	"time"
 )
 
@@ -47,6 +48,17 @@ type Limits struct {
 	// ErrDiskQuota.
 	DiskBytes int64
 }
+
+// Streams are where a command reads its requests and writes its answers, one that
+// runs for long. A runner that is made with them runs one command, whose Spec has
+// no Stdout, no Stderr and no MaxOutputBytes. They are ends of pipes; who made them
+// closes them as soon as the runner is made, and keeps the other ends.
+type Streams struct {
+	Stdin, Stdout, Stderr *os.File
+}
+
+// ErrUsed: a runner with Streams was to run another command.
+var ErrUsed = errors.New("the runner has run the one command that its streams are for")
 
 // Result is what is known of a command that was started.
 type Result struct {

@@ -36,6 +36,8 @@ type Options struct {
 	KillTimeout time.Duration
 	// Bounds are what commands are held to.
 	Bounds helper.Bounds
+	// Streams, if set, are those of the one command that the Runner runs.
+	Streams *runner.Streams
 	// Logger gets what goes wrong with the helper. Default: discard.
 	Logger *slog.Logger
 }
@@ -56,7 +58,9 @@ const helperName = "mettle-bare-helper"
 
 // New starts a Runner.
 func New(opts Options) (*Runner, error) {
-	r, err := helper.New(helper.Options{Name: helperName, User: opts.User, KillTimeout: opts.KillTimeout, Bounds: opts.Bounds, Logger: opts.Logger})
+	r, err := helper.New(helper.Options{
+		Name: helperName, User: opts.User, KillTimeout: opts.KillTimeout, Bounds: opts.Bounds, Streams: opts.Streams, Logger: opts.Logger,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -157,6 +157,9 @@ func bytesText(n int64) string {
 
 // tell tells the user why a command has ended, in its stderr, on a line of its own.
 func (h *helper) tell(reason string) {
+	if h.streams {
+		return // they are the command's
+	}
 	var st unix.Stat_t
 	start := ""
 	if err := unix.Fstat(h.stderr.fd, &st); err == nil && st.Size > 0 {

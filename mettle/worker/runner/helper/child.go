@@ -48,13 +48,17 @@ func (h *helper) run(q request) (reply, error) {
 	h.group.Begin()
 	h.quota.begin(q.spec.Root)
 	rep.result.Start = time.Now()
-	if code, err := h.start(&q.spec); err != nil {
+	code, err := h.start(&q.spec)
+	if err != nil && code != 0 {
+		h.explain(&q.spec, err)
+	}
+	h.leaveStreams()
+	if err != nil {
 		if code == 0 {
 			rep.outcome, rep.message = outcomeFailed, err.Error()
 			return rep, nil
 		}
 		rep.result.ExitCode, rep.result.End = code, time.Now()
-		h.explain(&q.spec, err)
 	} else {
 		if err := h.wait(&rep); err != nil {
 			return reply{}, err
@@ -79,7 +83,7 @@ func (h *helper) start(spec *runner.Spec) (code int, err error) {
 	attr := &syscall.ProcAttr{
 		Dir:   spec.Dir,
 		Env:   spec.Env,
-		Files: []uintptr{uintptr(h.devNull), uintptr(h.stdout.fd), uintptr(h.stderr.fd)},
+		Files: []uintptr{uintptr(h.stdin), uintptr(h.stdout.fd), uintptr(h.stderr.fd)},
 		Sys: &syscall.SysProcAttr{
 			Setsid:     true,
 			Credential: h.cred,
@@ -223,10 +227,25 @@ type output struct {
 }
 
 func (h *helper) openOutputs(spec *runner.Spec) error {
+	if h.streams {
+		h.stdout, h.stderr = output{fd: streamStdout}, output{fd: streamStderr}
+		return nil
+	}
 	if err := h.stdout.open(h.setting, spec.Stdout, h.cred); err != nil {
 		return err
 	}
 	return h.stderr.open(h.setting, spec.Stderr, h.cred)
+}
+
+// leaveStreams leaves the command's streams to it: the other side notices then when
+// it has closed them.
+func (h *helper) leaveStreams() {
+	if !h.streams {
+		return
+	}
+	for fd := streamStdin; fd <= streamStderr; fd++ {
+		unix.Close(fd) //nolint:errcheck // nothing of ours was written
+	}
 }
 
 // open makes o an empty file at path that has this one name, and keeps the one
@@ -267,6 +286,9 @@ func (o *output) open(at Setting, path string, owner *syscall.Credential) error 
 
 // finish returns the size, and closes the file unless it can be used again.
 func (o *output) finish() int64 {
+	if o.path == "" {
+		return 0 // a stream
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		st = unix.Stat_t{}

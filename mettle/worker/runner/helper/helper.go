@@ -28,8 +28,22 @@ func Is(name string) bool {
 }
 
 // helperArgs is the number of a helper's arguments: its name, user, group, time
-// to kill, Config, and Bounds.
-const helperArgs = 6
+// to kill, Config, Bounds, and whether its command has streams of its own.
+const helperArgs = 7
+
+// The last of them.
+const (
+	noStreams  = "files"
+	ownStreams = "streams"
+)
+
+// Where a helper finds the streams.
+const (
+	streamStdin = iota + 4 // after its socket
+	streamStdout
+	streamStderr
+	afterStreams
+)
 
 // What Probe runs.
 const (
@@ -101,8 +115,9 @@ type helper struct {
 	setting     Setting
 	hello       reply
 	killTimeout time.Duration
-	uid         int // as which commands run; -1: that of the helper
-	devNull     int
+	uid         int  // as which commands run; -1: that of the helper
+	streams     bool // the one command has its own
+	stdin       int  // of commands
 	cred        *syscall.Credential
 	stdout      output
 	stderr      output
@@ -131,14 +146,20 @@ func (h *helper) setUp(args []string) error {
 	if err := unix.CloseRange(uint(h.conn), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		unix.CloseOnExec(h.conn) // a kernel before 5.11
 	}
-	if err := h.bound(args[4], h.conn+1); err != nil {
+	next := h.conn + 1
+	if args[5] == ownStreams {
+		h.streams, h.stdin, next = true, streamStdin, afterStreams
+	}
+	if err := h.bound(args[4], next); err != nil {
 		return err
 	}
 	if err := h.setting.Enter(args[3], User{Set: h.uid >= 0, UID: h.uid, GID: gid}); err != nil {
 		return err
 	}
-	if h.devNull, err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-		return fmt.Errorf("open %s: %w", os.DevNull, err)
+	if !h.streams {
+		if h.stdin, err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("open %s: %w", os.DevNull, err)
+		}
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a child subreaper: %w", err)

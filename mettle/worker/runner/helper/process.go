@@ -42,17 +42,21 @@ func startHelper(opts Options) (*helperProcess, error) {
 		*attr = *opts.Attr
 	}
 	attr.Setsid = true
-	bounds, files, err := opts.Bounds.argument()
+	bounds, boundsFiles, err := opts.Bounds.argument()
 	if err != nil {
 		conn.Close() //nolint:errcheck // nothing was sent
 		return nil, err
 	}
+	files, streams := []*os.File{nil, nil, os.Stderr, theirs}, noStreams
+	if s := opts.Streams; s != nil {
+		files, streams = append(files, s.Stdin, s.Stdout, s.Stderr), ownStreams
+	}
 	process, err := os.StartProcess(selfExe, []string{
-		opts.Name, strconv.Itoa(uid), strconv.Itoa(gid), opts.KillTimeout.String(), opts.Config, bounds,
+		opts.Name, strconv.Itoa(uid), strconv.Itoa(gid), opts.KillTimeout.String(), opts.Config, bounds, streams,
 	}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   helperEnv(),
-		Files: append([]*os.File{nil, nil, os.Stderr, theirs}, files...),
+		Files: append(files, boundsFiles...),
 		Sys:   attr,
 	})
 	if err != nil {

@@ -49,6 +49,8 @@ type Options struct {
 	KillTimeout time.Duration
 	// Bounds are what commands are held to. The zero Bounds bound nothing.
 	Bounds Bounds
+	// Streams, if set, are those of the one command that the Runner runs.
+	Streams *runner.Streams
 	// Logger gets what goes wrong with the helper. Default: discard.
 	Logger *slog.Logger
 }
@@ -136,6 +138,9 @@ const (
 func (r *Runner) Run(ctx context.Context, spec runner.Spec) (runner.Result, error) {
 	if err := context.Cause(ctx); err != nil {
 		return runner.Result{}, fmt.Errorf("command not started: %w", err)
+	}
+	if r.opts.Streams != nil && (r.seq > 0 || r.helper == nil) {
+		return runner.Result{}, runner.ErrUsed
 	}
 	if err := r.ensureHelper(); err != nil {
 		return runner.Result{}, err

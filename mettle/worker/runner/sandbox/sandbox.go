@@ -88,6 +88,8 @@ type Options struct {
 	// Bounds are what commands are held to. Of the bytes on the disk as many may be
 	// in each of /tmp, /var/tmp and /dev/shm, if TmpBytes are not fewer.
 	Bounds helper.Bounds
+	// Streams, if set, are those of the one command that the Runner runs.
+	Streams *runner.Streams
 	// Logger gets what goes wrong with the helper. Default: discard.
 	Logger *slog.Logger
 }
@@ -144,7 +146,8 @@ func New(opts Options) (*Runner, error) {
 		return nil, err
 	}
 	r, err := helper.New(helper.Options{
-		Name: helperName, Config: string(data), Attr: attributes(&opts), User: opts.User, KillTimeout: opts.KillTimeout, Bounds: opts.Bounds, Logger: opts.Logger,
+		Name: helperName, Config: string(data), Attr: attributes(&opts), User: opts.User, KillTimeout: opts.KillTimeout,
+		Bounds: opts.Bounds, Streams: opts.Streams, Logger: opts.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
