@@ -82,11 +82,14 @@ var arrows = map[string][]string{
 	"mettle/worker/output": {
 		"elan/digest", "elan/blob", "elan/tree", "mettle/command",
 	},
+	"mettle/worker/persistent": {
+		"elan/digest", "elan/blob", "elan/tree", "mettle/command", "mettle/worker/inputroot", "mettle/worker/runner", "proto/persistent",
+	},
 	// The worker fills in a google.rpc.Status, by the table that there is, and
 	// chooses the runner that this machine allows.
 	"mettle/worker": {
 		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status", "mettle/command", "mettle/queue", "mettle/platform",
-		"mettle/worker/cgroup", "mettle/worker/image", "mettle/worker/inputroot", "mettle/worker/livelog", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
+		"mettle/worker/cgroup", "mettle/worker/image", "mettle/worker/inputroot", "mettle/worker/livelog", "mettle/worker/persistent", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
 	},
 	"mettle/api": {
 		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",
