@@ -58,6 +58,8 @@ type slotFlags struct {
 	CPUs         float64       `name:"action_cpus" help:"How many CPUs' time an action may use, as in 1.5. 0: all there are." default:"0"`
 	Processes    int           `name:"action_processes" help:"How many processes and threads an action may have at once. 0: 4096 where the machine allows to limit it. -1: as many as there can be." default:"0"`
 	Disk         flags.Size    `name:"action_disk" help:"How much an action may write to the disk; one that writes more is killed, and ends with 137. 0: what there is." default:"0"`
+	Persistent   int           `name:"persistent_workers" help:"How many tools that speak Bazel's worker protocol each slot keeps running, for actions that are marked for it (persistentWorkerKey). They take the sandbox. 0: none." default:"2"`
+	PersistIdle  time.Duration `name:"persistent_worker_idle" help:"How long such a tool is kept running that has nothing to do." default:"5m"`
 	DrainTimeout time.Duration `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
 }
 
@@ -69,6 +71,10 @@ func (f slotFlags) check() error {
 		return fmt.Errorf("--action_cpus: %v is not 0, nor 0.01 or more", f.CPUs)
 	case f.Processes < -1:
 		return fmt.Errorf("--action_processes: %d is negative; -1 is no limit", f.Processes)
+	case f.Persistent < 0:
+		return fmt.Errorf("--persistent_workers: %d is negative", f.Persistent)
+	case f.PersistIdle <= 0:
+		return fmt.Errorf("--persistent_worker_idle: %v is not above 0", f.PersistIdle)
 	case f.DrainTimeout < 0:
 		return fmt.Errorf("--drain_timeout: %v is negative; 0 ends running actions at once", f.DrainTimeout)
 	}
@@ -85,6 +91,8 @@ func (f slotFlags) options(o worker.Options) worker.Options {
 	o.Isolation = worker.Isolation(f.Sandbox)
 	o.SandboxRoot = f.SandboxRoot
 	o.Limits = runner.Limits{MemoryBytes: int64(f.Memory), CPUs: f.CPUs, Processes: f.Processes, DiskBytes: int64(f.Disk)}
+	o.PersistentWorkers = f.Persistent
+	o.PersistentIdle = f.PersistIdle
 	return o
 }
 

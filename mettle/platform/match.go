@@ -19,12 +19,25 @@ type offer struct {
 func demands(want *repb.Platform) []*repb.Platform_Property {
 	props := want.GetProperties()
 	everywhere := func(pr *repb.Platform_Property) bool {
-		return pr.GetName() == containerImage && (pr.GetValue() == "" || pr.GetValue() == "none")
+		return isHint(pr.GetName()) || pr.GetName() == containerImage && (pr.GetValue() == "" || pr.GetValue() == "none")
 	}
 	if !slices.ContainsFunc(props, everywhere) {
 		return props
 	}
 	return slices.DeleteFunc(slices.Clone(props), everywhere)
+}
+
+// isHint reports whether a property says how an action may be run faster, which each
+// worker may do or leave: whether it is one for a tool that is kept running between
+// actions. They are those of Bazel, and of the exec_properties that other servers read.
+func isHint(name string) bool {
+	switch name {
+	case "persistentWorkerKey", "persistentWorkerProtocol", "persistentWorkerMultiplex", "persistentWorkerTool", "persistent-workers",
+		"supports-workers", "supports-multiplex-workers", "supports-worker-cancellation", "supports-multiplex-sandboxing",
+		"requires-worker-protocol", "worker-key-mnemonic", "recycle-runner":
+		return true
+	}
+	return false
 }
 
 // has reports whether the pool's workers have one property.

@@ -23,6 +23,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
 	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	"github.com/mettle-build/mettle/mettle/worker/output"
+	"github.com/mettle-build/mettle/mettle/worker/persistent"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 	workerpb "github.com/mettle-build/mettle/proto/worker"
@@ -38,6 +39,9 @@ type Executor struct {
 	runners  *runners
 	stations *stations
 	logs     *livelog.Logs // nil: what commands print can't be followed
+	// persistent has the tools that are kept running. nil: none are.
+	persistent *persistent.Pool
+	startTool  func(place, *runner.Streams) (runner.Runner, error)
 }
 
 // What is in a slot's directory.
@@ -46,13 +50,18 @@ const (
 	stdoutName = "stdout"
 	stderrName = "stderr"
 	shelfName  = "shelf"
+	// What persistent workers are, and what one answered.
+	persistentName = "persistent"
+	answerName     = "answer"
 )
 
 func (e *Executor) root() string   { return filepath.Join(e.dir, rootName) }
 func (e *Executor) stdout() string { return filepath.Join(e.dir, stdoutName) }
 func (e *Executor) stderr() string { return filepath.Join(e.dir, stderrName) }
 
-func (e *Executor) close() error { return errors.Join(e.runners.close(), e.shelf.Close()) }
+func (e *Executor) close() error {
+	return errors.Join(e.closePersistent(), e.runners.close(), e.shelf.Close())
+}
 
 // maxActionBytes bounds an Action and a Command: a Command's arguments can't be
 // longer than the kernel takes, some MiB, and its outputs are bounded.
@@ -69,6 +78,8 @@ type run struct {
 	inputs  digest.Digest
 	timeout time.Duration
 	place   place
+	tool    *persistent.Tool // nil: a plain command
+	where   string           // more than the worker's name, for messages
 	clock   clock
 	// announce is told where the command's output can be followed. nil: nowhere.
 	announce func(context.Context, livelog.Names)
@@ -120,8 +131,10 @@ func (e *Executor) load(ctx context.Context, job *queuepb.Job, attempt uint32) (
 	if err := command.Validate(r.command); err != nil {
 		return r, err
 	}
-	r.place, err = e.o.placeOf(r.action, r.command)
-	return r, err
+	if r.place, err = e.o.placeOf(r.action, r.command); err != nil {
+		return r, err
+	}
+	return r, e.findTool(r)
 }
 
 // message reads m from the job, or where that does not carry it from the store.
@@ -177,6 +190,13 @@ func (e *Executor) execute(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 // attempt's error is the status of the response, which may have a result all
 // the same.
 func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, error) {
+	if r.tool != nil {
+		resp, err := e.attemptPersistent(ctx, r)
+		if !errors.Is(err, persistent.ErrPlain) {
+			return resp, err
+		}
+		r.notes = append(r.notes, err.Error())
+	}
 	m := r.metadata
 	m.InputFetchStartTimestamp = r.clock.stamp()
 	root, err := r.at.builder.Build(ctx, inputroot.Request{
@@ -201,10 +221,24 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 	if err := e.truncate(&res); err != nil {
 		return nil, err
 	}
+	return e.collect(ctx, r, ran{collector: r.at.collector, root: e.root(), stderr: e.stderr(), result: res, err: runErr})
+}
+
+// ran is what a command has left.
+type ran struct {
+	collector    *output.Collector
+	root, stderr string
+	result       runner.Result
+	err          error // by which limit it was ended
+}
+
+// collect takes the outputs in.
+func (e *Executor) collect(ctx context.Context, r *run, c ran) (*repb.ExecuteResponse, error) {
+	m, res, runErr := r.metadata, &c.result, c.err
 	m.OutputUploadStartTimestamp = r.clock.stamp()
-	got, err := r.at.collector.Collect(ctx, output.Request{
-		Root: e.root(), Command: r.command, Owner: output.Owner(e.owner), Function: r.digest.Function(),
-		Stdout: e.stdout(), Stderr: e.stderr(), StdoutBytes: res.StdoutBytes, StderrBytes: res.StderrBytes,
+	got, err := c.collector.Collect(ctx, output.Request{
+		Root: c.root, Command: r.command, Owner: output.Owner(e.owner), Function: r.digest.Function(),
+		Stdout: e.stdout(), Stderr: c.stderr, StdoutBytes: res.StdoutBytes, StderrBytes: res.StderrBytes,
 	})
 	if got == nil {
 		return nil, err
@@ -346,7 +380,7 @@ func directories(c *repb.Command) []string {
 
 // clean removes what the last run left behind.
 func (e *Executor) clean() error {
-	err := errors.Join(e.repair(), e.shelf.Remove(e.root()))
+	err := errors.Join(e.cleanPersistent(), e.repair(), e.shelf.Remove(e.root()))
 	for _, p := range []string{e.stdout(), e.stderr()} {
 		// Empty ones serve again: see runner.Spec.
 		if st, e := os.Lstat(p); e == nil && (st.Size() > 0 || !st.Mode().IsRegular()) {
@@ -371,7 +405,7 @@ func (e *Executor) repair() error {
 	entries, err := os.ReadDir(e.dir)
 	for _, entry := range entries {
 		switch entry.Name() {
-		case rootName, stdoutName, stderrName, shelfName:
+		case rootName, stdoutName, stderrName, shelfName, persistentName:
 		default:
 			err = errors.Join(err, inputroot.Remove(filepath.Join(e.dir, entry.Name())))
 		}

@@ -216,6 +216,7 @@ func (w *Worker) machine() string {
 		return err.Error()
 	}
 	if err := w.memory.check(); err != nil {
+		w.endIdleTools()
 		return err.Error()
 	}
 	return ""

@@ -26,15 +26,19 @@ const (
 	externalNetwork = "external"
 )
 
+// platformOf is the action's platform, and that of older clients' commands.
+func platformOf(a *repb.Action, c *repb.Command) *repb.Platform {
+	if p := a.GetPlatform(); p != nil {
+		return p
+	}
+	return c.GetPlatform() // clients of API 2.1 and before
+}
+
 // placeOf is what the action's platform asks for: it is the action's, and of older
 // clients the command's.
 func (o *Options) placeOf(a *repb.Action, c *repb.Command) (place, error) {
-	want := a.GetPlatform()
-	if want == nil {
-		want = c.GetPlatform() // clients of API 2.1 and before
-	}
 	var p place
-	for _, pr := range want.GetProperties() {
+	for _, pr := range platformOf(a, c).GetProperties() {
 		if pr.GetName() == networkProperty && pr.GetValue() == externalNetwork {
 			p.network = true
 		}

@@ -134,7 +134,7 @@ func (e *Executor) explain(r *run, resp *repb.ExecuteResponse) {
 		b.WriteString(n + "\n")
 	}
 	if resp.Status.GetCode() != 0 || resp.Result.GetExitCode() != 0 {
-		fmt.Fprintf(&b, "Ran on worker %s", e.o.Name)
+		fmt.Fprintf(&b, "Ran on worker %s%s", e.o.Name, r.where)
 		if r.attempt > 1 {
 			fmt.Fprintf(&b, " (attempt %d)", r.attempt)
 		}

@@ -62,16 +62,22 @@ func (o *Options) sandbox(user helper.User, p place) sandbox.Options {
 
 // newRunner makes a runner of a slot, for the actions of one place.
 func (o *Options) newRunner(user helper.User, p place) (runner.Runner, error) {
+	return o.newStreamRunner(user, p, nil)
+}
+
+// newStreamRunner makes a runner for one command, which has the streams unless they
+// are nil.
+func (o *Options) newStreamRunner(user helper.User, p place, streams *runner.Streams) (runner.Runner, error) {
 	bounds, err := o.bounds(user)
 	if err != nil {
 		return nil, err
 	}
 	if o.sandboxed {
 		s := o.sandbox(user, p)
-		s.Bounds = bounds
+		s.Bounds, s.Streams = bounds, streams
 		return sandbox.New(s)
 	}
-	return bare.New(bare.Options{User: user, Bounds: bounds, Logger: o.Logger})
+	return bare.New(bare.Options{User: user, Bounds: bounds, Streams: streams, Logger: o.Logger})
 }
 
 // Isolation is what keeps actions from this machine: Bare or Namespaces.

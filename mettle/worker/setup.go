@@ -138,6 +138,9 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Exec
 	if o.Runner != nil {
 		return e, nil
 	}
+	if err := e.makePersistent(user); err != nil {
+		return nil, errors.Join(err, e.close())
+	}
 	made := e
 	defer func() {
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
 	"github.com/mettle-build/mettle/mettle/worker/output"
+	"github.com/mettle-build/mettle/mettle/worker/persistent"
 )
 
 // station is where inputs come from and outputs go to. What it remembers of blobs
@@ -18,15 +19,25 @@ type station struct {
 	store     blob.Store
 	builder   *inputroot.Builder
 	collector *output.Collector
+	// Those of tools that are kept running. nil: none are.
+	inputs *persistent.Inputs
+	copier *output.Collector
 }
 
-func newStation(store blob.Store, policy inputroot.LinkPolicy) (*station, error) {
+func newStation(o *Options, store blob.Store, policy inputroot.LinkPolicy) (*station, error) {
 	builder, err := inputroot.New(inputroot.Options{Store: store, Policy: policy})
 	if err != nil {
 		return nil, err
 	}
 	collector, err := output.New(output.Options{Store: store})
-	return &station{store: store, builder: builder, collector: collector}, err
+	if err != nil {
+		return nil, err
+	}
+	s := &station{store: store, builder: builder, collector: collector}
+	if o.keepsTools() {
+		err = s.forPersistent(policy)
+	}
+	return s, err
 }
 
 // maxStations bounds the instances that a worker remembers anything of: each has
@@ -35,6 +46,7 @@ const maxStations = 16
 
 // stations are the stations of all slots, by instance.
 type stations struct {
+	o      *Options
 	stores func(instance string) blob.Store // nil: shared is for all instances
 	policy inputroot.LinkPolicy
 	shared *station
@@ -50,10 +62,10 @@ type instanceStation struct {
 }
 
 func newStations(o *Options, policy inputroot.LinkPolicy) (*stations, error) {
-	s := &stations{stores: o.Stores, policy: policy}
+	s := &stations{o: o, stores: o.Stores, policy: policy}
 	var err error
 	if s.stores == nil {
-		s.shared, err = newStation(o.Store, policy)
+		s.shared, err = newStation(o, o.Store, policy)
 	}
 	return s, err
 }
@@ -71,7 +83,7 @@ func (s *stations) of(instance string) (*station, error) {
 		u = s.used[i]
 		s.used = slices.Delete(s.used, i, i+1)
 	} else {
-		at, err := newStation(s.stores(instance), s.policy)
+		at, err := newStation(s.o, s.stores(instance), s.policy)
 		if err != nil {
 			return nil, err
 		}

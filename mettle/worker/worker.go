@@ -47,6 +47,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/worker/cgroup"
 	"github.com/mettle-build/mettle/mettle/worker/livelog"
+	"github.com/mettle-build/mettle/mettle/worker/persistent"
 	"github.com/mettle-build/mettle/mettle/worker/presence"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
@@ -140,6 +141,13 @@ type Options struct {
 	// AllowNetwork lets isolated actions that ask for network=external use the
 	// worker's network.
 	AllowNetwork bool
+	// PersistentWorkers is how many tools each slot keeps running for actions that
+	// are marked for that: see package persistent. They take a sandbox; without one,
+	// such actions run as all others do. 0: none.
+	PersistentWorkers int
+	// PersistentIdle is how long a tool is kept running that has nothing to do. 0: 5
+	// minutes.
+	PersistentIdle time.Duration
 	// Runner makes the runner of a slot, which closes it. It is trusted to run
 	// commands, and to see to what they may do: UIDBase is of no account then.
 	// nil: one that Isolation says, which has shown that it can run a command.
@@ -148,6 +156,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics. nil: there are none.
 	Registerer prometheus.Registerer
+
+	persistent *persistent.Metrics // by New
 
 	sandboxed bool   // by settleIsolation, as note
 	note      string // why it is not, though it should be
@@ -165,7 +175,7 @@ func (o Options) withDefaults() (Options, error) {
 
 // withExecutorDefaults is for those who have no queue.
 func (o Options) withExecutorDefaults() (Options, error) {
-	if o.Slots < 0 || o.DefaultTimeout < 0 || o.MaxTimeout < 0 || o.LeaseExtendEvery < 0 || o.MaxOutputBytes < 0 {
+	if o.Slots < 0 || o.DefaultTimeout < 0 || o.MaxTimeout < 0 || o.LeaseExtendEvery < 0 || o.MaxOutputBytes < 0 || o.PersistentWorkers < 0 || o.PersistentIdle < 0 {
 		return o, errors.New("worker: negative limit")
 	}
 	if o.Slots > maxSlots {
@@ -240,6 +250,9 @@ func New(o Options) (*Worker, error) {
 func newWorker(o Options) (*Worker, error) {
 	m, err := newMetrics(o.Registerer, o.isolation())
 	if err != nil {
+		return nil, err
+	}
+	if o.persistent, err = persistent.NewMetrics(o.Registerer); err != nil {
 		return nil, err
 	}
 	w := &Worker{o: o, metrics: m, abort: make(chan struct{})}

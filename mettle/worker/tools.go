@@ -1,0 +1,151 @@
+//go:build linux
+
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/mettle/worker/inputroot"
+	"github.com/mettle-build/mettle/mettle/worker/output"
+	"github.com/mettle-build/mettle/mettle/worker/persistent"
+	"github.com/mettle-build/mettle/mettle/worker/runner"
+	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
+	persistentpb "github.com/mettle-build/mettle/proto/persistent"
+)
+
+// keepsTools reports whether tools are kept running. Without a sandbox, one would be
+// among the processes of the slot's other actions, and could do to them what it likes.
+func (o *Options) keepsTools() bool {
+	return o.PersistentWorkers > 0 && o.sandboxed && o.Runner == nil
+}
+
+// withoutAdoption is a store that takes over no files: those of a process that lives
+// on could be written to after that.
+type withoutAdoption struct{ blob.Store }
+
+// forPersistent makes what of a station is for persistent workers.
+func (s *station) forPersistent(policy inputroot.LinkPolicy) (err error) {
+	if s.inputs, err = persistent.NewInputs(s.store, policy); err != nil {
+		return err
+	}
+	s.copier, err = output.New(output.Options{Store: withoutAdoption{s.store}})
+	return err
+}
+
+// makePersistent makes the slot's pool of tools, if tools are kept.
+func (e *Executor) makePersistent(user helper.User) (err error) {
+	if !e.o.keepsTools() {
+		return nil
+	}
+	e.startTool = func(p place, s *runner.Streams) (runner.Runner, error) {
+		return e.o.newStreamRunner(user, p, s)
+	}
+	e.persistent, err = persistent.New(persistent.Options{
+		Dir: filepath.Join(e.dir, persistentName), Owner: e.owner, MaxProcesses: e.o.PersistentWorkers, Idle: e.o.PersistentIdle,
+		MaxResponseBytes: min(e.o.MaxOutputBytes, maxAnswerBytes), Metrics: e.o.persistent, Logger: e.o.Logger,
+	})
+	return err
+}
+
+// maxAnswerBytes bounds what a tool answers, which is in memory.
+const maxAnswerBytes = 16 << 20
+
+func (e *Executor) closePersistent() error {
+	if e.persistent == nil {
+		return nil
+	}
+	return e.persistent.Close()
+}
+
+// cleanPersistent removes what the last action has left with a tool.
+func (e *Executor) cleanPersistent() error {
+	if e.persistent == nil {
+		return nil
+	}
+	e.persistent.Clean()
+	return inputroot.Remove(e.answer())
+}
+
+// endIdleTools makes room in memory.
+func (w *Worker) endIdleTools() {
+	for _, s := range w.slots {
+		if p := s.exec.persistent; p != nil {
+			p.Shrink()
+		}
+	}
+}
+
+// answer is the file for what a tool answered.
+func (e *Executor) answer() string { return filepath.Join(e.dir, answerName) }
+
+// findTool finds out whether the action is one for a tool that is kept running.
+func (e *Executor) findTool(r *run) (err error) {
+	if e.persistent == nil {
+		return nil
+	}
+	if r.tool, err = persistent.Of(platformOf(r.action, r.command), r.command); errors.Is(err, persistent.ErrPlain) {
+		r.notes = append(r.notes, err.Error())
+		return nil
+	}
+	return err
+}
+
+// attemptPersistent is attempt by a tool that is kept running. If the error wraps
+// persistent.ErrPlain, the action is to run as others do, in what is left of its time.
+func (e *Executor) attemptPersistent(ctx context.Context, r *run) (*repb.ExecuteResponse, error) {
+	m := r.metadata
+	m.InputFetchStartTimestamp = r.clock.stamp()
+	got, err := e.persistent.Do(ctx, persistent.Request{
+		Tool: r.tool, Command: r.command, Instance: r.job.GetInstanceName(), Place: fmt.Sprintf("%+v", r.place),
+		Root: r.inputs, Inputs: r.at.inputs, Directories: directories(r.command), Timeout: r.timeout,
+		Start: func(s *runner.Streams) (runner.Runner, error) { return e.startTool(r.place, s) },
+	})
+	switch {
+	case errors.Is(err, persistent.ErrTimeout):
+		err = fmt.Errorf("%w: the command ran for longer than %v, and the process was killed: %w", errTimeout, r.timeout, err)
+	case errors.Is(err, persistent.ErrPlain):
+		r.timeout = max(r.timeout-got.Spent, time.Millisecond)
+		return nil, err
+	case err != nil:
+		return nil, err
+	}
+	m.InputFetchCompletedTimestamp = r.clock.stampAt(got.Fetched)
+	m.ExecutionStartTimestamp = r.clock.stampAt(got.Start)
+	m.ExecutionCompletedTimestamp = r.clock.stampAt(got.End)
+	m.VirtualExecutionDuration = durationpb.New(max(0, got.End.Sub(got.Start)))
+	if e := r.tell(got); e != nil {
+		return nil, e
+	}
+	res := runner.Result{ExitCode: got.ExitCode, Start: got.Start, End: got.End, StderrBytes: int64(len(got.Output))}
+	if res.StderrBytes > 0 {
+		// As Bazel does: the answer is what there is to tell the user.
+		if err := os.WriteFile(e.answer(), []byte(got.Output), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return e.collect(ctx, r, ran{collector: r.at.copier, root: got.Root, stderr: e.answer(), result: res, err: err})
+}
+
+// tell tells, in the result and in messages, that a tool was kept running.
+func (r *run) tell(got *persistent.Result) error {
+	use, err := anypb.New(&persistentpb.Use{RequestsBefore: got.Before, Failures: int32(got.Failures)}) //nolint:gosec // a few
+	if err != nil {
+		return err
+	}
+	r.metadata.AuxiliaryMetadata = append(r.metadata.AuxiliaryMetadata, use)
+	r.where = ", in a persistent worker that was started for it"
+	if got.Before > 0 {
+		r.where = fmt.Sprintf(", in a persistent worker that had answered %d requests before", got.Before)
+	}
+	return nil
+}
