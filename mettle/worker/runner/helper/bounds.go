@@ -60,9 +60,6 @@ func (h *helper) bound(arg string, first int) (err error) {
 	if h.group, err = cgroup.Take(b.Group, first); err != nil {
 		return err
 	}
-	if err := h.group.Join(); err != nil {
-		return err
-	}
 	if b.CountUser && b.Limits.Processes > 0 {
 		n := uint64(b.Limits.Processes)
 		if h.cred == nil {

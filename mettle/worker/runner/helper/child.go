@@ -46,7 +46,7 @@ func (h *helper) run(q request) (reply, error) {
 		return rep, nil
 	}
 	h.group.Begin()
-	h.quota.begin(q.spec.Root)
+	h.quota.begin(h.seen(q.spec.Root))
 	rep.result.Start = time.Now()
 	code, err := h.start(&q.spec)
 	if err != nil && code != 0 {
@@ -72,14 +72,33 @@ func (h *helper) run(q request) (reply, error) {
 	return rep, nil
 }
 
+// seen is where this thread finds what commands find at path.
+func (h *helper) seen(path string) string {
+	if c, ok := h.setting.(Confiner); ok {
+		return c.Seen(path)
+	}
+	return path
+}
+
 // explain tells the user, in the command's stderr, why it did not start.
 func (h *helper) explain(spec *runner.Spec, err error) {
 	_, _ = unix.Write(h.stderr.fd, fmt.Appendf(nil, "mettle: %.200s: %v\n", spec.Args[0], err))
 }
 
-// start starts the command. An error with a code is the command's fault, and
-// the code is what a shell would return; without one it is ours.
+// start starts the command, which is h.child then. An error with a code is the
+// command's fault, and the code is what a shell would return; without one it is
+// ours.
 func (h *helper) start(spec *runner.Spec) (code int, err error) {
+	if h.starter != nil {
+		h.child, code, err = h.starter.start(spec)
+	} else {
+		h.child, code, err = h.launch(spec)
+	}
+	return code, err
+}
+
+// launch is start on the thread that commands begin on.
+func (h *helper) launch(spec *runner.Spec) (c child, code int, err error) {
 	attr := &syscall.ProcAttr{
 		Dir:   spec.Dir,
 		Env:   spec.Env,
@@ -96,15 +115,14 @@ func (h *helper) start(spec *runner.Spec) (code int, err error) {
 	}
 	candidates, code, err := programs(spec)
 	if err != nil {
-		return code, err
+		return child{}, code, err
 	}
 	for _, path := range candidates {
 		for busy := 0; ; busy++ {
 			*attr.Sys.PidFD = -1
 			pid, err := syscall.ForkExec(path, spec.Args, attr)
 			if err == nil {
-				h.child = child{pid: pid, pidfd: *attr.Sys.PidFD}
-				return 0, nil
+				return child{pid: pid, pidfd: *attr.Sys.PidFD}, 0, nil
 			}
 			if errors.Is(err, unix.ETXTBSY) && busy < 5 {
 				// Somebody else on this machine writes to the program.
@@ -113,12 +131,12 @@ func (h *helper) start(spec *runner.Spec) (code int, err error) {
 			}
 			code, err = classify(spec, path, err)
 			if code != codeNotExecutable || !errors.Is(err, unix.EACCES) {
-				return code, err
+				return child{}, code, err
 			}
 			break // as execvp does, look further in the PATH
 		}
 	}
-	return codeNotExecutable, fmt.Errorf("cannot execute: %w", unix.EACCES)
+	return child{}, codeNotExecutable, fmt.Errorf("cannot execute: %w", unix.EACCES)
 }
 
 // wait waits for the child, and then for all that it left behind, after killing

@@ -28,8 +28,9 @@ func Is(name string) bool {
 }
 
 // helperArgs is the number of a helper's arguments: its name, user, group, time
-// to kill, Config, Bounds, and whether its command has streams of its own.
-const helperArgs = 7
+// to kill, and whether its command has streams of its own. Config and Bounds are not
+// among them: a command must not read them in /proc.
+const helperArgs = 5
 
 // The last of them.
 const (
@@ -113,6 +114,7 @@ func serve(s Setting) int {
 type helper struct {
 	conn        int // the socket
 	setting     Setting
+	starter     *starter // nil: commands begin on the thread of everything else
 	hello       reply
 	killTimeout time.Duration
 	uid         int  // as which commands run; -1: that of the helper
@@ -147,13 +149,20 @@ func (h *helper) setUp(args []string) error {
 		unix.CloseOnExec(h.conn) // a kernel before 5.11
 	}
 	next := h.conn + 1
-	if args[5] == ownStreams {
+	if args[3] == ownStreams {
 		h.streams, h.stdin, next = true, streamStdin, afterStreams
 	}
-	if err := h.bound(args[4], next); err != nil {
+	var config, bounds string
+	if config, err = h.readText(); err == nil {
+		bounds, err = h.readText()
+	}
+	if err != nil {
 		return err
 	}
-	if err := h.setting.Enter(args[3], User{Set: h.uid >= 0, UID: h.uid, GID: gid}); err != nil {
+	if err := h.bound(bounds, next); err != nil {
+		return err
+	}
+	if err := h.setting.Enter(config, User{Set: h.uid >= 0, UID: h.uid, GID: gid}); err != nil {
 		return err
 	}
 	if !h.streams {
@@ -170,7 +179,11 @@ func (h *helper) setUp(args []string) error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("forbid core files: %w", err)
 	}
-	return nil
+	if c, ok := h.setting.(Confiner); ok {
+		h.starter, err = newStarter(h, c)
+		return err
+	}
+	return h.group.Join()
 }
 
 // serve runs commands until the worker closes its end, and then returns io.EOF.
@@ -255,4 +268,35 @@ func (h *helper) next() (q request, ok bool, err error) {
 	q, err = parseRequest(h.in[frameHeader:end])
 	h.in = h.in[:copy(h.in, h.in[end:])]
 	return q, err == nil, err
+}
+
+// readText reads what the worker sends first: Config, and Bounds.
+func (h *helper) readText() (string, error) {
+	var size [4]byte
+	if err := h.readFull(size[:]); err != nil {
+		return "", err
+	}
+	n := binary.LittleEndian.Uint32(size[:])
+	if n > maxText {
+		return "", fmt.Errorf("%w: %d bytes of configuration", errFrame, n)
+	}
+	config := make([]byte, n)
+	err := h.readFull(config)
+	return string(config), err
+}
+
+func (h *helper) readFull(b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Read(h.conn, b)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return fmt.Errorf("read the configuration: %w", err)
+		case n == 0:
+			return io.EOF
+		}
+		b = b[n:]
+	}
+	return nil
 }

@@ -52,7 +52,7 @@ func startHelper(opts Options) (*helperProcess, error) {
 		files, streams = append(files, s.Stdin, s.Stdout, s.Stderr), ownStreams
 	}
 	process, err := os.StartProcess(selfExe, []string{
-		opts.Name, strconv.Itoa(uid), strconv.Itoa(gid), opts.KillTimeout.String(), opts.Config, bounds, streams,
+		opts.Name, strconv.Itoa(uid), strconv.Itoa(gid), opts.KillTimeout.String(), streams,
 	}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   helperEnv(),
@@ -64,7 +64,7 @@ func startHelper(opts Options) (*helperProcess, error) {
 		return nil, err
 	}
 	h := &helperProcess{process: process, conn: conn}
-	if err := h.hello(); err != nil {
+	if err := h.hello(opts.Config, bounds); err != nil {
 		return nil, errors.Join(err, h.close(0))
 	}
 	return h, nil
@@ -86,14 +86,20 @@ func helperEnv() []string {
 // machine that is swapping.
 const startTimeout = 30 * time.Second
 
-// hello waits until the helper says that it is ready.
-func (h *helperProcess) hello() error {
-	if err := h.conn.SetReadDeadline(time.Now().Add(startTimeout)); err != nil {
+// hello tells the helper its Config and its Bounds, and waits until the helper says that it is ready.
+func (h *helperProcess) hello(config, bounds string) error {
+	if err := h.conn.SetDeadline(time.Now().Add(startTimeout)); err != nil {
+		return err
+	}
+	if _, err := h.conn.Write(appendString(appendString(nil, config), bounds)); err != nil && !errors.Is(err, unix.EPIPE) {
+		return fmt.Errorf("configure it: %w", err)
+	}
+	if err := h.conn.SetWriteDeadline(time.Time{}); err != nil {
 		return err
 	}
 	rep, err := h.readReply()
 	switch {
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
 		return errors.New("it ended at once: does main begin with IsHelper?")
 	case err != nil:
 		return err

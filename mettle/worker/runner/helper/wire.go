@@ -210,3 +210,8 @@ func parseReply(b []byte) (p reply, size int, ok bool, err error) {
 		},
 	}, size, true, nil
 }
+
+// Before all frames the worker sends two strings: Options.Config, and Bounds.
+
+// maxText bounds each of them.
+const maxText = 1 << 20

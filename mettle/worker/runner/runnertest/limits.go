@@ -106,7 +106,7 @@ func (s Subject) memory(t *testing.T) {
 		if !strings.Contains(b.StderrText(t), "partial\nmettle: out of memory: this action may use 64 MiB") {
 			t.Errorf("stderr %q", b.StderrText(t))
 		}
-		if p := res.Usage.PeakMemoryBytes; p < 30*mib || p > 65*mib {
+		if p := res.Usage.PeakMemoryBytes; p < 30*mib || p > 70*mib { // of processes, with what they share
 			t.Errorf("peak memory %d, want about 64 MiB", p)
 		}
 	}

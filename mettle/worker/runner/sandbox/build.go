@@ -13,30 +13,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The helper has two threads that matter, in two mount namespaces. In that of the
+// helper's own thread, "outside", there are the host's mounts, and beside them those
+// of the sandbox. In that of the thread on which commands start, "inside", there is
+// only the sandbox, which is the root there; what is mounted on it outside appears
+// inside.
 const (
-	// staging is where the new root is put together, before it becomes the
-	// root: a directory that each host has, and of which commands see nothing.
-	staging = "/tmp"
-	// hostName is where the host's root goes, under an empty directory.
-	hostName = "/.host"
-	// emptyName is what a hidden file is replaced by.
-	emptyName = "/.hidden"
+	// outsideDir is where the namespace outside begins: a directory that each host
+	// has. It is covered there, and nowhere else.
+	outsideDir = "/tmp"
+	// Outside there are these directories, and nothing else.
+	hostDir    = "/host"
+	sandboxDir = "/sandbox"
+	// emptyFile, outside, is what a hidden file is covered by.
+	emptyFile = "/empty"
 )
 
-// in is a path of the sandbox, while that is in staging.
-func in(path string) string { return filepath.Join(staging, path) }
+// in is a path of the sandbox, outside.
+func in(path string) string { return filepath.Join(sandboxDir, path) }
 
-// build makes the file system that commands see, and moves there.
+// on is a path of the host, outside.
+func on(path string) string { return filepath.Join(hostDir, path) }
+
+// build makes the file system that commands see.
 func (c *cell) build() error {
 	unix.Umask(0)
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
-	}
 	hidden := c.resolve()
 	if err := c.openLayers(); err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", staging, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+	if err := c.goOutside(); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", sandboxDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
 	if err := c.fill(); err != nil {
@@ -45,7 +54,7 @@ func (c *cell) build() error {
 	if !isDir(c.Root) {
 		return fmt.Errorf("sandbox root %s: no such directory, or behind a symlink", c.Root)
 	}
-	if err := setAttributes(staging, unix.AT_RECURSIVE, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV); err != nil {
+	if err := setAttributes(sandboxDir, unix.AT_RECURSIVE, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV); err != nil {
 		return fmt.Errorf("make the host read-only: %w", err)
 	}
 	if err := c.mountDev(); err != nil {
@@ -62,10 +71,82 @@ func (c *cell) build() error {
 	if err := c.mountScratch(); err != nil {
 		return err
 	}
-	return c.pivot()
+	// From now on, what is mounted there appears inside.
+	if err := unix.Mount("", sandboxDir, "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share the sandbox's mounts: %w", err)
+	}
+	return nil
 }
 
-// fill puts into staging what commands see of the host, or of layers.
+// goOutside moves the host's mounts to hostDir, of a root that has nothing else.
+func (c *cell) goOutside() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("tmpfs", outsideDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=64k"); err != nil {
+		return fmt.Errorf("mount tmpfs: %w", err)
+	}
+	for _, dir := range []string{hostDir, sandboxDir} {
+		if err := os.Mkdir(outsideDir+dir, 0o755); err != nil { //nolint:gosec // nobody else is there
+			return err
+		}
+	}
+	if err := os.WriteFile(outsideDir+emptyFile, nil, 0); err != nil {
+		return err
+	}
+	// The helper opens some of these.
+	for _, dir := range []string{"/dev", "/proc"} {
+		if err := os.Symlink(sandboxDir+dir, outsideDir+dir); err != nil {
+			return err
+		}
+	}
+	if err := unix.PivotRoot(outsideDir, outsideDir+hostDir); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	if err := setAttributes("/", 0, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV); err != nil {
+		return fmt.Errorf("make it read-only: %w", err)
+	}
+	var err error
+	if c.host, err = unix.Open(hostDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return &os.PathError{Op: "open", Path: hostDir, Err: err}
+	}
+	return nil
+}
+
+// goInside has the calling thread see the sandbox and no other mount.
+func goInside() error {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("new mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("follow the mounts outside: %w", err)
+	}
+	outside, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(outside) //nolint:errcheck // only a place
+	if err := unix.Chdir(sandboxDir); err != nil {
+		return err
+	}
+	// The old root comes to lie on the new one, from where it is taken away, with
+	// the host's mounts.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Fchdir(outside); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("leave the host's mounts: %w", err)
+	}
+	return unix.Chdir("/")
+}
+
+// fill puts into the sandbox what commands see of the host, or of layers.
 func (c *cell) fill() error {
 	if len(c.Layers) > 0 {
 		return c.overlayLayers()
@@ -82,9 +163,9 @@ func (c *cell) fill() error {
 // makeOwn makes what is not the host's, before anything of the host is there to
 // be written to.
 func (c *cell) makeOwn() error {
-	dirs := []string{"/proc", "/dev", "/tmp", hostName}
+	dirs := []string{"/proc", "/dev", "/tmp"}
 	first, _, nested := strings.Cut(c.Root[1:], "/")
-	if _, err := os.Lstat("/" + first); !nested || errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(on(first)); !nested || errors.Is(err, fs.ErrNotExist) {
 		dirs = append(dirs, c.Root)
 	}
 	for _, dir := range dirs {
@@ -92,7 +173,7 @@ func (c *cell) makeOwn() error {
 			return err
 		}
 	}
-	return os.WriteFile(in(emptyName), nil, 0)
+	return nil
 }
 
 // isDir reports whether there is a directory at path in the sandbox, not behind a
@@ -110,14 +191,14 @@ func isDir(path string) bool {
 
 // bindHost makes the entries of the host's root appear in the sandbox.
 func (c *cell) bindHost() error {
-	entries, err := os.ReadDir("/")
+	entries, err := os.ReadDir(hostDir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		path := "/" + e.Name()
 		switch path {
-		case "/proc", "/dev", "/tmp", hostName, emptyName, c.Root:
+		case "/proc", "/dev", "/tmp", c.Root:
 			continue
 		}
 		err := bindEntry(path, e.Type())
@@ -131,7 +212,7 @@ func (c *cell) bindHost() error {
 func bindEntry(path string, mode fs.FileMode) error {
 	switch {
 	case mode&fs.ModeSymlink != 0:
-		target, err := os.Readlink(path)
+		target, err := os.Readlink(on(path))
 		if err != nil {
 			return err
 		}
@@ -140,12 +221,12 @@ func bindEntry(path string, mode fs.FileMode) error {
 		if err := os.Mkdir(in(path), 0o755); err != nil { //nolint:gosec // it is covered at once
 			return err
 		}
-		return bind(path, in(path), unix.MS_REC)
+		return bind(on(path), in(path), unix.MS_REC)
 	case mode.IsRegular():
 		if err := os.WriteFile(in(path), nil, 0o644); err != nil { //nolint:gosec // it is covered at once
 			return err
 		}
-		return bind(path, in(path), 0)
+		return bind(on(path), in(path), 0)
 	}
 	return nil // sockets and the like
 }
@@ -171,7 +252,7 @@ func (c *cell) mountDev() error {
 		if err := os.WriteFile(in(dev), nil, 0o666); err != nil { //nolint:gosec // it is covered at once
 			return err
 		}
-		if err := bind(dev, in(dev), 0); err != nil {
+		if err := bind(on(dev), in(dev), 0); err != nil {
 			return err
 		}
 	}
@@ -196,7 +277,9 @@ func (c *cell) mountDev() error {
 // mountProc makes the /proc of the PID namespace, of which commands can change
 // nothing but what is their own.
 func (c *cell) mountProc() error {
-	if err := unix.Mount("proc", in("/proc"), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+	// A process that a command could not trace, as it can't the helper, is not there:
+	// anyone could read what is mounted outside. (Of 2, group 0 is exempt.)
+	if err := unix.Mount("proc", in("/proc"), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "hidepid=4"); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	// In a user namespace of its own, a command could mount, and reach parts of
@@ -221,7 +304,7 @@ func (c *cell) mountProc() error {
 		if _, err := os.Lstat(path); err != nil {
 			continue
 		}
-		if err := bind(in(emptyName), path, 0); err != nil {
+		if err := bind(emptyFile, path, 0); err != nil {
 			return err
 		}
 	}
@@ -257,7 +340,7 @@ func (c *cell) hide(path string) error {
 	case st.IsDir():
 		return unix.Mount("tmpfs", in(path), "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=555,size=4k")
 	default:
-		return bind(in(emptyName), in(path), 0)
+		return bind(emptyFile, in(path), 0)
 	}
 }
 
@@ -272,34 +355,7 @@ func (c *cell) mountScratch() error {
 		if err := s.mount(); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
-		s.path = path
 		c.scratch = append(c.scratch, s)
-	}
-	return nil
-}
-
-// pivot makes staging the root. The host's goes under a directory that is empty
-// and that no command can unmount; only the helper has a descriptor of it, to
-// reach input roots and the files for output.
-func (c *cell) pivot() error {
-	if err := unix.PivotRoot(staging, in(hostName)); err != nil {
-		return fmt.Errorf("pivot_root: %w", err)
-	}
-	if err := unix.Chdir("/"); err != nil {
-		return err
-	}
-	if len(c.Layers) > 0 {
-		// The tmpfs that was under the overlay still covers the host's directory.
-		if err := unix.Unmount(filepath.Join(hostName, staging), unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("uncover the host's %s: %w", staging, err)
-		}
-	}
-	var err error
-	if c.host, err = unix.Open(hostName, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return &os.PathError{Op: "open", Path: hostName, Err: err}
-	}
-	if err := unix.Mount("tmpfs", hostName, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=555,size=4k"); err != nil {
-		return fmt.Errorf("cover the host's root: %w", err)
 	}
 	return nil
 }

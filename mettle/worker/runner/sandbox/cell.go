@@ -20,13 +20,14 @@ import (
 // namespaces from its start.
 type cell struct {
 	config
-	host    int // the host's root directory; no path leads there
+	host    int // the host's root directory
 	bound   *unix.Stat_t
 	scratch []scratch
-	opened  []int // Layers, while the root is built
+	opened  []int             // Layers, while the root is built
+	names   map[string]string // files of /etc, for Layers, likewise
 }
 
-var _ helper.Setting = (*cell)(nil)
+var _ helper.Confiner = (*cell)(nil)
 
 // Enter implements helper.Setting.
 func (c *cell) Enter(text string, _ helper.User) error {
@@ -42,6 +43,15 @@ func (c *cell) Enter(text string, _ helper.User) error {
 	if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
 		return fmt.Errorf("set the host's name: %w", err)
 	}
+	return nil
+}
+
+// Confine implements helper.Confiner.
+func (c *cell) Confine() error {
+	if err := goInside(); err != nil {
+		return err
+	}
+	unix.Umask(0o022) // that of the rest is no longer this thread's
 	if c.OwnNetwork {
 		if err := raiseLoopback(); err != nil {
 			return fmt.Errorf("loopback interface: %w", err)
@@ -51,6 +61,17 @@ func (c *cell) Enter(text string, _ helper.User) error {
 	// keyrings there is nothing to hide.
 	_, _ = unix.KeyctlJoinSessionKeyring("")
 	return dropPrivileges()
+}
+
+// Seen implements helper.Confiner.
+func (c *cell) Seen(path string) string { return in(path) }
+
+// Renew implements helper.Confiner.
+func (c *cell) Renew() error {
+	if err := unix.Unshare(unix.CLONE_NEWIPC); err != nil {
+		return fmt.Errorf("new IPC namespace: %w", err)
+	}
+	return nil
 }
 
 func raiseLoopback() error {
@@ -123,10 +144,6 @@ func (c *cell) Prepare(spec *runner.Spec) error {
 	if err != nil || !filepath.IsLocal(rel) {
 		return fmt.Errorf("working directory %s is not in the root %s", spec.Dir, spec.Root)
 	}
-	// Of this thread, and so of all that it starts from now on.
-	if err := unix.Unshare(unix.CLONE_NEWIPC); err != nil {
-		return fmt.Errorf("new IPC namespace: %w", err)
-	}
 	for i := range c.scratch {
 		if err := c.scratch[i].renew(); err != nil {
 			return fmt.Errorf("renew %s: %w", c.scratch[i].path, err)
@@ -155,16 +172,26 @@ func (c *cell) bind(root string) error {
 		if c.bound.Dev == st.Dev && c.bound.Ino == st.Ino {
 			return nil
 		}
-		if err := unix.Unmount(c.Root, unix.MNT_DETACH); err != nil {
+		if err := unix.Unmount(in(c.Root), unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("unmount the last one: %w", err)
 		}
 		c.bound = nil
 	}
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), c.Root, "", unix.MS_BIND, ""); err != nil {
+	// With its attributes before it appears inside, where they would not follow.
+	tree, err := unix.OpenTree(fd, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree) //nolint:errcheck // only a place
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, in(c.Root), unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return err
 	}
 	c.bound = &st
-	return setAttributes(c.Root, 0, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	return nil
 }
 
 // scratch is a tmpfs that commands write to.

@@ -69,7 +69,7 @@ func hidesAndProtectsTheHost(t *testing.T, with func(testing.TB, sandbox.Options
 	}
 	b := with(t, sandbox.Options{Hide: []string{"/etc/hostname", "/usr/share", "/no/such/path"}})
 	wantRefused(t, b,
-		"cat "+secret, "cat /etc/shadow", "cat /etc/hostname", "ls /usr/share/*", "ls /root/* /home/*", "ls /run/*", "ls /.host/*", "cat /proc/kcore",
+		"cat "+secret, "cat /etc/shadow", "cat /etc/hostname", "chmod 644 /etc/hostname && echo x > /etc/hostname", "ls /usr/share/*", "ls /root/* /home/*", "ls /run/*", "ls /.host/*", "cat /proc/kcore",
 		"touch /etc/x", "touch /usr/x", "touch /x", "touch /.host/x", "touch /dev/x", "touch /var/x", "touch /sys/x", "echo 1 > /proc/sys/vm/drop_caches",
 		"echo x >> /etc/passwd", "rm /etc/passwd", "chmod 777 /etc", "ln /etc/passwd x", "echo b > /proc/sysrq-trigger",
 		"mkdir m; mount -t tmpfs none m", "mount -o remount,rw /etc", "umount /.host", "umount /build", "unshare -r true", "unshare -m true", "chroot / true",
@@ -88,8 +88,8 @@ func TestRunner_ownDevicesTmpAndName(t *testing.T) {
 		t.Errorf("name, directory, files and devices %q", got)
 	}
 	wantRefused(t, b, "echo x > /dev/full")
-	if got := tell(t, b, "ls /proc | grep -c '^[0-9]*$'; echo $$; ps -e 2>/dev/null | wc -l >/dev/null; readlink /proc/1/cwd || echo hidden"); !strings.HasSuffix(got, "hidden") || !strings.HasPrefix(got, "4\n") {
-		t.Errorf("processes %q, want the shell, ls, grep, and the helper, which is opaque", got)
+	if got := tell(t, b, "ls /proc | grep -c '^[0-9]*$'; echo $$; ps -e 2>/dev/null | wc -l >/dev/null; readlink /proc/1/cwd || echo hidden"); !strings.HasSuffix(got, "hidden") || !strings.HasPrefix(got, "3\n") {
+		t.Errorf("processes %q, want the shell, ls and grep, and not the helper", got)
 	}
 	if name, err := os.Hostname(); err != nil || name == "builder" {
 		t.Errorf("the host's name is %q now, %v", name, err)
@@ -218,6 +218,37 @@ func TestNew_refuses(t *testing.T) {
 			}
 			if _, err := os.Stat("/usr/no-such-directory"); err == nil {
 				t.Error("it made a directory of the host")
+			}
+		})
+	}
+}
+
+// A command finds nothing of the host's mounts but those of the directories that it
+// sees, and nothing of what the helper was told.
+func TestRunner_tellsNothingOfTheWorker(t *testing.T) {
+	t.Setenv("WORKER_SECRET", "a-worker's-secret")
+	hidden := t.TempDir() // behind what is hidden anyway
+	for name, b := range map[string]*runnertest.Bench{
+		"own user":      with(t, sandbox.Options{Hide: []string{hidden}}),
+		"worker's user": asWorker(t, sandbox.Options{Hide: []string{hidden}}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			base := filepath.Dir(b.Dir)
+			// The kernel says of the root where it lies on its file system.
+			all := tell(t, b, "cat /proc/self/mountinfo /proc/self/mounts | grep -v ' /build '; cat /proc/1/cmdline 2>/dev/null; cat /proc/1/environ /proc/1/mountinfo /proc/1/task/*/mountinfo 2>/dev/null; ls -A /")
+			for _, secret := range []string{base, hidden, ".host", " /host", "worker's-secret", "\n.hidden", "sandbox "} {
+				if strings.Contains(all, secret) {
+					t.Errorf("%q is in %s", secret, all)
+				}
+			}
+			for line := range strings.Lines(all) {
+				f := strings.Fields(line)
+				if len(f) < 7 || !strings.Contains(line, " - ") {
+					continue
+				}
+				if _, err := os.Stat(f[4]); err != nil && f[4] != "/build" {
+					t.Errorf("mounted at %s, which this machine does not have", f[4])
+				}
 			}
 		})
 	}

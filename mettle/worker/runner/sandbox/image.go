@@ -44,7 +44,7 @@ func checkLayers(layers []string) error {
 	return nil
 }
 
-// openLayers opens the layers, before staging hides what is there.
+// openLayers opens the layers, and reads what names the host's network, while their paths lead there.
 func (c *cell) openLayers() error {
 	for _, l := range c.Layers {
 		fd, err := unix.Open(l, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -53,36 +53,47 @@ func (c *cell) openLayers() error {
 		}
 		c.opened = append(c.opened, fd)
 	}
+	if len(c.Layers) == 0 || c.OwnNetwork {
+		return nil
+	}
+	c.names = map[string]string{}
+	for _, name := range []string{"resolv.conf", "hosts"} {
+		data, err := os.ReadFile(filepath.Join("/etc", name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		c.names[name] = string(data)
+	}
 	return nil
 }
 
 // pathOf is a path that leads to what is open.
-func pathOf(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+func pathOf(fd int) string { return on(fmt.Sprintf("/proc/self/fd/%d", fd)) }
 
-// overlayLayers covers staging, a tmpfs, with the overlay.
+// overlayLayers covers the tmpfs of the sandbox, with the overlay.
 func (c *cell) overlayLayers() error {
 	for _, dir := range []string{linksName, topName} {
-		if err := os.Mkdir(filepath.Join(staging, dir), 0o755); err != nil { //nolint:gosec // it becomes the command's root
+		if err := os.Mkdir(filepath.Join(sandboxDir, dir), 0o755); err != nil { //nolint:gosec // it becomes the command's root
 			return err
 		}
 	}
-	if err := c.makeTop(filepath.Join(staging, topName)); err != nil {
+	if err := c.makeTop(filepath.Join(sandboxDir, topName)); err != nil {
 		return fmt.Errorf("the layer for mounts: %w", err)
 	}
 	lower := []string{"../" + topName}
 	for i, fd := range slices.Backward(c.opened) {
 		name := strconv.Itoa(i)
-		if err := os.Symlink(pathOf(fd), filepath.Join(staging, linksName, name)); err != nil {
+		if err := os.Symlink(pathOf(fd), filepath.Join(sandboxDir, linksName, name)); err != nil {
 			return err
 		}
 		lower = append(lower, name)
 	}
-	if err := unix.Chdir(filepath.Join(staging, linksName)); err != nil {
+	if err := unix.Chdir(filepath.Join(sandboxDir, linksName)); err != nil {
 		return err
 	}
 	// userxattr: whiteouts and the like are in attributes that a user namespace may
 	// have, see package image.
-	err := unix.Mount("overlay", staging, "overlay", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, "userxattr,lowerdir="+strings.Join(lower, ":"))
+	err := unix.Mount("overlay", sandboxDir, "overlay", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, "userxattr,lowerdir="+strings.Join(lower, ":"))
 	if err != nil {
 		return fmt.Errorf("mount an overlay of %d layers: %w", len(c.Layers), err)
 	}
@@ -95,7 +106,7 @@ func (c *cell) overlayLayers() error {
 
 // makeTop makes our own layer.
 func (c *cell) makeTop(top string) error {
-	dirs := []string{"/proc", "/dev", "/tmp", hostName, c.Root}
+	dirs := []string{"/proc", "/dev", "/tmp", c.Root}
 	for _, dir := range []string{"/var/tmp", "/etc"} {
 		if c.canHold(dir) {
 			dirs = append(dirs, dir)
@@ -106,9 +117,6 @@ func (c *cell) makeTop(top string) error {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(top, emptyName), nil, 0); err != nil {
-		return err
-	}
 	if !c.canHold("/etc") {
 		return nil
 	}
@@ -118,11 +126,7 @@ func (c *cell) makeTop(top string) error {
 	}
 	for name, text := range files {
 		if !c.OwnNetwork {
-			data, err := os.ReadFile(filepath.Join("/etc", name))
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-			text = string(data)
+			text = c.names[name]
 		}
 		if err := os.WriteFile(filepath.Join(top, "etc", name), []byte(text), 0o644); err != nil { //nolint:gosec // everyone may look
 			return err

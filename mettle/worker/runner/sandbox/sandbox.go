@@ -11,7 +11,13 @@
 // Bounds alone, and system calls are not filtered.
 //
 // Each Runner has one helper process for all its commands (see runner/helper),
-// which is the init of the PID namespace. Between two commands it kills, in one
+// which is the init of the PID namespace. It mounts, in a namespace that has the
+// host's mounts too; commands start on a thread of their own, whose mount namespace
+// has the sandbox's and no other, and which has given up what they may not have. So
+// neither a path nor /proc/self/mountinfo leads out, but that the kernel says of each
+// mount where it begins on its file system. Of the helper, /proc shows nothing.
+//
+// Between two commands it kills, in one
 // system call that no fork can outrun, everything in that namespace, and renews
 // what one command could leave for the next: the IPC namespace, and the tmpfs
 // that are not empty. All that takes some tens of microseconds, where new
@@ -160,7 +166,7 @@ func (c *config) check() error {
 		return fmt.Errorf("%w: sandbox root %q is no clean absolute path below /", ErrOptions, c.Root)
 	}
 	switch first, _, _ := strings.Cut(c.Root[1:], "/"); first {
-	case "proc", "dev", "tmp", "sys", hostName[1:]:
+	case "proc", "dev", "tmp", "sys":
 		return fmt.Errorf("%w: sandbox root %s: /%s is taken", ErrOptions, c.Root, first)
 	}
 	for _, p := range c.Hide {
