@@ -31,6 +31,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
+	"github.com/mettle-build/mettle/mettle/worker/image"
 )
 
 // dualCmd is a complete server in one process. Its flags are those of the parts.
@@ -51,12 +52,13 @@ type dualCmd struct {
 	flags.Trust
 
 	slotFlags
+	imageFlags
 	executeFlags
 }
 
 // Validate is called by kong, before Run.
 func (c *dualCmd) Validate() error {
-	return errors.Join(c.slotFlags.check(), c.executeFlags.check(), c.Serving.Check(rpc.MaxBatch), c.Trust.Check())
+	return errors.Join(c.slotFlags.check(), c.imageFlags.check(), c.executeFlags.check(), c.Serving.Check(rpc.MaxBatch), c.Trust.Check())
 }
 
 // Run serves until ctx is done and everything has been brought to an end.
@@ -125,6 +127,7 @@ type dual struct {
 	logs     *logstream.Streams
 	jobs     *mem.Queue
 	api      *api.Server
+	images   *image.Cache // nil: actions run in none
 	worker   *worker.Worker
 	guard    *flags.Guarded
 }
@@ -191,6 +194,10 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if d.images, err = c.openImages(imageOptions{dir: imagesIn(d.dir), sandbox: c.Sandbox, log: d.log, registry: d.registry}); err != nil {
+		return err
+	}
+	properties = withImages(properties, d.images)
 	platforms, err := platform.New(platform.Options{Properties: properties, Logger: d.log})
 	if err != nil {
 		return err
@@ -232,6 +239,7 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		Actions:        d.actions,
 		Failures:       d.failures,
 		Dir:            filepath.Join(d.dir, "work"),
+		Images:         d.images,
 		Name:           name,
 		Notices:        d.jobs,
 		Properties:     properties,
@@ -362,6 +370,9 @@ func (d *dual) close() error {
 	var errs []error
 	if d.worker != nil {
 		errs = append(errs, d.worker.Close())
+	}
+	if d.images != nil {
+		errs = append(errs, d.images.Close())
 	}
 	if d.assets != nil {
 		errs = append(errs, d.assets.Close())

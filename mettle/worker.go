@@ -28,6 +28,7 @@ type workerCmd struct {
 	Pool string `help:"The pool whose jobs it takes: workers of one pool are alike." default:"default"`
 	Name string `help:"The worker's name in results and messages, which no other has. Default: the host's, and something random."`
 	slotFlags
+	imageFlags
 
 	Dir       string     `help:"The directory for inputs and for actions to run in, on a disk of its own at best. Default: mettle-worker in the user's cache directory, /var/cache/mettle-worker for root." type:"path"`
 	CacheSize flags.Size `help:"How much of the storage's blobs are kept here, as in 100GB. 0: as much as the disk has room for." default:"0"`
@@ -41,7 +42,7 @@ type workerCmd struct {
 
 // Validate is called by kong, before Run.
 func (c *workerCmd) Validate() error {
-	err := errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.slotFlags.check())
+	err := errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.slotFlags.check(), c.imageFlags.check())
 	if c.Pool == "" {
 		err = errors.Join(err, errors.New("--pool: it has no name"))
 	}
@@ -124,6 +125,13 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	images, err := c.openImages(imageOptions{dir: imagesIn(w.dir), sandbox: c.Sandbox, log: w.log, registry: w.registry})
+	if err != nil {
+		return err
+	}
+	if images != nil {
+		w.closers.add(images.Close)
+	}
 	w.worker, err = worker.New(c.options(worker.Options{
 		Jobs:             w.jobs,
 		Updates:          w.jobs,
@@ -135,7 +143,8 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		Dir:              filepath.Join(w.dir, "work"),
 		Pools:            []string{c.Pool},
 		Notices:          w.jobs,
-		Properties:       slices.Concat(platform.Host(), properties),
+		Properties:       withImages(slices.Concat(platform.Host(), properties), images),
+		Images:           images,
 		Name:             w.name,
 		LeaseExtendEvery: c.url.LeaseTime() / leaseShare,
 		// Less than what the cache leaves free, so that a full one stops nothing.

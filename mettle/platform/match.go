@@ -19,7 +19,7 @@ type offer struct {
 func demands(want *repb.Platform) []*repb.Platform_Property {
 	props := want.GetProperties()
 	everywhere := func(pr *repb.Platform_Property) bool {
-		return isHint(pr.GetName()) || pr.GetName() == containerImage && (pr.GetValue() == "" || pr.GetValue() == "none")
+		return isHint(pr.GetName()) || pr.GetName() == ContainerImage && (pr.GetValue() == "" || pr.GetValue() == "none")
 	}
 	if !slices.ContainsFunc(props, everywhere) {
 		return props
@@ -144,8 +144,8 @@ func trouble(offers []offer, props []*repb.Platform_Property) string {
 		if values := valuesOf(offers, pr.GetName()); len(values) > 0 {
 			return fmt.Sprintf("%s: accepted are %s", asked, list(values))
 		}
-		if pr.GetName() == containerImage {
-			return asked + `: workers run no containers, accepted are "none" and ""`
+		if pr.GetName() == ContainerImage {
+			return asked + `: workers run no container images here, accepted are "none" and ""`
 		}
 		return fmt.Sprintf("%s: no worker declares that property, accepted are %s", asked, list(namesOf(offers)))
 	}

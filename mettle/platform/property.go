@@ -11,8 +11,10 @@ import (
 
 // The names of properties that mean something here.
 const (
-	osFamily       = "OSFamily"
-	containerImage = "container-image"
+	osFamily = "OSFamily"
+	// ContainerImage is the one for the root file system that an action runs in. The
+	// values "" and "none" are any worker's own.
+	ContainerImage = "container-image"
 )
 
 // AnyValue as the value of a pool's Property accepts every value.

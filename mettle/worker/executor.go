@@ -20,6 +20,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/command"
+	"github.com/mettle-build/mettle/mettle/worker/image"
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
 	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	"github.com/mettle-build/mettle/mettle/worker/output"
@@ -42,6 +43,8 @@ type Executor struct {
 	// persistent has the tools that are kept running. nil: none are.
 	persistent *persistent.Pool
 	startTool  func(place, *runner.Streams) (runner.Runner, error)
+	// imageAway says that the last job failed because a registry was away.
+	imageAway bool
 }
 
 // What is in a slot's directory.
@@ -80,6 +83,8 @@ type run struct {
 	place   place
 	tool    *persistent.Tool // nil: a plain command
 	where   string           // more than the worker's name, for messages
+	image   image.Reference  // of the place, as the action names it
+	opened  *image.Image     // nil: it needed not be, or is taken
 	clock   clock
 	// announce is told where the command's output can be followed. nil: nowhere.
 	announce func(context.Context, livelog.Names)
@@ -132,6 +137,9 @@ func (e *Executor) load(ctx context.Context, job *queuepb.Job, attempt uint32) (
 		return r, err
 	}
 	if r.place, err = e.o.placeOf(r.action, r.command); err != nil {
+		return r, err
+	}
+	if r.image, err = e.o.imageOf(platformOf(r.action, r.command)); err != nil {
 		return r, err
 	}
 	return r, e.findTool(r)
@@ -199,6 +207,10 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 	}
 	m := r.metadata
 	m.InputFetchStartTimestamp = r.clock.stamp()
+	defer e.leaveImage(r)
+	if err := e.openImage(ctx, r); err != nil {
+		return nil, err
+	}
 	root, err := r.at.builder.Build(ctx, inputroot.Request{
 		Dir: e.root(), Digest: r.inputs, Owner: e.owner, Shelf: e.shelf, Directories: directories(r.command),
 	})
@@ -296,7 +308,7 @@ func endedByLimit(err error) bool {
 
 // runCommand runs the command and notes when it did.
 func (e *Executor) runCommand(ctx context.Context, r *run) (runner.Result, error) {
-	place, err := e.runners.of(r.place)
+	place, err := e.runners.of(r.place, r.takeImage())
 	if err != nil {
 		return runner.Result{}, err
 	}

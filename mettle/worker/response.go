@@ -18,6 +18,7 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/status"
 	"github.com/mettle-build/mettle/mettle/command"
+	"github.com/mettle-build/mettle/mettle/worker/image"
 	"github.com/mettle-build/mettle/mettle/worker/output"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	workerpb "github.com/mettle-build/mettle/proto/worker"
@@ -46,11 +47,14 @@ func statusOf(err error) *spb.Status {
 		code = codepb.Code_CANCELLED
 	case errors.Is(err, errPanic):
 		code = codepb.Code_INTERNAL
-	case errors.Is(err, errTampered), errors.Is(err, command.ErrInvalid), errors.Is(err, runner.ErrOutputTooLarge):
+	case errors.Is(err, errTampered), errors.Is(err, command.ErrInvalid), errors.Is(err, runner.ErrOutputTooLarge),
+		errors.Is(err, image.ErrRefused):
 		code = codepb.Code_INVALID_ARGUMENT
-	case errors.Is(err, output.ErrUnusable):
+	case errors.Is(err, image.ErrFull):
+		code = codepb.Code_RESOURCE_EXHAUSTED
+	case errors.Is(err, output.ErrUnusable), errors.Is(err, image.ErrUnusable):
 		code = codepb.Code_FAILED_PRECONDITION
-	case errors.Is(err, blob.ErrCorrupt):
+	case errors.Is(err, blob.ErrCorrupt), errors.Is(err, image.ErrUnavailable):
 		code = codepb.Code_UNAVAILABLE // the store's bytes, not the client's
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		code = codepb.Code_UNAVAILABLE // a call of ours; the action's own time is errTimeout

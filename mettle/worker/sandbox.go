@@ -39,7 +39,7 @@ func (o *Options) settleIsolation() error {
 	if o.Runner != nil {
 		return fmt.Errorf("worker: isolation %q is up to the Runner that is given", o.Isolation)
 	}
-	r, err := sandbox.New(o.sandbox(helper.User{}, place{}))
+	r, err := sandbox.New(o.sandbox(helper.User{}, place{}, nil))
 	if err == nil {
 		o.sandboxed = true
 		return r.Close()
@@ -52,28 +52,31 @@ func (o *Options) settleIsolation() error {
 	return nil
 }
 
-func (o *Options) sandbox(user helper.User, p place) sandbox.Options {
-	s := sandbox.Options{User: user, Root: o.SandboxRoot, Hide: append([]string{o.Dir}, o.Hide...), Logger: o.Logger}
+func (o *Options) sandbox(user helper.User, p place, layers []string) sandbox.Options {
+	s := sandbox.Options{User: user, Root: o.SandboxRoot, Layers: layers, Hide: append([]string{o.Dir}, o.Hide...), Logger: o.Logger}
 	if p.network {
 		s.Network = sandbox.HostNetwork
 	}
 	return s
 }
 
-// newRunner makes a runner of a slot, for the actions of one place.
-func (o *Options) newRunner(user helper.User, p place) (runner.Runner, error) {
-	return o.newStreamRunner(user, p, nil)
+// newRunner makes a runner of a slot, for the actions of one place, in the layers of
+// its image if it has one.
+func (o *Options) newRunner(user helper.User, p place, layers []string) (runner.Runner, error) {
+	return o.makeRunner(user, o.sandbox(user, p, layers), nil)
 }
 
-// newStreamRunner makes a runner for one command, which has the streams unless they
-// are nil.
+// newStreamRunner makes a runner for one command, which has the streams.
 func (o *Options) newStreamRunner(user helper.User, p place, streams *runner.Streams) (runner.Runner, error) {
+	return o.makeRunner(user, o.sandbox(user, p, nil), streams)
+}
+
+func (o *Options) makeRunner(user helper.User, s sandbox.Options, streams *runner.Streams) (runner.Runner, error) {
 	bounds, err := o.bounds(user)
 	if err != nil {
 		return nil, err
 	}
 	if o.sandboxed {
-		s := o.sandbox(user, p)
 		s.Bounds, s.Streams = bounds, streams
 		return sandbox.New(s)
 	}

@@ -107,6 +107,14 @@ func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 		s.release(ctx, lease)
 		return
 	}
+	if s.exec.imageAway {
+		s.exec.imageAway = false
+		// Another worker may have the image, or a way to the registry; nothing is
+		// wrong with this one for all other jobs.
+		s.w.metrics.actions.WithLabelValues("rejected").Inc()
+		s.reject(ctx, lease, short(resp.Status.GetMessage()))
+		return
+	}
 	if isOurFault(resp.Status) {
 		s.fault(ctx, lease, resp.Status.GetMessage())
 		return

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/mettle/worker/image"
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
 	"github.com/mettle-build/mettle/mettle/worker/output"
 	"github.com/mettle-build/mettle/mettle/worker/persistent"
@@ -90,8 +91,8 @@ func (e *Executor) answer() string { return filepath.Join(e.dir, answerName) }
 
 // findTool finds out whether the action is one for a tool that is kept running.
 func (e *Executor) findTool(r *run) (err error) {
-	if e.persistent == nil {
-		return nil
+	if e.persistent == nil || r.image != (image.Reference{}) {
+		return nil // in images, tools run as commands do
 	}
 	if r.tool, err = persistent.Of(platformOf(r.action, r.command), r.command); errors.Is(err, persistent.ErrPlain) {
 		r.notes = append(r.notes, err.Error())

@@ -46,6 +46,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/worker/cgroup"
+	"github.com/mettle-build/mettle/mettle/worker/image"
 	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	"github.com/mettle-build/mettle/mettle/worker/persistent"
 	"github.com/mettle-build/mettle/mettle/worker/presence"
@@ -135,6 +136,10 @@ type Options struct {
 	// Hide are files and directories of the machine that isolated actions find
 	// empty, beside Dir and those of sandbox.AlwaysHidden.
 	Hide []string
+	// Images has the container images that isolated actions ask for, and is closed
+	// after the worker. nil: whatever image they ask for, they run on the machine's
+	// own file system.
+	Images *image.Cache
 	// Limits bound each action. New fails where this machine can't hold one of them.
 	// Processes of 0 are 4096 where it can, negative ones unlimited.
 	Limits runner.Limits
@@ -159,6 +164,7 @@ type Options struct {
 
 	persistent *persistent.Metrics // by New
 
+	slots     *allRunners
 	sandboxed bool   // by settleIsolation, as note
 	note      string // why it is not, though it should be
 
@@ -202,6 +208,7 @@ func (o Options) withExecutorDefaults() (Options, error) {
 	o.LeaseExtendEvery = cmp.Or(o.LeaseExtendEvery, 10*time.Second)
 	o.MaxOutputBytes = cmp.Or(o.MaxOutputBytes, 128<<20)
 	o.UIDBase = cmp.Or(o.UIDBase, 65000)
+	o.slots = &allRunners{}
 	return o, nil
 }
 

@@ -48,6 +48,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // The classes of errors. Their messages name the image.
@@ -68,7 +69,8 @@ type Options struct {
 	// Dir is the directory of the cache, which is made if need be. Nobody else
 	// uses it. Required.
 	Dir string
-	// MaxBytes bounds what is kept unpacked. Default 20 GiB.
+	// MaxBytes bounds what is kept unpacked. Default: a tenth of the disk, at most
+	// 20 GiB.
 	MaxBytes int64
 	// MaxImageBytes bounds an image, unpacked, and so each of its layers. Default
 	// 8 GiB, and at most MaxBytes.
@@ -104,7 +106,16 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Dir == "" {
 		return o, errors.New("image: Options need Dir")
 	}
-	o.MaxBytes = cmp.Or(o.MaxBytes, 20<<30)
+	if o.MaxBytes == 0 {
+		if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+			return o, fmt.Errorf("image cache: %w", err)
+		}
+		var st unix.Statfs_t
+		if err := unix.Statfs(o.Dir, &st); err != nil {
+			return o, fmt.Errorf("image cache: %w", &os.PathError{Op: "statfs", Path: o.Dir, Err: err})
+		}
+		o.MaxBytes = min(20<<30, int64(st.Blocks)*st.Bsize/10) //nolint:gosec // no disk is that large
+	}
 	o.MaxImageBytes = min(cmp.Or(o.MaxImageBytes, 8<<30), o.MaxBytes)
 	o.MaxEntries = cmp.Or(o.MaxEntries, 1_000_000)
 	o.TagTTL = cmp.Or(o.TagTTL, 5*time.Minute)
