@@ -97,6 +97,8 @@ func newFixture(t testing.TB, changes ...change) *fixture {
 	f.opts = worker.Options{
 		Store: f.store, Actions: f.actions, Dir: f.dir, Name: "tester", Addr: "server:1", Slots: 2, UIDBase: testUIDBase, MinFreeDiskBytes: -1,
 		Isolation: worker.Isolation(os.Getenv(isolationVar)),
+		// So that what is reported does not depend on how fast the machine is.
+		AnnounceAfter: -1,
 	}
 	for _, c := range changes {
 		c(&f.opts, &qo)

@@ -168,6 +168,37 @@ func TestWorker_cancelledIsReported(t *testing.T) {
 	}
 }
 
+// Of an action that is over soon, nobody hears that it runs.
+func TestWorker_announcesWhatTakesLong(t *testing.T) {
+	for name, tc := range map[string]struct {
+		after time.Duration
+		want  string
+	}{
+		"over sooner": {time.Hour, "COMPLETED ack"},
+		"not yet":     {10 * time.Millisecond, "EXECUTING COMPLETED ack"},
+		"at once":     {-1, "EXECUTING COMPLETED ack"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBroker()
+			f := withBroker(t, b, request{script: "touch up; until [ -e go ]; do sleep 0.01; done"}, func(o *worker.Options, _ *mem.Options) {
+				o.AnnounceAfter = tc.after
+			})
+			f.start(t)
+			f.waitRunning(t)
+			if strings.HasPrefix(tc.want, "EXECUTING") {
+				waitFor(t, func() bool { return b.seen() == "EXECUTING" })
+			}
+			if err := os.WriteFile(strings.TrimSuffix(f.marker(), "up")+"go", nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			<-b.ended
+			if got := b.seen(); got != tc.want {
+				t.Errorf("events %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
 func TestWorker_reportFails(t *testing.T) {
 	b := newBroker()
 	b.send = queue.ErrUnavailable

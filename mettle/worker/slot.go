@@ -213,7 +213,7 @@ func (s *slot) execute(ctx context.Context, lease queue.Lease) (resp *repb.Execu
 	if resp := s.earlierResult(ctx, r); resp != nil {
 		return resp, nil
 	}
-	s.announce(ctx, r)
+	defer s.announce(ctx, r)()
 	s.ran = r
 	resp, err = s.exec.execute(ctx, r)
 	if err != nil {
@@ -269,28 +269,44 @@ func (s *slot) earlierResult(ctx context.Context, r *run) *repb.ExecuteResponse 
 	return &repb.ExecuteResponse{Result: result, CachedResult: !own}
 }
 
-// announce tells the API server that the job runs. It is no more than news: if
-// it does not arrive, the next does.
-func (s *slot) announce(ctx context.Context, r *run) {
-	partial, err := proto.Marshal(r.metadata)
-	if err != nil {
-		s.log.Warn("could not report that a job runs", "operation", r.job.GetOperation(), "error", err)
-		return
+// announce tells the API server that the job runs, if it still does after
+// Options.AnnounceAfter. It is no more than news: if it does not arrive, the next
+// does. The function that it returns ends that, so that it is never said after the
+// job's end.
+func (s *slot) announce(ctx context.Context, r *run) (end func()) {
+	// By other goroutines, while r changes.
+	so := &repb.ExecutedActionMetadata{
+		Worker: r.metadata.Worker, QueuedTimestamp: r.metadata.QueuedTimestamp, WorkerStartTimestamp: r.metadata.WorkerStartTimestamp,
 	}
-	s.tell(ctx, r, partial, livelog.Names{})
-	// From another goroutine, while r changes.
-	r.announce = func(ctx context.Context, n livelog.Names) { s.tell(ctx, r, partial, n) }
+	r.announce = func(ctx context.Context, n livelog.Names) { s.tell(ctx, r, so, n) }
+	if s.w.o.AnnounceAfter < 0 {
+		s.tell(ctx, r, so, livelog.Names{})
+		return func() {}
+	}
+	told := make(chan struct{})
+	timer := time.AfterFunc(s.w.o.AnnounceAfter, func() {
+		defer close(told)
+		s.tell(ctx, r, so, livelog.Names{})
+	})
+	return func() {
+		if !timer.Stop() {
+			<-told
+		}
+	}
 }
 
 // tell reports how a job goes.
-func (s *slot) tell(ctx context.Context, r *run, partial []byte, n livelog.Names) {
+func (s *slot) tell(ctx context.Context, r *run, so *repb.ExecutedActionMetadata, n livelog.Names) {
 	ctx, stop := context.WithTimeout(ctx, reportTimeout)
 	defer stop()
-	err := s.w.o.Updates.SendUpdate(ctx, r.job.GetReplyTo(), &queuepb.Update{
-		Operation: r.job.GetOperation(), Attempt: r.attempt, Worker: s.w.o.Name,
-		Stage: queuepb.Update_EXECUTING, PartialMetadata: partial, Sent: timestamppb.Now(),
-		StdoutStreamName: n.Stdout, StderrStreamName: n.Stderr,
-	})
+	partial, err := proto.Marshal(so)
+	if err == nil {
+		err = s.w.o.Updates.SendUpdate(ctx, r.job.GetReplyTo(), &queuepb.Update{
+			Operation: r.job.GetOperation(), Attempt: r.attempt, Worker: s.w.o.Name,
+			Stage: queuepb.Update_EXECUTING, PartialMetadata: partial, Sent: timestamppb.Now(),
+			StdoutStreamName: n.Stdout, StderrStreamName: n.Stderr,
+		})
+	}
 	if err != nil {
 		s.log.Warn("could not report that a job runs", "operation", r.job.GetOperation(), "error", err)
 	}
