@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,11 +36,20 @@ type work struct {
 	copied  []copied          // what is to be copied
 	missing []digest.Digest   // what the store turned out not to have
 	dated   []dated           // modification times to set when all else is done
+	modes   []directoryMode   // and then these
 }
 
 type copied struct {
 	dst  string
 	file *fileNode
+}
+
+// directoryMode is that of a directory that has one of its own: without bits that give
+// rights to others, like setuid, and such that its owner can enter it, or nothing
+// could be run there.
+type directoryMode struct {
+	path string
+	perm os.FileMode
 }
 
 type dated struct {
@@ -133,6 +143,9 @@ func (w *work) fill(ctx context.Context, s *step) error {
 		w.date(dst, l.NodeProperties)
 	}
 	w.date(s.path, d.props)
+	if m := d.props.GetUnixMode(); m != nil {
+		w.modes = append(w.modes, directoryMode{s.path, os.FileMode(m.Value).Perm() | 0o500})
+	}
 	return nil
 }
 
@@ -144,9 +157,16 @@ func (w *work) date(path string, props *repb.NodeProperties) {
 	}
 }
 
+// times sets what is done last.
 func (w *work) times() error {
 	for _, s := range w.dated {
 		if err := setMtime(s.path, s.mtime); err != nil {
+			return err
+		}
+	}
+	// Those within others first, which may be closed then.
+	for _, m := range slices.Backward(w.modes) {
+		if err := os.Chmod(m.path, m.perm); err != nil {
 			return err
 		}
 	}
