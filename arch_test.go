@@ -69,7 +69,7 @@ var arrows = map[string][]string{
 	"mettle/queue/open":        {"mettle/queue/...", "proto/..."},
 	"mettle/worker/image":      {},
 	"mettle/worker/runner":     {},
-	"mettle/worker/runner/...": {"mettle/worker/runner", "mettle/worker/runner/helper", "mettle/worker/cgroup"}, // ways of running, and their suite
+	"mettle/worker/runner/...": {"mettle/worker/runner", "mettle/worker/runner/helper", "mettle/worker/runner/seccomp", "mettle/worker/cgroup"}, // ways of running, and their suite
 	"mettle/worker/cgroup":     {"mettle/worker/runner"},
 	"mettle/queue/pubsub/pubsubtest/...": {
 		"mettle/queue/pubsub/pubsubtest",

@@ -15,11 +15,17 @@ import (
 type Confiner interface {
 	Setting
 	// Confine is called once, on that thread, when the helper has been set up.
-	Confine() error
+	Confine(Start) error
 	// Seen is where the helper's own thread finds what commands find at path.
 	Seen(path string) string
 	// Renew is called on that thread before each command, after Prepare.
 	Renew() error
+}
+
+// Start is how the thread starts commands.
+type Start struct {
+	// IntoGroup: into a control group, with the clone3(2) of package syscall.
+	IntoGroup bool
 }
 
 // starter is the goroutine on that thread. It lives as long as the helper.
@@ -41,7 +47,8 @@ func newStarter(h *helper, c Confiner) (*starter, error) {
 		runtime.LockOSThread()
 		err := h.group.Join() // whose files are outside
 		if err == nil {
-			err = c.Confine()
+			_, into := h.group.Into()
+			err = c.Confine(Start{IntoGroup: into})
 		}
 		s.started <- started{err: err}
 		for spec := range s.specs {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
+	"github.com/mettle-build/mettle/mettle/worker/runner/seccomp"
 )
 
 // cell is the helper.Setting of a sandbox, in the helper, which is in all the new
@@ -47,7 +48,7 @@ func (c *cell) Enter(text string, _ helper.User) error {
 }
 
 // Confine implements helper.Confiner.
-func (c *cell) Confine() error {
+func (c *cell) Confine(s helper.Start) error {
 	if err := goInside(); err != nil {
 		return err
 	}
@@ -60,7 +61,22 @@ func (c *cell) Confine() error {
 	// Keys of the worker's session are not for commands. Where there are no
 	// keyrings there is nothing to hide.
 	_, _ = unix.KeyctlJoinSessionKeyring("")
-	return dropPrivileges()
+	if err := dropPrivileges(); err != nil {
+		return err
+	}
+	return c.filterSyscalls(s)
+}
+
+// filterSyscalls is the last thing that the thread does for itself.
+func (c *cell) filterSyscalls(s helper.Start) error {
+	switch {
+	case c.AllSyscalls:
+		return nil
+	case s.IntoGroup:
+		return seccomp.Install(seccomp.CloneInto)
+	default:
+		return seccomp.Install(seccomp.Clone)
+	}
 }
 
 // Seen implements helper.Confiner.

@@ -8,7 +8,7 @@
 // capability, gains none by executing anything, and can make no user namespace.
 // It takes neither root, where the kernel lets users make user namespaces, nor
 // any other program. Memory, CPU time and the number of processes are bounded by
-// Bounds alone, and system calls are not filtered.
+// Bounds alone. System calls that no build needs are refused: see runner/seccomp.
 //
 // Each Runner has one helper process for all its commands (see runner/helper),
 // which is the init of the PID namespace. It mounts, in a namespace that has the
@@ -64,6 +64,15 @@ const (
 	HostNetwork                // that of the worker
 )
 
+// Syscalls is which system calls a command may make.
+type Syscalls int
+
+// The choices.
+const (
+	UsualSyscalls Syscalls = iota // all but those that package seccomp refuses
+	AllSyscalls
+)
+
 // Options say how commands run.
 type Options struct {
 	// User, if set, is whom commands run as, without supplementary groups. It
@@ -83,6 +92,8 @@ type Options struct {
 	Hide []string
 	// Network is NoNetwork unless set.
 	Network Network
+	// Syscalls are UsualSyscalls unless set.
+	Syscalls Syscalls
 	// Hostname is what commands see. Default: "localhost".
 	Hostname string
 	// TmpBytes bounds each of /tmp, /var/tmp and /dev/shm, which are in memory.
@@ -125,12 +136,13 @@ type config struct {
 	Layers         []string
 	TmpBytes       int64
 	OwnNetwork     bool
+	AllSyscalls    bool
 }
 
 // New starts a Runner. The error wraps ErrOptions, or says which part of a sandbox
 // the machine does not allow.
 func New(opts Options) (*Runner, error) {
-	c := config{Layers: opts.Layers, Root: opts.Root, Hostname: opts.Hostname, TmpBytes: opts.TmpBytes, OwnNetwork: opts.Network == NoNetwork}
+	c := config{Layers: opts.Layers, Root: opts.Root, Hostname: opts.Hostname, TmpBytes: opts.TmpBytes, OwnNetwork: opts.Network == NoNetwork, AllSyscalls: opts.Syscalls == AllSyscalls}
 	if c.Root == "" {
 		c.Root = DefaultRoot
 	}
