@@ -123,8 +123,10 @@ func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
 	if s.blobs, err = chunked.New(chunked.Options{Store: s.storage, Entries: s.storage, Logger: s.log, Registerer: s.registry}); err != nil {
 		return err
 	}
-	if s.logs, err = logstream.New(logstream.Options{Registerer: s.registry}); err != nil {
-		return err
+	if c.LogMemory > 0 {
+		if s.logs, err = logstream.New(logstream.Options{MaxBytes: int64(c.LogMemory), Registerer: s.registry}); err != nil {
+			return err
+		}
 	}
 	options, err := s.options(ctx)
 	if err != nil {
@@ -184,19 +186,26 @@ func (s *server) serve(ctx context.Context, listener, admin net.Listener) error 
 	}
 	group.Go(func() error { return s.guard.Run(ctx) })
 	group.Go(func() error {
-		return rpc.Serve(ctx, s.grpc, rpc.ServeOptions{Listener: listener, Health: s.health, Drain: s.logs.Shutdown, Grace: closeGrace})
+		return rpc.Serve(ctx, s.grpc, rpc.ServeOptions{Listener: listener, Health: s.health, Drain: s.endLogs, Grace: closeGrace})
 	})
 	return group.Wait()
 }
 
 // close ends what wire began.
 func (s *server) close() error {
-	s.logs.Shutdown()
+	s.endLogs()
 	err := s.guard.Close()
 	if s.assets != nil {
 		err = errors.Join(err, s.assets.Close())
 	}
 	return err
+}
+
+// endLogs sends those away who would wait for what is printed next.
+func (s *server) endLogs() {
+	if s.logs != nil {
+		s.logs.Shutdown()
+	}
 }
 
 // notes are what operators should know though the server is ready: a store that

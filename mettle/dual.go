@@ -31,6 +31,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
+	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	"github.com/mettle-build/mettle/mettle/worker/image"
 )
 
@@ -227,11 +228,13 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		return err
 	}
 	d.admin.api = d.api
-	if d.logs, err = logstream.New(logstream.Options{Registerer: d.registry}); err != nil {
-		return err
+	if c.LogMemory > 0 {
+		if d.logs, err = logstream.New(logstream.Options{MaxBytes: int64(c.LogMemory), Registerer: d.registry}); err != nil {
+			return err
+		}
 	}
 	d.worker, err = worker.New(c.options(worker.Options{
-		LogStreams:     d.logs,
+		LogStreams:     d.liveLogs(),
 		Jobs:           d.jobs,
 		Updates:        d.jobs,
 		Store:          d.blobs,
@@ -301,10 +304,25 @@ func (d *dual) serve(ctx context.Context) error {
 			drain{worker: d.worker, stop: stopWork, ended: worked, timeout: d.cmd.DrainTimeout, log: d.log}.wait()
 			d.sync()
 			d.api.Shutdown()
-			d.logs.Shutdown()
+			d.endLogs()
 		})
 	})
 	return group.Wait()
+}
+
+// liveLogs are logs for the worker.
+func (d *dual) liveLogs() livelog.Streams {
+	if d.logs == nil {
+		return nil
+	}
+	return d.logs
+}
+
+// endLogs sends those away who would wait for what is printed next.
+func (d *dual) endLogs() {
+	if d.logs != nil {
+		d.logs.Shutdown()
+	}
 }
 
 // sync writes to the disk what the store has yet to write, while clients can
@@ -377,9 +395,7 @@ func (d *dual) close() error {
 	if d.assets != nil {
 		errs = append(errs, d.assets.Close())
 	}
-	if d.logs != nil {
-		d.logs.Shutdown()
-	}
+	d.endLogs()
 	if d.jobs != nil {
 		errs = append(errs, d.jobs.Close())
 	}

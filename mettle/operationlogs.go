@@ -154,7 +154,7 @@ func (f *followed) follow(ctx context.Context, name string) {
 	}
 	f.stop()
 	if f.name != "" {
-		fmt.Fprintln(os.Stderr, "mettle: the action runs again, and prints from the beginning")
+		fmt.Fprintln(os.Stderr, "mettle: what follows is from the beginning: the action runs again, or the storage has lost what it had of it")
 	}
 	f.name, f.printed, f.done = name, 0, make(chan struct{})
 	ctx, f.cancel = context.WithCancel(ctx)

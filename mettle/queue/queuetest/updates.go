@@ -22,6 +22,7 @@ func testUpdates(t *testing.T, s *suite) {
 	want := &queuepb.Update{
 		Operation: "a", Attempt: 1, Worker: "w", Stage: queuepb.Update_EXECUTING,
 		PartialMetadata: []byte{1}, Sent: timestamppb.New(time.Unix(3, 4)),
+		StdoutStreamName: "logstreams/a", StderrStreamName: "logstreams/b",
 	}
 	s.send(want)
 	equal(t, "update", s.update(mine), want)

@@ -22,6 +22,9 @@ const (
 	piece = 64 << 10
 	// perTurn is how much of one file is sent before the other has its turn.
 	perTurn = 1 << 20
+	// maxLost is how many streams of a file may be lost: servers restart, but not over
+	// and over while one command runs.
+	maxLost = 5
 	// callTimeout is for one call: a storage that is away must not hold up the end.
 	callTimeout = 10 * time.Second
 )
@@ -35,6 +38,7 @@ type file struct {
 	offset          int64     // what the stream has
 	heard           time.Time // when the stream heard of us last
 	unsure          bool      // whether offset is right, because a call failed
+	lost            int       // how many streams were
 	given           bool      // up
 }
 
@@ -133,7 +137,7 @@ func (x *file) send(ctx context.Context, l *Logs, end int64) bool {
 
 // finish ends the stream.
 func (x *file) finish(ctx context.Context, l *Logs) {
-	for !x.given {
+	for !x.given && x.name != "" {
 		callCtx, stop := context.WithTimeout(ctx, callTimeout)
 		err := l.o.Streams.Finish(callCtx, x.writeName, x.offset)
 		stop()
@@ -153,8 +157,14 @@ func (x *file) finish(ctx context.Context, l *Logs) {
 }
 
 // failed takes in that a call failed: it may be made again where the streams can't be
-// reached, and otherwise the file is given up.
+// reached; where the stream is there no more, because its server was restarted, another
+// one has all of it again; and otherwise the file is given up.
 func (x *file) failed(ctx context.Context, l *Logs, err error) {
+	if errors.Is(err, blob.ErrNotFound) && x.name != "" && x.lost < maxLost {
+		x.name, x.writeName, x.offset, x.unsure = "", "", 0, false
+		x.lost++
+		return
+	}
 	x.unsure = true
 	if errors.Is(err, blob.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return

@@ -198,7 +198,7 @@ func (f *Follower) last(ctx context.Context, c Command, files [2]*file) {
 		if files[i].name == "" {
 			continue // for what came so late there is the result
 		}
-		for !files[i].given && files[i].offset < size && ctx.Err() == nil {
+		for !files[i].given && files[i].name != "" && files[i].offset < size && ctx.Err() == nil {
 			before := files[i].offset
 			files[i].follow(ctx, f.l, c.Instance, size)
 			if files[i].offset == before && !f.retry(ctx) {

@@ -34,6 +34,7 @@ type streams struct {
 	err   error // of all calls, while it is set
 	after error // of one Append that has been done all the same
 	hang  bool  // Append waits for its context
+	lose  bool  // Append finds no stream
 }
 
 func (s *streams) call() error {
@@ -67,9 +68,12 @@ func (s *streams) Append(ctx context.Context, writeName string, offset int64, da
 		return 0, err
 	}
 	s.mu.Lock()
-	hang, after := s.hang, s.after
+	hang, lose, after := s.hang, s.lose, s.after
 	s.after = nil
 	s.mu.Unlock()
+	if lose {
+		return 0, blob.ErrNotFound
+	}
 	if hang {
 		<-ctx.Done()
 		return 0, context.Cause(ctx)
@@ -316,6 +320,38 @@ func TestLogs_Follow_unavailable(t *testing.T) {
 		c.streams.set(func() { c.streams.err = nil })
 		c.f.Wait()
 		c.want(t, name, "one\ntwo\nthree\n", io.EOF)
+	})
+}
+
+// A server that was restarted has lost its streams: there is a new one, with all that
+// was printed.
+func TestLogs_Follow_lost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := begin(t, logstream.Options{})
+		write(t, c.stdout, "one\n")
+		time.Sleep(1100 * time.Millisecond)
+		first := c.announced(t, 1).Stdout
+		c.streams.set(func() { c.streams.err = fmt.Errorf("%w: it was restarted", blob.ErrNotFound) })
+		write(t, c.stdout, "two\n")
+		time.Sleep(250 * time.Millisecond)
+		c.streams.set(func() { c.streams.err = nil })
+		time.Sleep(time.Second)
+		second := c.announced(t, 2).Stdout
+		if second == first {
+			t.Error("it is the same stream")
+		}
+		c.want(t, second, "one\ntwo\n", nil)
+		// One that loses all of them is left alone.
+		c.streams.set(func() { c.streams.after = nil; c.streams.lose = true })
+		write(t, c.stdout, "three\n")
+		time.Sleep(time.Minute)
+		calls := c.streams.count()
+		time.Sleep(time.Hour)
+		if n := c.streams.count(); n != calls {
+			t.Errorf("%d calls after %d", n, calls)
+		}
+		c.f.End(livelog.End{StdoutBytes: 14})
+		c.f.Wait()
 	})
 }
 
