@@ -95,17 +95,18 @@ var arrows = map[string][]string{
 		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",
 		"mettle/command", "mettle/history", "mettle/operation", "mettle/platform", "mettle/queue", "proto/...",
 	},
-	"mettle/noop":  {"mettle/queue", "proto/..."},
-	"mettle/bench": {"elan/digest"},
-	"mettle/e2e":   {"elan/...", "mettle/...", "proto/...", "metrics", "creds/..."},
-	"mettle":       {"elan/...", "mettle/...", "proto/...", "metrics", "creds"},
+	"mettle/noop":    {"mettle/queue", "proto/..."},
+	"mettle/bench":   {"elan/digest"},
+	"mettle/conform": {"elan/digest"},
+	"mettle/e2e":     {"elan/...", "mettle/...", "proto/...", "metrics", "creds/..."},
+	"mettle":         {"elan/...", "mettle/...", "proto/...", "metrics", "creds"},
 }
 
 // edges may import gRPC. Elsewhere errors wrap the classes of elan/blob.
 //
 //nolint:gochecknoglobals // an immutable table
 var edges = []string{
-	"elan", "elan/flags", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/e2e", "metrics", "creds",
+	"elan", "elan/flags", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/conform", "mettle/e2e", "metrics", "creds",
 	"proto/store",
 	"mettle/queue/pubsub", "mettle/queue/pubsub/pubsubtest", // Pub/Sub is called by gRPC, and a fake of it serves that
 }
