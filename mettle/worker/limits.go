@@ -20,6 +20,12 @@ import (
 // seen to use.
 const defaultProcesses = 4096
 
+// Least limits: with less, the preflight itself would fail, which is this program.
+const (
+	minMemory    = 32 << 20
+	minProcesses = 16
+)
+
 // howToPermit is for the operator who asked for a limit that can't be held.
 const howToPermit = "a service of systemd needs Delegate=yes, a command in a terminal `systemd-run --user --scope -p Delegate=yes`, " +
 	"a container a /sys/fs/cgroup that it may write to; see Limits in the README"
@@ -31,6 +37,9 @@ func (o *Options) settleLimits() error {
 	l := &o.Limits
 	if l.MemoryBytes < 0 || l.CPUs < 0 || l.DiskBytes < 0 {
 		return errors.New("worker: negative limit of an action")
+	}
+	if l.MemoryBytes > 0 && l.MemoryBytes < minMemory || l.Processes > 0 && l.Processes < minProcesses {
+		return fmt.Errorf("worker: an action with less than %d bytes of memory or %d processes and threads can do nothing", minMemory, minProcesses)
 	}
 	if o.Runner != nil {
 		return nil // it sees to that itself

@@ -149,10 +149,16 @@ func (g *Group) open(b base, dir string) error {
 	for _, f := range files {
 		path := filepath.Join(dir, f.name)
 		fd, err := unix.Open(path, f.flags|unix.O_CLOEXEC, 0)
-		if err != nil && f.flags == unix.O_RDWR {
-			// Before Linux 6.12 this one can't be reset in version 2.
-			fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			f.role = roleAllTimePeak
+		if f.role == rolePeak {
+			if err == nil && resets(fd) != nil {
+				unix.Close(fd) //nolint:errcheck // nothing was written
+				err = unix.EACCES
+			}
+			if err != nil {
+				// Before Linux 6.12 this one can't be reset in version 2.
+				fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+				f.role = roleAllTimePeak
+			}
 		}
 		if err != nil && !f.must {
 			continue // an older kernel
@@ -164,6 +170,13 @@ func (g *Group) open(b base, dir string) error {
 		g.files = append(g.files, os.NewFile(uintptr(fd), path))
 	}
 	return nil
+}
+
+// resets resets a peak, if that can be done; root may open a file for that which it
+// can't write to.
+func resets(fd int) error {
+	_, err := unix.Pwrite(fd, []byte("0"), 0)
+	return err
 }
 
 // Handover is what a helper needs to be given: a text for Take, and the files, which

@@ -118,7 +118,7 @@ func (in *Inside) Kill() bool {
 // Begin is called before a command starts, when no process is in the group.
 func (in *Inside) Begin() {
 	if fd, ok := in.files[rolePeak]; ok {
-		_, _ = unix.Pwrite(fd, []byte("0"), 0)
+		_ = resets(fd) // it could when the group was made
 	}
 	in.begun = in.read()
 }

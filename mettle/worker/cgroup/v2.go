@@ -24,8 +24,7 @@ const (
 
 // open2 makes the group in the hierarchy of version 2, where the worker is in own.
 func (t *Tree) open2(own string) {
-	above := delegatedAbove(own)
-	if above != "" {
+	if above := delegatedAbove(own); above != "" {
 		own = above
 	}
 	text, err := os.ReadFile(filepath.Join(own, "cgroup.controllers"))
@@ -37,37 +36,44 @@ func (t *Tree) open2(own string) {
 		return
 	}
 	t.sweep(own)
-	b, err := t.make2(own, cs)
+	err = mayUse(own)
+	var b base
 	if err == nil {
-		t.bases = append(t.bases, b)
+		b, err = t.newBase(own)
 	}
-	t.found(cs, err)
-}
-
-func (t *Tree) make2(own string, cs []Controller) (base, error) {
-	if err := mayUse(own); err != nil {
-		return base{}, err
-	}
-	b, err := t.newBase(own)
 	if err != nil {
-		return base{}, err
+		t.found(cs, err)
+		return
 	}
-	b.version, b.controllers = 2, cs
-	if err = t.enable(own, cs); err == nil {
-		if err = enable(b.dir, cs); err == nil {
-			err = t.tryClone(b.dir)
+	b.version = 2
+	for _, c := range cs {
+		err := t.enable(own, c)
+		if err == nil {
+			err = enable(b.dir, c)
+		}
+		if err == nil {
+			b.controllers = append(b.controllers, c)
+		} else {
+			t.found([]Controller{c}, err)
 		}
 	}
-	if err != nil {
-		b.remove()
+	if len(b.controllers) > 0 {
+		err := t.tryClone(b.dir)
+		t.found(b.controllers, err)
+		if err == nil {
+			t.bases = append(t.bases, b)
+			return
+		}
 	}
-	return b, err
+	b.remove()
 }
 
-// delegatedAbove is the group above own if that is what systemd has delegated, with
-// the worker in a group of its own below (DelegateSubgroup=), and "" otherwise.
+// delegatedAbove is the group above own, where own is only for the worker itself, and
+// "" otherwise: it is the one that a worker has moved to, or systemd has delegated the
+// one above (DelegateSubgroup=).
 func delegatedAbove(own string) string {
-	if above := filepath.Dir(own); isDelegated(above) && !isDelegated(own) {
+	above := filepath.Dir(own)
+	if filepath.Base(own) == leaf || isDelegated(above) && !isDelegated(own) {
 		return above
 	}
 	return ""
@@ -94,10 +100,10 @@ func mayUse(own string) error {
 	return fmt.Errorf("systemd has not delegated the group %s: set Delegate=yes", name)
 }
 
-// enable makes cs usable below own. Where the worker itself is in the way, and
+// enable makes c usable below own. Where the worker itself is in the way, and
 // nobody else, it moves to a group of its own.
-func (t *Tree) enable(own string, cs []Controller) error {
-	err := enable(own, cs)
+func (t *Tree) enable(own string, c Controller) error {
+	err := enable(own, c)
 	if !errors.Is(err, unix.EBUSY) {
 		return err
 	}
@@ -116,14 +122,12 @@ func (t *Tree) enable(own string, cs []Controller) error {
 	if err := write(filepath.Join(dir, procsFile), self); err != nil {
 		return fmt.Errorf("move the worker: %w", err)
 	}
-	return enable(own, cs)
+	return enable(own, c)
 }
 
-func enable(dir string, cs []Controller) error {
-	for _, c := range cs {
-		if err := write(filepath.Join(dir, subtreeFile), "+"+string(c)); err != nil {
-			return fmt.Errorf("enable %s: %w", c, err)
-		}
+func enable(dir string, c Controller) error {
+	if err := write(filepath.Join(dir, subtreeFile), "+"+string(c)); err != nil {
+		return fmt.Errorf("enable it: %w", err)
 	}
 	return nil
 }

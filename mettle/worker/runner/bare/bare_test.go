@@ -36,6 +36,7 @@ func TestRunner_limits(t *testing.T) { runnertest.RunLimits(t, subject()) }
 
 func BenchmarkRunner_Run(b *testing.B) {
 	b.Run("true", subject().BenchmarkTrue)
+	b.Run("with limits", subject().BenchmarkBounded)
 	b.Run("new root", subject().BenchmarkNewRoot)
 	b.Run("fork and exec", runnertest.BenchmarkForkExec)
 }

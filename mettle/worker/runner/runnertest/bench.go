@@ -6,11 +6,28 @@ import (
 	"os"
 	"syscall"
 	"testing"
+
+	"github.com/mettle-build/mettle/mettle/worker/cgroup"
+	"github.com/mettle-build/mettle/mettle/worker/runner"
 )
 
 // BenchmarkTrue measures a command that does nothing.
 func (s Subject) BenchmarkTrue(b *testing.B) {
 	r := s.NewBench(b)
+	r.Spec.Args = []string{"/bin/true"}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := r.Run(b.Context(), r.Spec); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkBounded is BenchmarkTrue with limits that the command does not meet, held by
+// as many control groups as this machine allows.
+func (s Subject) BenchmarkBounded(b *testing.B) {
+	l := runner.Limits{MemoryBytes: 1 << 30, CPUs: 64, Processes: 4096, DiskBytes: 1 << 40}
+	r := s.bounded(b, l, cgroup.Memory)
 	r.Spec.Args = []string{"/bin/true"}
 	b.ReportAllocs()
 	for b.Loop() {
