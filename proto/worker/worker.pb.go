@@ -207,7 +207,8 @@ func (x *ActionOverhead) GetQueue() *durationpb.Duration {
 type ResourceUsage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The most memory that all processes of the command had at one time, with the page
-	// cache of files that they were the first to read or write. 0: not measured.
+	// cache of files that they were the first to read or write; where the kernel does not
+	// tell, the most that was seen four times a second. 0: not measured.
 	PeakMemoryBytes int64               `protobuf:"varint,1,opt,name=peak_memory_bytes,json=peakMemoryBytes,proto3" json:"peak_memory_bytes,omitempty"`
 	Ended           ResourceUsage_Ended `protobuf:"varint,2,opt,name=ended,proto3,enum=mettle.worker.v1.ResourceUsage_Ended" json:"ended,omitempty"`
 	// The limits of each action, 0 where there is none.

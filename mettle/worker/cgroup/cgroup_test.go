@@ -305,7 +305,7 @@ func TestGroup_writesTheKernelsFiles(t *testing.T) {
 // inside is an Inside with files that the test writes.
 func inside(t testing.TB, h handover, texts map[role]string) (*Inside, map[role]*os.File) {
 	t.Helper()
-	in := &Inside{into: -1, limit: h.MemoryBytes, files: map[role]int{}}
+	in := &Inside{into: -1, limit: h.MemoryBytes, uncounted: h.Uncounted, files: map[role]int{}}
 	files := map[role]*os.File{}
 	for r, text := range texts {
 		path := filepath.Join(t.TempDir(), "file")
@@ -356,12 +356,15 @@ func TestInside_endTellsWhatWasUsed(t *testing.T) {
 		},
 		{
 			"a peak of all times that has not", 0,
-			map[role]string{roleUsage: "100\n", roleAllTimePeak: "500\n"}, map[role]string{roleAllTimePeak: "500\n"}, Used{},
+			map[role]string{roleUsage: "100\n", roleAllTimePeak: "500\n"}, map[role]string{roleUsage: "300\n", roleAllTimePeak: "500\n"}, Used{PeakMemoryBytes: 200},
+		},
+		{
+			"no peak", 0, map[role]string{roleUsage: "100\n"}, map[role]string{roleUsage: "700\n"}, Used{PeakMemoryBytes: 600},
 		},
 		{"no numbers", 0, map[role]string{roleUsage: "x\n", rolePeak: "\n", roleEvents: "oom_kill\noom_kill x\n", roleCPU: "\n"}, nil, Used{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			in, files := inside(t, handover{MemoryBytes: tc.limit}, tc.before)
+			in, files := inside(t, handover{MemoryBytes: tc.limit, Uncounted: tc.limit > 0}, tc.before)
 			in.Begin()
 			for r, text := range tc.after {
 				if err := files[r].Truncate(0); err != nil {
@@ -370,6 +373,9 @@ func TestInside_endTellsWhatWasUsed(t *testing.T) {
 				if _, err := files[r].WriteAt([]byte(text), 0); err != nil {
 					t.Fatal(err)
 				}
+			}
+			if in.Sampled() {
+				in.Sample()
 			}
 			if diff := cmp.Diff(tc.want, in.End()); diff != "" {
 				t.Errorf("used (-want +got):\n%s", diff)

@@ -28,8 +28,10 @@ type Group struct {
 // handover is what a helper is told of its files.
 type handover struct {
 	Roles []role
-	// MemoryBytes is the limit where no counter tells that it was met: in version 1.
+	// MemoryBytes is the limit; with Uncounted no counter tells that it was met, as in
+	// version 1.
 	MemoryBytes int64
+	Uncounted   bool
 }
 
 type groupDir struct {
@@ -63,8 +65,8 @@ func (t *Tree) NewGroup(limits runner.Limits) (*Group, error) {
 			return nil, errors.Join(fmt.Errorf("control group: %w", err), g.Close())
 		}
 		g.dirs = append(g.dirs, groupDir{b.version, dir})
-		if b.version == 1 && slices.Contains(b.controllers, Memory) {
-			g.handed.MemoryBytes = limits.MemoryBytes
+		if slices.Contains(b.controllers, Memory) {
+			g.handed.MemoryBytes, g.handed.Uncounted = limits.MemoryBytes, b.version == 1
 		}
 		err := b.limit(dir, limits)
 		if err == nil {

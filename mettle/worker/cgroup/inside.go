@@ -35,24 +35,27 @@ type Inside struct {
 	joins []int
 	into  int
 	files map[role]int
-	limit int64 // of memory, in version 1
-	buf   [1024]byte
-	begun state
+	// Of memory, as in handover, and the most that Sample saw.
+	limit     int64
+	uncounted bool
+	sampled   int64
+	buf       [1024]byte
+	begun     state
 }
 
 // state is the counters of a group.
 type state struct {
-	usage, peak               int64
-	oomKills, ooms            int64
-	refused                   int64
-	userMicros, systemMicros  int64
-	hasPeak, hasCPU, hasUsage bool
+	usage, peak              int64
+	oomKills, ooms           int64
+	refused                  int64
+	userMicros, systemMicros int64
+	hasCPU, hasUsage         bool
 }
 
 // Used is what was used between Begin and End.
 type Used struct {
-	// PeakMemoryBytes is the most memory that was added to what the group had. 0: not
-	// known.
+	// PeakMemoryBytes is the most memory that was added to what the group had: where
+	// the kernel does not tell, what Sample saw. 0: not known.
 	PeakMemoryBytes int64
 	// User and System are the CPU time of all processes. 0: not known.
 	User, System time.Duration
@@ -75,7 +78,7 @@ func Take(text string, first int) (*Inside, error) {
 	if err := json.Unmarshal([]byte(text), &handed); err != nil {
 		return nil, fmt.Errorf("control group: %w", err)
 	}
-	in.limit = handed.MemoryBytes
+	in.limit, in.uncounted = handed.MemoryBytes, handed.Uncounted
 	for i, r := range handed.Roles {
 		switch fd := first + i; r {
 		case roleJoin:
@@ -120,7 +123,21 @@ func (in *Inside) Begin() {
 	if fd, ok := in.files[rolePeak]; ok {
 		_ = resets(fd) // it could when the group was made
 	}
-	in.begun = in.read()
+	in.begun, in.sampled = in.read(), 0
+}
+
+// Sampled reports whether Sample is to be called now and then: where the kernel can't
+// tell how much memory one command had, in version 2 before Linux 6.12.
+func (in *Inside) Sampled() bool {
+	_, usage := in.files[roleUsage]
+	_, peak := in.files[rolePeak]
+	return usage && !peak
+}
+
+// Sample looks how much memory the command has.
+func (in *Inside) Sample() {
+	usage, _ := in.number(roleUsage)
+	in.sampled = max(in.sampled, usage)
 }
 
 // End is called when all processes of the command have ended.
@@ -128,13 +145,18 @@ func (in *Inside) End() Used {
 	a, b := in.begun, in.read()
 	u := Used{
 		Killed: max(0, b.oomKills-a.oomKills), Refused: max(0, b.refused-a.refused),
-		OwnLimit: b.ooms > a.ooms || in.limit > 0 && b.peak > in.limit-nearLimit(in.limit),
+		OwnLimit: b.ooms > a.ooms || in.uncounted && in.limit > 0 && b.peak > in.limit-nearLimit(in.limit),
 	}
-	if a.hasPeak && b.hasPeak && a.hasUsage {
+	if a.hasUsage {
+		peak := in.sampled
 		// A peak of all times tells of this command only if it has risen.
-		if _, resets := in.files[rolePeak]; resets || b.peak > a.peak {
-			u.PeakMemoryBytes = max(0, b.peak-a.usage)
+		if !in.Sampled() || b.peak > a.peak {
+			peak = b.peak
 		}
+		if in.Sampled() && u.Killed > 0 && u.OwnLimit {
+			peak = max(peak, in.limit)
+		}
+		u.PeakMemoryBytes = max(0, peak-a.usage)
 	}
 	if a.hasCPU && b.hasCPU {
 		u.User = max(0, time.Duration(b.userMicros-a.userMicros)) * time.Microsecond
@@ -149,8 +171,9 @@ func nearLimit(limit int64) int64 { return min(4<<20, limit/8) }
 
 func (in *Inside) read() (s state) {
 	s.usage, s.hasUsage = in.number(roleUsage)
-	if s.peak, s.hasPeak = in.number(rolePeak); !s.hasPeak {
-		s.peak, s.hasPeak = in.number(roleAllTimePeak)
+	var ok bool
+	if s.peak, ok = in.number(rolePeak); !ok {
+		s.peak, _ = in.number(roleAllTimePeak)
 	}
 	if text := in.text(roleEvents); text != nil {
 		s.oomKills, s.ooms = field(text, "oom_kill"), field(text, "oom")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -100,9 +101,6 @@ func (h *helper) settle(rep *reply) {
 	used, res := h.group.End(), &rep.result
 	u := &res.Usage
 	u.PeakMemoryBytes = used.PeakMemoryBytes
-	if u.PeakMemoryBytes > 0 {
-		u.PeakMemoryBytes = max(u.PeakMemoryBytes, u.MaxRSSBytes)
-	}
 	u.UserTime, u.SystemTime = max(u.UserTime, used.User), max(u.SystemTime, used.System)
 	if rep.ended == endedByItself && h.quota.limit > 0 && h.quota.last(&h.child, h.wanted) {
 		rep.ended = endedByDisk
@@ -163,6 +161,20 @@ func (h *helper) tell(reason string) {
 		start = "\n"
 	}
 	_, _ = unix.Write(h.stderr.fd, []byte(start+"mettle: "+reason+"\n"))
+}
+
+// sampleEvery is how often the memory of a command is looked at where the kernel does
+// not keep its peak.
+const sampleEvery = 250 * time.Millisecond
+
+// pause is how long to wait for the command's end, or word from the worker, before
+// something is to be looked at, but not for longer than so.
+func (h *helper) pause(so time.Duration) time.Duration {
+	if h.group.Sampled() {
+		h.group.Sample()
+		so = min(so, sampleEvery)
+	}
+	return h.quota.timeout(so)
 }
 
 // wanted reports whether the worker has something to say, or the command has ended:
