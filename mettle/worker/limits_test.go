@@ -72,16 +72,23 @@ func TestWorker_limits(t *testing.T) {
 		outcome string
 	}{
 		{
-			"out of memory", runner.Limits{MemoryBytes: 64 * mib}, []cgroup.Controller{cgroup.Memory}, "ulimit -v 1000000; exec tail /dev/zero",
+			"out of memory",
+			runner.Limits{MemoryBytes: 64 * mib},
+			[]cgroup.Controller{cgroup.Memory},
+			"ulimit -v 1000000; exec tail /dev/zero",
 			workerpb.ResourceUsage_OUT_OF_MEMORY, "out of memory: this action may use 64 MiB", "oom",
 		},
 		{
-			"a grandchild out of memory", runner.Limits{MemoryBytes: 64 * mib}, []cgroup.Controller{cgroup.Memory},
+			"a grandchild out of memory",
+			runner.Limits{MemoryBytes: 64 * mib},
+			[]cgroup.Controller{cgroup.Memory},
 			"(ulimit -v 1000000; sh -c 'tail /dev/zero') || true; echo half > out; exit 0",
 			workerpb.ResourceUsage_OUT_OF_MEMORY, "out of memory: this action may use 64 MiB", "oom",
 		},
 		{
-			"too much on the disk", runner.Limits{DiskBytes: 8 * mib}, nil, "head -c 30000000 /dev/zero > out; exit 0",
+			"too much on the disk",
+			runner.Limits{DiskBytes: 8 * mib},
+			nil, "head -c 30000000 /dev/zero > out; exit 0",
 			workerpb.ResourceUsage_DISK_QUOTA, "disk quota: this action wrote more than the 8 MiB that it may", "disk_quota",
 		},
 	} {

@@ -240,7 +240,7 @@ func TestOpen_removesWhatDeadWorkersLeft(t *testing.T) {
 	}
 	tree := here(t, Processes)
 	select {
-	case <-ended:
+	case <-ended: //nolint:errcheck // it was killed
 	case <-time.After(20 * time.Second):
 		t.Error("what a dead worker left is alive")
 		_ = cmd.Process.Kill()
@@ -336,7 +336,8 @@ func TestInside_endTellsWhatWasUsed(t *testing.T) {
 		},
 		{
 			"killed for a group above", 0,
-			map[role]string{roleEvents: "oom 1\noom_kill 1\n"}, map[role]string{roleEvents: "oom 1\noom_kill 2\n"},
+			map[role]string{roleEvents: "oom 1\noom_kill 1\n"},
+			map[role]string{roleEvents: "oom 1\noom_kill 2\n"},
 			Used{Killed: 1},
 		},
 		{
@@ -347,16 +348,21 @@ func TestInside_endTellsWhatWasUsed(t *testing.T) {
 		},
 		{
 			"version 1, far below the limit", 1 << 30,
-			map[role]string{roleUsage: "0", rolePeak: "0", roleEvents: "oom_kill 7\n"}, map[role]string{rolePeak: "1000000", roleEvents: "oom_kill 8\n"},
+			map[role]string{roleUsage: "0", rolePeak: "0", roleEvents: "oom_kill 7\n"},
+			map[role]string{rolePeak: "1000000", roleEvents: "oom_kill 8\n"},
 			Used{PeakMemoryBytes: 1000000, Killed: 1},
 		},
 		{
 			"a peak of all times that has risen", 0,
-			map[role]string{roleUsage: "100\n", roleAllTimePeak: "500\n"}, map[role]string{roleAllTimePeak: "800\n"}, Used{PeakMemoryBytes: 700},
+			map[role]string{roleUsage: "100\n", roleAllTimePeak: "500\n"},
+			map[role]string{roleAllTimePeak: "800\n"},
+			Used{PeakMemoryBytes: 700},
 		},
 		{
 			"a peak of all times that has not", 0,
-			map[role]string{roleUsage: "100\n", roleAllTimePeak: "500\n"}, map[role]string{roleUsage: "300\n", roleAllTimePeak: "500\n"}, Used{PeakMemoryBytes: 200},
+			map[role]string{roleUsage: "100\n", roleAllTimePeak: "500\n"},
+			map[role]string{roleUsage: "300\n", roleAllTimePeak: "500\n"},
+			Used{PeakMemoryBytes: 200},
 		},
 		{
 			"no peak", 0, map[role]string{roleUsage: "100\n"}, map[role]string{roleUsage: "700\n"}, Used{PeakMemoryBytes: 600},
