@@ -5,6 +5,7 @@ package image_test
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/rand"
 	"io"
 	"log/slog"
 	"net/http/httptest"
@@ -25,9 +26,38 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/mettle-build/mettle/mettle/worker/image"
+	"github.com/mettle-build/mettle/mettle/worker/runner/sandbox"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv(pullerEnv); what != "" {
+		os.Exit(puller(what))
+	}
+	if sandbox.IsHelper() {
+		os.Exit(sandbox.HelperMain())
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// waitFor waits for something that only another process can tell by its effect.
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			t.Fatal("waited for too long")
+		}
+	}
+}
+
+// random is text that does not get shorter by compression.
+func random(t testing.TB, n int) string {
+	t.Helper()
+	b := make([]byte, n)
+	if _, err := rand.Read(b); err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
 
 // entry is one of a layer: a file, or what Typeflag says.
 type entry struct {

@@ -260,8 +260,8 @@ func (t *tarball) savedImages() ([]savedImage, error) {
 	return images, nil
 }
 
-// locate gives the layers that docker save has saved the names that they would have
-// in a layout: those of their diff IDs, since they are not compressed.
+// locate gives the layers that docker save has saved the names of their diff IDs,
+// which they would have in a layout if they are not compressed.
 func (t *tarball) locate() error {
 	if _, ok := t.files[savedName]; !ok {
 		return nil

@@ -260,7 +260,7 @@ func (r *record) configure(config []byte) error {
 		d := &r.Layers[i]
 		d.DiffID = f.RootFS.DiffIDs[i]
 		if d.Blob == (v1.Hash{}) {
-			d.Blob = d.DiffID // it comes as it is
+			d.Blob, d.Saved = d.DiffID, true
 		}
 	}
 	if err := r.check(); err != nil {

@@ -25,6 +25,9 @@ type descriptor struct {
 	DiffID v1.Hash // of the unpacked tar
 	Blob   v1.Hash // as it comes
 	Size   int64   // of Blob
+	// Saved says that Blob is DiffID, because what comes is not known by anything
+	// else: it may be compressed or not.
+	Saved bool
 }
 
 // maxRecords bounds the images that are remembered, each in a file of some

@@ -79,12 +79,19 @@ func parse(s string) (Reference, error) {
 			return parseLocal(rest)
 		}
 	}
+	if strings.HasPrefix(rest, "/") {
+		return Reference{}, fmt.Errorf("it has no registry; images on the machine of the worker are oci:///PATH")
+	}
 	base, digest, pinned := strings.Cut(rest, "@")
 	tag, err := name.NewTag(base, name.WithDefaultTag("latest"))
 	if err != nil {
 		return Reference{}, err
 	}
-	r := Reference{repo: tag.Repository, tag: tag.TagStr()}
+	r := Reference{tag: tag.TagStr()}
+	// What is left out in names of Docker Hub is written out.
+	if r.repo, err = name.NewRepository(tag.Repository.Name()); err != nil {
+		return r, err
+	}
 	if pinned {
 		r.tag = ""
 		r.digest, err = parseDigest(digest)

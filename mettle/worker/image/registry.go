@@ -90,8 +90,11 @@ func (r *registry) blob(ctx context.Context, digest v1.Hash) (io.ReadCloser, err
 // unavailable gives an error of reading from a source its class: what the registry
 // refuses, it refuses again.
 func unavailable(err error) error {
-	if errors.Is(err, ErrUnusable) || errors.Is(err, ErrUnavailable) {
+	if errors.Is(err, ErrUnusable) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrRefused) {
 		return err
+	}
+	if e, ok := errors.AsType[*net.DNSError](err); ok && e.IsNotFound {
+		return fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
 	if e, ok := errors.AsType[*regtransport.Error](err); ok && !e.Temporary() && e.StatusCode >= 400 && e.StatusCode < 500 && e.StatusCode != http.StatusTooManyRequests {
 		return fmt.Errorf("%w: %w", ErrUnusable, err)
@@ -127,10 +130,15 @@ func transports(control func(context.Context, string, string, syscall.RawConn) e
 		}}
 	}
 	free = to(nil)
-	if hasProxy() {
-		control = nil
+	if control == nil || hasProxy() {
+		return free, to(nil)
 	}
-	return free, to(control)
+	return free, to(func(ctx context.Context, network, address string, conn syscall.RawConn) error {
+		if err := control(ctx, network, address, conn); err != nil {
+			return fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+		return nil
+	})
 }
 
 func hasProxy() bool {

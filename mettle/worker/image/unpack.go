@@ -69,8 +69,10 @@ func unpackVerified(packed *meter, d descriptor, o unpackOptions) (entries int, 
 			return entries, streamError{err}
 		}
 	}
-	if err := packed.check(d.Blob.Hex); err != nil {
-		return entries, err
+	if !d.Saved {
+		if err := packed.check(d.Blob.Hex); err != nil {
+			return entries, err
+		}
 	}
 	return entries, unpacked.check(d.DiffID.Hex)
 }
