@@ -31,8 +31,8 @@ import (
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
-	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	"github.com/mettle-build/mettle/mettle/worker/image"
+	"github.com/mettle-build/mettle/mettle/worker/livelog"
 )
 
 // dualCmd is a complete server in one process. Its flags are those of the parts.
