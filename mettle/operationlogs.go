@@ -12,6 +12,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/grpc/codes"
 
+	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/operation"
@@ -160,13 +161,28 @@ func (f *followed) follow(ctx context.Context, name string) {
 	ctx, f.cancel = context.WithCancel(ctx)
 	go func() {
 		defer close(f.done)
-		// Where it fails, the result has the rest.
-		_ = f.logs.Follow(ctx, name, 0, func(p []byte) error {
+		f.print(ctx, name)
+	}()
+}
+
+// print prints a stream, and goes on where the server comes back. Where it fails in
+// another way, the result has the rest.
+func (f *followed) print(ctx context.Context, name string) {
+	for {
+		err := f.logs.Follow(ctx, name, f.printed, func(p []byte) error {
 			n, err := f.to.Write(p)
 			f.printed += int64(n)
 			return err
 		})
-	}()
+		if !errors.Is(err, blob.ErrUnavailable) {
+			return
+		}
+		select {
+		case <-time.After(askEvery):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // stop ends what follow has begun.

@@ -22,7 +22,8 @@ const logStreams = "logstreams/"
 // ParseLogStream parses the name of a log stream, and reports whether s is one:
 // every other name is for ParseRead and ParseWrite to judge. It allocates nothing.
 func ParseLogStream(s string) (n LogStreamName, ok bool) {
-	if len(s) > MaxLen {
+	// Names of blobs are told by the fast one of both searches.
+	if len(s) > MaxLen || !strings.Contains(s, logStreams) {
 		return LogStreamName{}, false
 	}
 	i := strings.LastIndex(s, logStreams)

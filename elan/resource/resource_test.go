@@ -273,3 +273,14 @@ func FuzzParseLogStream(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkParseLogStream is what every call for a blob pays.
+func BenchmarkParseLogStream(b *testing.B) {
+	name := "some/instance/blobs/" + strings.Repeat("0123456789abcdef", 4) + "/12345"
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, ok := resource.ParseLogStream(name); ok {
+			b.Fatal("it is one")
+		}
+	}
+}

@@ -45,6 +45,7 @@ type file struct {
 func (x *file) close() {
 	if x.f != nil {
 		_ = x.f.Close() // opened for reading
+		x.f = nil
 	}
 }
 
@@ -60,7 +61,12 @@ func (x *file) follow(ctx context.Context, l *Logs, instance string, limit int64
 		return false
 	}
 	size := min(st.Size(), limit)
-	if size > 0 && x.name == "" {
+	if x.name == "" && size == 0 {
+		// It may be one of before, in whose place the command's own is yet to come.
+		x.close()
+		return false
+	}
+	if x.name == "" {
 		if made = x.create(ctx, l, instance); !made {
 			return false
 		}

@@ -411,6 +411,21 @@ func TestLogs_Follow_notAFile(t *testing.T) {
 	}
 }
 
+// The files may be made when the command begins at last, in place of empty ones.
+func TestLogs_Follow_madeLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := begin(t, logstream.Options{})
+		write(t, c.stdout, "")
+		time.Sleep(time.Minute)
+		if err := os.Remove(c.stdout); err != nil {
+			t.Fatal(err)
+		}
+		write(t, c.stdout, "one\n")
+		time.Sleep(time.Second)
+		c.want(t, c.announced(t, 1).Stdout, "one\n", nil)
+	})
+}
+
 // A file that shrinks is its command's own business.
 func TestLogs_Follow_truncated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
