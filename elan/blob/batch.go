@@ -64,12 +64,12 @@ type TreeReader interface {
 
 // TreeFetcher is a Fetcher in front of a TreeReader.
 type TreeFetcher interface {
-	// FetchTree brings the Directories below root to the local disk by one call. It
-	// does nothing if any of some, which are of them, is there already, and where the
-	// other store can't do so: what is lacking afterwards is to be fetched otherwise.
-	// For each Directory that comes it calls wanted with the digest of its bytes, and
-	// keeps those for which that returns true. Of several calls for one root at a
-	// time one does so, and the others wait.
+	// FetchTree brings the Directories below root to the local disk by one call. Of
+	// several FetchTree for one root at a time one does so, and the others wait. It
+	// does nothing else if some, which are of them, are none, or any of these is there
+	// already, or the other store can't do so: what is lacking afterwards is to be
+	// fetched otherwise. For each Directory that comes it calls wanted with the digest
+	// of its bytes, and keeps those for which that returns true.
 	FetchTree(ctx context.Context, root digest.Digest, some []digest.Digest, wanted func(d digest.Digest, data []byte) bool) error
 }
 

@@ -13,7 +13,8 @@ import (
 )
 
 // Link implements blob.Linker: newfstatat, linkat, and for an executable
-// newfstatat once more. Where dst exists the error wraps fs.ErrExist.
+// newfstatat once more. Where dst exists the error wraps fs.ErrExist. A file that
+// is linked for the first time since the store was opened is read before: see trust.
 //
 // The first link of a blob as executable makes its twin, a second inode with the
 // same bytes, by copying within the kernel. A process that another goroutine
@@ -33,7 +34,7 @@ func (s *Store) link(ctx context.Context, d digest.Digest, dst string, mode blob
 	src := s.blobPath(d, mode)
 	var err error
 	for range 2 {
-		if err := s.ready(ctx, d, mode); err != nil {
+		if err := s.readySound(ctx, d, mode); err != nil {
 			return err
 		}
 		err = s.linkat(src, dst)
@@ -60,7 +61,22 @@ func (s *Store) link(ctx context.Context, d digest.Digest, dst string, mode blob
 	return err
 }
 
-// ready sees to it that the file of d in that mode is there and sound.
+// readySound sees to it that the file of d in that mode is there, and that its bytes
+// are right. Where they are not, there may be a sound copy to make another of.
+func (s *Store) readySound(ctx context.Context, d digest.Digest, mode blob.LinkMode) error {
+	var err error
+	for range 2 {
+		if err = s.ready(ctx, d, mode); err != nil {
+			return err
+		}
+		if err = s.trust(ctx, d, mode); !errors.Is(err, blob.ErrNotFound) {
+			return err
+		}
+	}
+	return err
+}
+
+// ready sees to it that the file of d in that mode is there and as it was left.
 func (s *Store) ready(ctx context.Context, d digest.Digest, mode blob.LinkMode) error {
 	there, mayBeFile, err := s.findPacked(ctx, d)
 	switch {
@@ -165,12 +181,16 @@ type source struct {
 	data []byte // nil: fd is open
 }
 
-// copier opens d for copies: pread of a small blob, openat and fstat of others.
+// copier opens d for copies: pread of a small blob, openat and fstat of others, which
+// are sound: their copies will be trusted.
 func (s *Store) copier(ctx context.Context, d digest.Digest) (*source, error) {
 	src := &source{s: s, d: d, fd: -1}
 	var err error
 	src.data, err = s.readPacked(ctx, d)
 	if errors.Is(err, blob.ErrNotFound) && !s.onlyPacked(d) {
+		if err := s.trust(ctx, d, blob.LinkRegular); err != nil {
+			return nil, err
+		}
 		src.fd, err = s.openBlob(ctx, d)
 	}
 	return src, err

@@ -99,6 +99,7 @@ type Store struct {
 	recovery recovery
 	packed   packed
 	changed  changes
+	trusted  trusted
 	dirty    atomic.Bool // something was committed since the last checkpoint
 
 	counted   chan struct{} // closed when what was there at the start is counted
@@ -146,6 +147,7 @@ func New(o Options) (*Store, error) {
 		counted:     make(chan struct{}),
 		linkat:      os.Link,
 	}
+	s.trusted.init()
 	if err := s.open(o); err != nil {
 		if s.lock != nil {
 			err = errors.Join(err, s.lock.Close())

@@ -36,6 +36,10 @@ func (l local) FetchTree(ctx context.Context, root digest.Digest, some []digest.
 			return ctx.Err() //nolint:wrapcheck // as it is
 		}
 	}
+	if len(some) == 0 {
+		s.mu.Unlock()
+		return nil
+	}
 	f := make(chan struct{})
 	s.trees[root] = f
 	s.mu.Unlock()

@@ -235,8 +235,11 @@ func (b *Builder) bring(ctx context.Context, ds []digest.Digest) (gone map[diges
 // of its own: a Directory after one that refers to it. So a server that sends wrong
 // Directories, or too few, costs time and nothing else.
 func (b *Builder) bringTree(ctx context.Context, root digest.Digest, level []digest.Digest) error {
-	if b.trees == nil || slices.ContainsFunc(level, func(d digest.Digest) bool { return d.IsEmpty() || b.cache.get(d) != nil }) {
+	if b.trees == nil {
 		return nil
+	}
+	if slices.ContainsFunc(level, func(d digest.Digest) bool { return d.IsEmpty() || b.cache.get(d) != nil }) {
+		level = nil // another slot may be at it, and is waited for
 	}
 	expected := make(map[digest.Digest]struct{}, len(level))
 	for _, d := range level {

@@ -3,6 +3,7 @@
 package inputroot_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -123,6 +124,14 @@ func (n *network) counted() map[string]int {
 // cached is the network as a worker has it: with a directory in front.
 func (n *network) cached(t testing.TB) blob.Store {
 	t.Helper()
+	s, stop := n.cachedIn(t, filepath.Join(t.TempDir(), "cache"))
+	t.Cleanup(stop)
+	return s
+}
+
+// cachedIn is cached with a directory that may have been there before, until stop.
+func (n *network) cachedIn(t testing.TB, dir string) (s blob.Store, stop func()) {
+	t.Helper()
 	patient, err := retry.New(retry.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -132,19 +141,17 @@ func (n *network) cached(t testing.TB) blob.Store {
 		t.Fatal(err)
 	}
 	remote.Of(away)
-	cache, err := file.New(file.Options{Dir: filepath.Join(t.TempDir(), "cache"), MinFreeBytes: -1})
+	cache, err := file.New(file.Options{Dir: dir, MinFreeBytes: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cache.Close() })
 	tiers, err := tiered.New(t.Context(), tiered.Options{
 		Tiers: []tiered.Tier{{Name: "cache", Store: cache}, {Name: "storage", Store: patient.Store(remote)}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { tiers.Close() })
-	return instances.Over(tiers).Of(away)
+	return instances.Over(tiers).Of(away), func() { _, _ = tiers.Close(), cache.Close() }
 }
 
 // oneByOne is a store without blob.Fetcher.
@@ -348,5 +355,63 @@ func TestBuild_slots_together(t *testing.T) {
 		if times != 1 {
 			t.Errorf("blob %s came %d times", hash, times)
 		}
+	}
+}
+
+// What a disk has changed in the cache while no worker ran is fetched again, and is in
+// no input root; what is sound is not.
+func TestBuild_corrupt_since_the_last_run(t *testing.T) {
+	n := newNetwork(t, rpc.Options{})
+	contents := map[string][]byte{"large": blobtest.Random(1, 100_000), "small": blobtest.Random(2, 500), "sound": blobtest.Random(3, 100_000)}
+	dir := &repb.Directory{}
+	for _, name := range slices.Sorted(maps.Keys(contents)) {
+		d, err := blob.PutBytes(t.Context(), n.store, digest.SHA256, contents[name])
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir.Files = append(dir.Files, &repb.FileNode{Name: name, Digest: d.Proto()})
+	}
+	root, err := blob.PutMessage(t.Context(), n.store, digest.SHA256, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := filepath.Join(t.TempDir(), "cache")
+	for run := range 2 {
+		store, stop := n.cachedIn(t, at)
+		f := newFixture(t, store, inputroot.Options{Policy: inputroot.Link})
+		if _, err := f.build(t, root.Proto()); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range contents {
+			if got, err := os.ReadFile(filepath.Join(f.dir, name)); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("run %d: %s has wrong bytes, %v", run, name, err)
+			}
+		}
+		stop()
+		if run == 0 {
+			n.counted()
+			rot(t, filepath.Join(f.dir, "large"))
+			rot(t, filepath.Join(f.dir, "small"))
+		}
+	}
+	if got := n.counted(); got["Read"]+got["BatchReadBlobs"] != 1 {
+		t.Errorf("calls %v, want one for the large blob", got)
+	}
+}
+
+// rot changes a byte of a file as a failing disk does: nothing else of it changes.
+func rot(t testing.TB, path string) {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, data, 0o600), os.Chmod(path, st.Mode()), os.Chtimes(path, time.Time{}, st.ModTime())); err != nil {
+		t.Fatal(err)
 	}
 }
