@@ -43,6 +43,7 @@ type Executor struct {
 	// persistent has the tools that are kept running. nil: none are.
 	persistent *persistent.Pool
 	startTool  func(place, *runner.Streams) (runner.Runner, error)
+	answered   bool // it may have left something
 	// imageAway says that the last job failed because a registry was away.
 	imageAway bool
 }

@@ -70,10 +70,11 @@ func (e *Executor) closePersistent() error {
 
 // cleanPersistent removes what the last action has left with a tool.
 func (e *Executor) cleanPersistent() error {
-	if e.persistent == nil {
+	if e.persistent == nil || !e.answered {
 		return nil
 	}
 	e.persistent.Clean()
+	e.answered = false
 	return inputroot.Remove(e.answer())
 }
 
@@ -106,6 +107,7 @@ func (e *Executor) findTool(r *run) (err error) {
 func (e *Executor) attemptPersistent(ctx context.Context, r *run) (*repb.ExecuteResponse, error) {
 	m := r.metadata
 	m.InputFetchStartTimestamp = r.clock.stamp()
+	e.answered = true
 	got, err := e.persistent.Do(ctx, persistent.Request{
 		Tool: r.tool, Command: r.command, Instance: r.job.GetInstanceName(), Place: fmt.Sprintf("%+v", r.place),
 		Root: r.inputs, Inputs: r.at.inputs, Directories: directories(r.command), Timeout: r.timeout,
@@ -134,7 +136,14 @@ func (e *Executor) attemptPersistent(ctx context.Context, r *run) (*repb.Execute
 			return nil, err
 		}
 	}
-	return e.collect(ctx, r, ran{collector: r.at.copier, root: got.Root, stderr: e.answer(), result: res, err: err})
+	resp, err := e.collect(ctx, r, ran{collector: r.at.copier, root: got.Root, stderr: e.answer(), result: res, err: err})
+	if resp == nil && context.Cause(ctx) == nil {
+		// It may be that the process still wrote to them.
+		e.persistent.Drop()
+		r.where = ""
+		return nil, fmt.Errorf("%w: its outputs could not be taken in: %w", persistent.ErrPlain, err)
+	}
+	return resp, err
 }
 
 // tell tells, in the result and in messages, that a tool was kept running.

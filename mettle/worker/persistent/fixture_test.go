@@ -3,6 +3,8 @@
 package persistent_test
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -55,11 +57,7 @@ func newFixture(t testing.TB, change func(*persistent.Options)) *fixture {
 	if err := os.Chmod(base, 0o711); err != nil { //nolint:gosec // as said
 		t.Fatal(err)
 	}
-	f := &fixture{dir: base, registry: prometheus.NewRegistry(), log: &lines{}}
-	if f.store, err = file.New(file.Options{Dir: filepath.Join(base, "store")}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.store.Close() })
+	f := &fixture{dir: base, registry: prometheus.NewRegistry(), log: &lines{}, store: shared.Store, program: shared.program}
 	policy := inputroot.LinkAndAudit
 	if os.Getuid() == 0 {
 		f.owner, policy = inputroot.Owner{Set: true, UID: testUID, GID: testUID}, inputroot.Link
@@ -85,12 +83,44 @@ func newFixture(t testing.TB, change func(*persistent.Options)) *fixture {
 			t.Errorf("Close: %v", err)
 		}
 	})
+	return f
+}
+
+// shared is the store of all tests, with the tool in it.
+//
+//nolint:gochecknoglobals // set by TestMain
+var shared *sharedStore
+
+type sharedStore struct {
+	*file.Store
+	program *repb.Digest
+}
+
+func newShared() (*sharedStore, func() error, error) {
+	dir, err := os.MkdirTemp("", "persistent-test-store-")
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &sharedStore{}
+	remove := func() error {
+		if s.Store != nil {
+			s.Close()
+		}
+		return os.RemoveAll(dir)
+	}
+	if s.Store, err = file.New(file.Options{Dir: dir}); err != nil {
+		return nil, nil, errors.Join(err, remove())
+	}
 	exe, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
-		t.Fatal(err)
+		return nil, nil, errors.Join(err, remove())
 	}
-	f.program = f.put(t, exe)
-	return f
+	d, err := blob.PutBytes(context.Background(), s.Store, digest.SHA256, exe)
+	if err != nil {
+		return nil, nil, errors.Join(err, remove())
+	}
+	s.program = d.Proto()
+	return s, remove, nil
 }
 
 // lines is a log.
@@ -243,3 +273,17 @@ func (f *fixture) start(s *runner.Streams) (runner.Runner, error) {
 	f.starts++
 	return bare.New(bare.Options{User: bare.User{Set: f.owner.Set, UID: f.owner.UID, GID: f.owner.GID}, Streams: s})
 }
+
+type digestType = digest.Digest
+
+func toDigest(t testing.TB, d *repb.Digest) digest.Digest {
+	t.Helper()
+	got, err := digest.FromProto(digest.SHA256, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// missingInput is the digest of a Directory that is nowhere.
+func missingInput(fn digest.Function) digest.Digest { return digest.Of(fn, []byte("nowhere")) }

@@ -286,9 +286,9 @@ func (p *Pool) try(ctx context.Context, a attempt) (res *Result, err error) {
 		res.Start = began // the start of the tool is part of it, if not of the fetch
 	}
 	defer func() { res.Spent = time.Since(res.Start) }()
-	ctx, stop := context.WithTimeoutCause(ctx, a.timeout, ErrTimeout)
+	askCtx, stop := context.WithTimeoutCause(ctx, a.timeout, ErrTimeout)
 	defer stop()
-	resp, err := proc.ask(ctx, a.req, a.in)
+	resp, err := proc.ask(askCtx, a.req, a.in)
 	if err != nil {
 		return res, err
 	}
@@ -316,7 +316,11 @@ func (p *Pool) take(k key) *process {
 			return proc
 		}
 		p.o.Logger.Warn("a persistent worker failed while it had nothing to do", "error", proc.explain(err))
-		p.end(proc, reasonFailed)
+		if errors.Is(err, errChanged) {
+			p.end(proc, reasonChanged)
+		} else {
+			p.end(proc, reasonFailed)
+		}
 	}
 }
 
@@ -356,6 +360,14 @@ func (p *Pool) end(proc *process, r reason) {
 	p.o.Metrics.ended(r)
 	if err := proc.remove(); err != nil {
 		p.o.Logger.Warn("the directory of a persistent worker could not be removed", "error", err)
+	}
+}
+
+// Drop ends the process of the last action, whose outputs turned out to be of no use.
+func (p *Pool) Drop() {
+	if p.busy != nil {
+		p.end(p.busy, reasonFailed)
+		p.busy = nil
 	}
 }
 

@@ -182,39 +182,44 @@ func list(r *os.Root, dir string) ([]string, error) {
 var errChanged = errors.New("it has changed its own files")
 
 // clean removes all from the root but what is kept. An error means that the process
-// is to be ended: it has changed what is kept, or adds files while it has nothing to
-// do, or made such that can't be removed in this way. All paths are resolved beneath
-// the root, whatever the process does meanwhile.
+// is to be ended: it has changed what is kept, or made what can't be removed in this
+// way. All paths are resolved beneath the root, whatever the process does meanwhile.
 func (p *process) clean() error {
 	r, err := os.OpenRoot(p.root)
 	if err != nil {
 		return err
 	}
 	defer r.Close() //nolint:errcheck // only a handle
-	if err := errors.Join(inputroot.Remove(p.next), sweep(r, ".", p.kept, remove)); err != nil {
+	s := sweep{Root: r, same: true, extra: r.RemoveAll}
+	return errors.Join(inputroot.Remove(p.next), s.directory(".", p.kept))
+}
+
+// untouched reports, by an error, whether there are files in the root that were not
+// there after clean. It looks at names only, which is quick.
+func (p *process) untouched() error {
+	r, err := os.OpenRoot(p.root)
+	if err != nil {
 		return err
 	}
-	return sweep(r, ".", p.kept, complain)
+	defer r.Close() //nolint:errcheck // only a handle
+	s := sweep{Root: r, extra: func(name string) error {
+		return fmt.Errorf("%w: it made %.200q while it had nothing to do", errChanged, name)
+	}}
+	return s.directory(".", p.kept)
 }
 
-// remove removes what is too much.
-func remove(r *os.Root, p string) error { return r.RemoveAll(p) }
-
-// complain finds fault with it.
-func complain(_ *os.Root, p string) error {
-	return fmt.Errorf("it writes files while it has nothing to do: %.200q", p)
+// sweep compares a root with what is to be in it.
+type sweep struct {
+	*os.Root
+	same  bool                    // look at each file and directory, not only at names
+	extra func(name string) error // sees to what is too much
 }
 
-// sweep compares a directory with what is to be in it, and has extra see to the rest.
-func sweep(r *os.Root, dir string, k *keptDir, extra func(*os.Root, string) error) error {
-	info, err := r.Lstat(dir)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errChanged, err)
+func (s *sweep) directory(dir string, k *keptDir) error {
+	if err := s.compare(dir, k.identity); err != nil {
+		return err
 	}
-	if id, err := identify(info); err != nil || id != k.identity {
-		return errors.Join(err, fmt.Errorf("%w: %.200q", errChanged, dir))
-	}
-	names, err := list(r, dir)
+	names, err := list(s.Root, dir)
 	if err != nil {
 		return err
 	}
@@ -223,24 +228,34 @@ func sweep(r *os.Root, dir string, k *keptDir, extra func(*os.Root, string) erro
 		p := path.Join(dir, name)
 		if sub, ok := k.dirs[name]; ok {
 			left--
-			if err := sweep(r, p, sub, extra); err != nil {
-				return err
-			}
+			err = s.directory(p, sub)
 		} else if want, ok := k.files[name]; ok {
 			left--
-			info, err := r.Lstat(p)
-			if err != nil {
-				return fmt.Errorf("%w: %w", errChanged, err)
-			}
-			if id, err := identify(info); err != nil || id != want {
-				return errors.Join(err, fmt.Errorf("%w: %.200q", errChanged, p))
-			}
-		} else if err := extra(r, p); err != nil {
+			err = s.compare(p, want)
+		} else {
+			err = s.extra(p)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	if left > 0 {
 		return fmt.Errorf("%w: some of %.200q are gone", errChanged, dir)
+	}
+	return nil
+}
+
+// compare reports, by an error, whether there is another file at p.
+func (s *sweep) compare(p string, want identity) error {
+	if !s.same {
+		return nil
+	}
+	info, err := s.Lstat(p)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errChanged, err)
+	}
+	if id, err := identify(info); err != nil || id != want {
+		return errors.Join(err, fmt.Errorf("%w: %.200q", errChanged, p))
 	}
 	return nil
 }

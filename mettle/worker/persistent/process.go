@@ -3,6 +3,7 @@
 package persistent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -138,14 +139,18 @@ func (p *process) stop() {
 // remove removes all files of a process that has ended.
 func (p *process) remove() error { return inputroot.Remove(p.dir) }
 
-// quiet reports, by an error, that an idle process has ended or spoken unasked.
+// quiet reports, by an error, that an idle process has ended, spoken unasked, or made
+// files.
 func (p *process) quiet() error {
 	select {
 	case <-p.ended:
 		return fmt.Errorf("%w: it ended while it had nothing to do", errProcess)
 	default:
-		return p.responses.quiet()
 	}
+	if err := p.responses.quiet(); err != nil {
+		return err
+	}
+	return p.untouched()
 }
 
 // ask sends the request and waits for the response. When ctx is done before that, it
@@ -176,7 +181,7 @@ func (p *process) ask(ctx context.Context, req *Request, in *inputs) (*persisten
 	}
 	sending.Wait()
 	if !stopped() { // the deadlines are set for good
-		return nil, fmt.Errorf("%w: %w", errProcess, context.Cause(ctx))
+		return nil, fmt.Errorf("%w: %w: %w", errProcess, context.Cause(ctx), cmp.Or(err, errSilent))
 	}
 	if err == nil && sendErr != nil {
 		err = fmt.Errorf("it answered before it had read the request: %w", sendErr)
@@ -188,13 +193,16 @@ func (p *process) ask(ctx context.Context, req *Request, in *inputs) (*persisten
 	return resp, p.stdin.SetWriteDeadline(time.Time{})
 }
 
+// endWait is more than it takes to hear of the end of a process.
+const endWait = 500 * time.Millisecond
+
 // awaitEnd waits a moment for the end of a process that has closed its stdout: so it
 // is known how it came to that.
 func (p *process) awaitEnd(err error) {
 	if !errors.Is(err, errEnded) {
 		return
 	}
-	late := time.NewTimer(time.Second)
+	late := time.NewTimer(endWait)
 	defer late.Stop()
 	select {
 	case <-p.ended:

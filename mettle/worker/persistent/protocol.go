@@ -41,6 +41,7 @@ type responses struct {
 var (
 	errTooLong = errors.New("its response is too large")
 	errNoise   = errors.New("it wrote to its stdout unasked")
+	errSilent  = errors.New("it did not answer")
 	errEnded   = errors.New("its stdout ended before it had answered")
 )
 
@@ -63,7 +64,7 @@ func (r *responses) read() (*persistentpb.WorkResponse, error) {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return nil, errEnded
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, errors.New("it did not answer")
+		return nil, errSilent
 	case err != nil:
 		return nil, fmt.Errorf("what it wrote is no response: %w", err)
 	case resp.GetRequestId() != 0:

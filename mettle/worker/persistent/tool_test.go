@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,7 +41,30 @@ func TestMain(m *testing.M) {
 		os.Exit(toolMain())
 	}
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0") // or each process takes a second to end
-	goleak.VerifyTestMain(m)
+	os.Exit(testMain(m))
+}
+
+// testMain runs the tests with one store, of which making the tool a blob is what
+// takes long.
+func testMain(m *testing.M) (code int) {
+	complain := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
+	}
+	var remove func() error
+	var err error
+	if shared, remove, err = newShared(); err != nil {
+		complain(err)
+		return code
+	}
+	code = m.Run()
+	complain(remove())
+	if code == 0 {
+		complain(goleak.Find())
+	}
+	return code
 }
 
 // toolEnv says that this process is the tool: the test's own program, as an input
@@ -133,6 +157,7 @@ func (t *tool) steps(steps []string) {
 func (t *tool) step(s []string) error {
 	arg := func(i int) string { return strings.Join(s[min(i, len(s)):], ":") }
 	switch s[0] {
+	case "":
 	case "write": // FILE TEXT
 		return os.WriteFile(s[1], []byte(arg(2)), 0o644)
 	case "copy": // FROM TO
@@ -183,6 +208,10 @@ func (t *tool) misbehave(s []string, rest string) error {
 		return syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	case "print": // anything to stdout
 		fmt.Print(rest)
+	case "bytes": // the same in hexadecimal
+		data, err := hex.DecodeString(rest)
+		_, _ = os.Stdout.Write(data)
+		return err
 	case "hang":
 		select {}
 	case "silent":
@@ -203,12 +232,17 @@ func (t *tool) misbehave(s []string, rest string) error {
 		t.after = func() { fmt.Print(rest) }
 	case "after-die":
 		t.after = func() { os.Exit(4) }
-	case "after-write": // for ever
+	case "write-on": // for ever
+		begun := make(chan struct{})
 		go func() {
 			for i := 0; ; i++ {
 				_ = os.WriteFile(fmt.Sprint("extra", i%1000), nil, 0o644)
+				if i == 10 {
+					close(begun)
+				}
 			}
 		}()
+		<-begun
 	case "daemon":
 		cmd := exec.CommandContext(context.Background(), "/bin/sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
