@@ -57,24 +57,37 @@ func (e *Executor) openImage(ctx context.Context, r *run) error {
 	if r.place.image = r.image.Digest(); r.place.image != "" && e.runners.has(r.place) {
 		return nil
 	}
-	img, err := e.o.Images.Open(ctx, r.image)
-	if errors.Is(err, image.ErrFull) {
-		// Of the images that are in use, some are only ready to be used again.
-		if err := e.o.slots.dropImages(); err != nil {
-			return err
-		}
-		img, err = e.o.Images.Open(ctx, r.image)
-	}
+	img, err := e.pull(ctx, r.image)
 	if err != nil {
-		e.imageAway = errors.Is(err, image.ErrUnavailable)
 		return err
 	}
 	r.opened = img
-	if r.place.image == "" {
+	r.isIn(img)
+	return nil
+}
+
+// isIn notes which image the action runs in.
+func (r *run) isIn(img *image.Image) {
+	if r.image.Digest() == "" && r.place.image == "" {
 		r.notes = append(r.notes, fmt.Sprintf("Ran in image %s, which is %s", r.image, img.Digest))
 	}
 	r.place.image = img.Digest
-	return nil
+}
+
+// pull has the image there, which the caller closes.
+func (e *Executor) pull(ctx context.Context, ref image.Reference) (*image.Image, error) {
+	img, err := e.o.Images.Open(ctx, ref)
+	if errors.Is(err, image.ErrFull) {
+		// Of the images that are in use, some are only ready to be used again.
+		if err := e.o.slots.dropImages(); err != nil {
+			return nil, err
+		}
+		img, err = e.o.Images.Open(ctx, ref)
+	}
+	if err != nil {
+		e.imageAway = errors.Is(err, image.ErrUnavailable)
+	}
+	return img, err
 }
 
 // takeImage is what openImage has opened, for the one who closes it.

@@ -26,6 +26,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/worker/output"
 	"github.com/mettle-build/mettle/mettle/worker/persistent"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
+	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 	workerpb "github.com/mettle-build/mettle/proto/worker"
 )
@@ -42,7 +43,7 @@ type Executor struct {
 	logs     *livelog.Logs // nil: what commands print can't be followed
 	// persistent has the tools that are kept running. nil: none are.
 	persistent *persistent.Pool
-	startTool  func(place, *runner.Streams) (runner.Runner, error)
+	toolUser   helper.User
 	answered   bool // it may have left something
 	// imageAway says that the last job failed because a registry was away.
 	imageAway bool

@@ -216,7 +216,7 @@ func (w *Worker) machine() string {
 		return err.Error()
 	}
 	if err := w.memory.check(); err != nil {
-		w.endIdleTools()
+		w.o.slots.dropTools()
 		return err.Error()
 	}
 	return ""

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/mettle-build/mettle/mettle/worker/image"
+	"github.com/mettle-build/mettle/mettle/worker/persistent"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
 )
@@ -171,8 +172,9 @@ func (rs *runners) close() error {
 
 // allRunners are those of all slots.
 type allRunners struct {
-	mu  sync.Mutex // guards all
-	all []*runners
+	mu    sync.Mutex // guards the rest
+	all   []*runners
+	tools []*persistent.Pool
 }
 
 func (a *allRunners) add(rs *runners) {
@@ -181,10 +183,27 @@ func (a *allRunners) add(rs *runners) {
 	a.all = append(a.all, rs)
 }
 
+func (a *allRunners) addTools(p *persistent.Pool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.tools = append(a.tools, p)
+}
+
+// dropTools ends the tools that are kept running and have nothing to do.
+func (a *allRunners) dropTools() {
+	a.mu.Lock()
+	tools := slices.Clone(a.tools)
+	a.mu.Unlock()
+	for _, p := range tools {
+		p.Shrink()
+	}
+}
+
 func (a *allRunners) dropImages() error {
 	a.mu.Lock()
 	all := slices.Clone(a.all)
 	a.mu.Unlock()
+	a.dropTools()
 	var err error
 	for _, rs := range all {
 		err = errors.Join(err, rs.dropImages())

@@ -66,11 +66,6 @@ func (o *Options) newRunner(user helper.User, p place, layers []string) (runner.
 	return o.makeRunner(user, o.sandbox(user, p, layers), nil)
 }
 
-// newStreamRunner makes a runner for one command, which has the streams.
-func (o *Options) newStreamRunner(user helper.User, p place, streams *runner.Streams) (runner.Runner, error) {
-	return o.makeRunner(user, o.sandbox(user, p, nil), streams)
-}
-
 func (o *Options) makeRunner(user helper.User, s sandbox.Options, streams *runner.Streams) (runner.Runner, error) {
 	bounds, err := o.bounds(user)
 	if err != nil {

@@ -48,14 +48,52 @@ func (e *Executor) makePersistent(user helper.User) (err error) {
 	if !e.o.keepsTools() {
 		return nil
 	}
-	e.startTool = func(p place, s *runner.Streams) (runner.Runner, error) {
-		return e.o.newStreamRunner(user, p, s)
-	}
 	e.persistent, err = persistent.New(persistent.Options{
 		Dir: filepath.Join(e.dir, persistentName), Owner: e.owner, MaxProcesses: e.o.PersistentWorkers, Idle: e.o.PersistentIdle,
 		MaxResponseBytes: min(e.o.MaxOutputBytes, maxAnswerBytes), Metrics: e.o.persistent, Logger: e.o.Logger,
 	})
+	if err == nil {
+		e.toolUser = user
+		e.o.slots.addTools(e.persistent)
+	}
 	return err
+}
+
+// startTool makes the runner of a tool of r, in an image if r asks for one.
+func (e *Executor) startTool(ctx context.Context, r *run, streams *runner.Streams) (runner.Runner, error) {
+	t := &toolRunner{}
+	var layers []string
+	if r.image != (image.Reference{}) {
+		var err error
+		if t.image, err = e.pull(ctx, r.image); err != nil {
+			return nil, err
+		}
+		layers = t.image.Layers
+	}
+	var err error
+	if t.Runner, err = e.o.makeRunner(e.toolUser, e.o.sandbox(e.toolUser, r.place, layers), streams); err != nil {
+		t.closeImage()
+		return nil, err
+	}
+	return t, nil
+}
+
+// toolRunner is a runner with the image that it is in, which stays as long as it.
+type toolRunner struct {
+	runner.Runner
+	image *image.Image // nil: none
+}
+
+func (t *toolRunner) Close() error {
+	err := t.Runner.Close()
+	t.closeImage()
+	return err
+}
+
+func (t *toolRunner) closeImage() {
+	if t.image != nil {
+		t.image.Close()
+	}
 }
 
 // maxAnswerBytes bounds what a tool answers, which is in memory.
@@ -78,22 +116,13 @@ func (e *Executor) cleanPersistent() error {
 	return inputroot.Remove(e.answer())
 }
 
-// endIdleTools makes room in memory.
-func (w *Worker) endIdleTools() {
-	for _, s := range w.slots {
-		if p := s.exec.persistent; p != nil {
-			p.Shrink()
-		}
-	}
-}
-
 // answer is the file for what a tool answered.
 func (e *Executor) answer() string { return filepath.Join(e.dir, answerName) }
 
 // findTool finds out whether the action is one for a tool that is kept running.
 func (e *Executor) findTool(r *run) (err error) {
-	if e.persistent == nil || r.image != (image.Reference{}) {
-		return nil // in images, tools run as commands do
+	if e.persistent == nil {
+		return nil
 	}
 	if r.tool, err = persistent.Of(platformOf(r.action, r.command), r.command); errors.Is(err, persistent.ErrPlain) {
 		r.notes = append(r.notes, err.Error())
@@ -107,11 +136,19 @@ func (e *Executor) findTool(r *run) (err error) {
 func (e *Executor) attemptPersistent(ctx context.Context, r *run) (*repb.ExecuteResponse, error) {
 	m := r.metadata
 	m.InputFetchStartTimestamp = r.clock.stamp()
+	if r.image != (image.Reference{}) {
+		img, err := e.pull(ctx, r.image)
+		if err != nil {
+			return nil, err
+		}
+		defer img.Close()
+		r.isIn(img)
+	}
 	e.answered = true
 	got, err := e.persistent.Do(ctx, persistent.Request{
 		Tool: r.tool, Command: r.command, Instance: r.job.GetInstanceName(), Place: fmt.Sprintf("%+v", r.place),
 		Root: r.inputs, Inputs: r.at.inputs, Directories: directories(r.command), Timeout: r.timeout,
-		Start: func(s *runner.Streams) (runner.Runner, error) { return e.startTool(r.place, s) },
+		Start: func(s *runner.Streams) (runner.Runner, error) { return e.startTool(ctx, r, s) },
 	})
 	switch {
 	case errors.Is(err, persistent.ErrTimeout):

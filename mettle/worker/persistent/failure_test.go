@@ -419,7 +419,9 @@ func TestPool_Shrink(t *testing.T) {
 	res, _ := f.run(t, action{startup: []string{"other"}}) // it is at work until Clean
 	f.Shrink()
 	f.Shrink()
-	waitFor(t, func() bool { return f.figure(t, endsTotal, "memory") == 1 })
+	if got := f.figure(t, endsTotal, "memory"); got != 1 {
+		t.Errorf("%v processes ended, want 1", got)
+	}
 	if _, err := os.Stat(res.Root); err != nil {
 		t.Errorf("the root of the one that works: %v", err)
 	}

@@ -50,7 +50,7 @@ func newMetrics() *Metrics {
 		}, []string{"process"}),
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mettle_worker_persistent_ends_total",
-			Help: "Processes of persistent workers that have ended, by reason: idle, evicted (for another), memory (it was low), failed (it ended or did not keep to the protocol), killed (timeout or cancellation), changed (its files), closed (the worker ended).",
+			Help: "Processes of persistent workers that have ended, by reason: idle, evicted (for another), memory (it was low, or there was no room for an image), failed (it ended or did not keep to the protocol), killed (timeout or cancellation), changed (its files), closed (the worker ended).",
 		}, []string{"reason"}),
 		live: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "mettle_worker_persistent_processes",

@@ -415,15 +415,18 @@ func (p *Pool) expire(proc *process) {
 	}
 }
 
-// Shrink ends the processes that have nothing to do, because memory is needed. It
-// does not wait for that.
-func (p *Pool) Shrink() {
+// Shrink ends the processes that have nothing to do, because what they have is needed.
+func (p *Pool) Shrink() { p.endIdle(reasonMemory) }
+
+func (p *Pool) endIdle(r reason) {
+	var all sync.WaitGroup
 	for _, proc := range p.drain() {
-		go func() {
+		all.Go(func() {
 			defer p.ending.Done()
-			p.end(proc, reasonMemory)
-		}()
+			p.end(proc, r)
+		})
 	}
+	all.Wait()
 }
 
 // drain takes all idle processes, each of which is one of p.ending.
@@ -444,12 +447,7 @@ func (p *Pool) Close() error {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
-	for _, proc := range p.drain() {
-		go func() {
-			defer p.ending.Done()
-			p.end(proc, reasonClosed)
-		}()
-	}
+	p.endIdle(reasonClosed)
 	if p.busy != nil {
 		p.end(p.busy, reasonClosed)
 		p.busy = nil
