@@ -156,7 +156,7 @@ type Root struct {
 	auditor blob.Auditor
 	linked  []link
 	kept    *kept     // nil: linked has all of them
-	begun   time.Time // before the first of them
+	begun   time.Time // before the first of them, or the last look at those that were there
 }
 
 type link struct {
@@ -236,7 +236,9 @@ func (r *Root) Audit(ctx context.Context) error {
 		return nil
 	}
 	if r.kept != nil {
-		r.linked, r.begun = r.kept.linked(), r.kept.begun
+		// Of what was linked long ago, it was looked at when the root was taken
+		// that it is as it was.
+		r.linked = r.kept.linked()
 	}
 	var all error
 	for _, l := range r.linked {
