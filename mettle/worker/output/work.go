@@ -354,6 +354,9 @@ func (w *work) stream(ctx context.Context, path string, size int64) (raw []byte,
 // opening would wait for a writer.
 func openStream(path string, size int64) (*os.File, error) {
 	fd, err := unix.Open(path, openFlags|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.EACCES) && makeReadable(path) {
+		fd, err = unix.Open(path, openFlags|unix.O_NOFOLLOW, 0)
+	}
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
 		return nil, fmt.Errorf("%w: the command has removed or replaced it", ErrUnusable)
 	}
@@ -372,4 +375,11 @@ func openStream(path string, size int64) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// makeReadable gives a file a mode by which we can read it: a command that is our own
+// user may have taken that away. What is there is no process's any more.
+func makeReadable(path string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && unix.Chmod(path, 0o600) == nil
 }
