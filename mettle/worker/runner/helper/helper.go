@@ -170,6 +170,11 @@ func (h *helper) setUp(args []string) error {
 			return fmt.Errorf("open %s: %w", os.DevNull, err)
 		}
 	}
+	// A command of the same user could read or change it by /proc: have it chosen
+	// when memory is short, say.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("close /proc to others: %w", err)
+	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a child subreaper: %w", err)
 	}
