@@ -37,6 +37,7 @@ type Executor struct {
 	o        *Options
 	dir      string // of the slot
 	owner    inputroot.Owner
+	made     fs.FileInfo // dir as it was made
 	shelf    *inputroot.Shelf
 	runners  *runners
 	stations *stations
@@ -399,29 +400,6 @@ func (e *Executor) clean() error {
 		// Empty ones serve again: see runner.Spec.
 		if st, e := os.Lstat(p); e == nil && (st.Size() > 0 || !st.Mode().IsRegular()) {
 			err = errors.Join(err, inputroot.Remove(p))
-		}
-	}
-	return err
-}
-
-// repair undoes what a command can do to the slot's directory where it has no
-// user of its own.
-func (e *Executor) repair() error {
-	if e.owner.Set {
-		return nil
-	}
-	if err := os.Mkdir(e.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	if err := os.Chmod(e.dir, 0o700); err != nil { //nolint:gosec // a directory
-		return err
-	}
-	entries, err := os.ReadDir(e.dir)
-	for _, entry := range entries {
-		switch entry.Name() {
-		case rootName, stdoutName, stderrName, shelfName, persistentName:
-		default:
-			err = errors.Join(err, inputroot.Remove(filepath.Join(e.dir, entry.Name())))
 		}
 	}
 	return err

@@ -170,6 +170,18 @@ func (rs *runners) close() error {
 	return err
 }
 
+// renew starts the usual one anew, and ends the others.
+func (rs *runners) renew() error {
+	if err := rs.close(); err != nil {
+		return err
+	}
+	usual, err := rs.make(place{}, nil)
+	if err == nil {
+		rs.usual = usual
+	}
+	return err
+}
+
 // allRunners are those of all slots.
 type allRunners struct {
 	mu    sync.Mutex // guards the rest

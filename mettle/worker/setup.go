@@ -106,10 +106,6 @@ func slotDir(o *Options, i int) string {
 
 // newExecutor makes the directory and the runner of slot i, and runs a command
 // there that does nothing.
-//
-// The slot's directory belongs to root, so that no command can replace what is
-// in it; its group, which is the slot's own, may pass, so that no other slot's
-// command can.
 func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Executor, err error) {
 	e = &Executor{o: o, dir: slotDir(o, i)}
 	var user helper.User
@@ -118,18 +114,7 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Exec
 		e.owner = inputroot.Owner{Set: true, UID: id, GID: id}
 		user = helper.User{Set: true, UID: id, GID: id}
 	}
-	if err := os.Mkdir(e.dir, 0o700); err != nil {
-		return nil, err
-	}
-	if isolated {
-		if err := os.Chown(e.dir, 0, user.GID); err != nil {
-			return nil, err
-		}
-		if err := os.Chmod(e.dir, 0o710); err != nil {
-			return nil, err
-		}
-	}
-	if e.shelf, err = inputroot.NewShelf(filepath.Join(e.dir, shelfName), e.owner); err != nil {
+	if err := e.makeDir(); err != nil {
 		return nil, err
 	}
 	if e.runners, err = newRunners(o, i, user); err != nil {
@@ -151,4 +136,33 @@ func newExecutor(ctx context.Context, o *Options, i int, isolated bool) (e *Exec
 		return nil, fmt.Errorf("preflight: %w", err)
 	}
 	return e, nil
+}
+
+// makeDir makes the slot's directory, with the shelf.
+//
+// The directory belongs to root where there is a user for the slot, so that no
+// command can replace what is in it; its group, which is the slot's own, may pass,
+// so that no other slot's command can.
+func (e *Executor) makeDir() error {
+	if err := os.Mkdir(e.dir, 0o700); err != nil {
+		return err
+	}
+	if e.owner.Set {
+		if err := os.Chown(e.dir, 0, e.owner.GID); err != nil {
+			return err
+		}
+		if err := os.Chmod(e.dir, 0o710); err != nil {
+			return err
+		}
+	}
+	made, err := os.Lstat(e.dir)
+	if err != nil {
+		return err
+	}
+	shelf, err := inputroot.NewShelf(filepath.Join(e.dir, shelfName), e.owner)
+	if err != nil {
+		return err
+	}
+	e.made, e.shelf = made, shelf
+	return nil
 }
