@@ -67,6 +67,7 @@ var arrows = map[string][]string{
 	"mettle/queue/...":         {"elan/digest", "mettle/queue", "proto/..."}, // brokers: each alone
 	"mettle/queue/pubsub/...":  {"mettle/queue", "proto/..."},
 	"mettle/queue/open":        {"mettle/queue/...", "proto/..."},
+	"mettle/worker/hostile":    {},
 	"mettle/worker/image":      {},
 	"mettle/worker/runner":     {},
 	"mettle/worker/runner/...": {"mettle/worker/runner", "mettle/worker/runner/helper", "mettle/worker/runner/seccomp", "mettle/worker/cgroup"}, // ways of running, and their suite
