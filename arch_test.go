@@ -99,6 +99,7 @@ var arrows = map[string][]string{
 	"mettle/noop":    {"mettle/queue", "proto/..."},
 	"mettle/bench":   {"elan/digest"},
 	"mettle/conform": {"elan/digest"},
+	"mettle/doctor":  {"elan/digest", "elan/blob", "elan/status"},
 	"mettle/e2e":     {"elan/...", "mettle/...", "proto/...", "metrics", "creds/..."},
 	"mettle":         {"elan/...", "mettle/...", "proto/...", "metrics", "creds"},
 }
@@ -107,7 +108,7 @@ var arrows = map[string][]string{
 //
 //nolint:gochecknoglobals // an immutable table
 var edges = []string{
-	"elan", "elan/flags", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/conform", "mettle/e2e", "metrics", "creds",
+	"elan", "elan/flags", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/conform", "mettle/doctor", "mettle/e2e", "metrics", "creds",
 	"proto/store",
 	"mettle/queue/pubsub", "mettle/queue/pubsub/pubsubtest", // Pub/Sub is called by gRPC, and a fake of it serves that
 }

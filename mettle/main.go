@@ -35,6 +35,7 @@ type cli struct {
 	Ops    operationsCmd `cmd:"" name:"operations" help:"Look at what an API server's clients wait for, and cancel operations."`
 	One    oneCmd        `cmd:"" help:"Run one action here, by the digest that a failed build named."`
 	Noop   noopCmd       `cmd:"" hidden:"" help:"A process of mettle bench fleet."`
+	Doc    doctorCmd     `cmd:"" name:"doctor" help:"Look at a server as a client would, and say what is wrong."`
 	Conf   conformCmd    `cmd:"" name:"conform" help:"Hold an REAPI server to the specification, case by case."`
 	Bench  benchCmd      `cmd:"" help:"Measure an REAPI server and give each figure as a share of what the machine allows."`
 }

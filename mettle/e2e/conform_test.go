@@ -31,6 +31,10 @@ func TestConform(t *testing.T) {
 			if err != nil || !strings.Contains(string(out), " 0 failed") {
 				t.Errorf("mettle conform: %v\n%s", err, out)
 			}
+			out, err = exec.CommandContext(t.Context(), binary(t, "mettle"), "doctor", "--remote="+s.Addr()).CombinedOutput()
+			if err != nil || (name != "elan") != strings.Contains(string(out), "from the cache") {
+				t.Errorf("mettle doctor: %v\n%s", err, out)
+			}
 		})
 	}
 }
