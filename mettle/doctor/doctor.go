@@ -9,6 +9,7 @@ package doctor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -65,6 +66,10 @@ type Options struct {
 	// BandwidthBytes is how much is sent and fetched to tell the width of the line;
 	// 0: 8 MiB.
 	BandwidthBytes int
+	// SlowCall and NarrowBytes are from where on a call's median, and the bytes a
+	// second of a stream, are worth a word; 0: 50 ms and 5 MB.
+	SlowCall    time.Duration
+	NarrowBytes float64
 	// Found, if set, is called with each finding as it comes.
 	Found func(Finding)
 }
@@ -82,9 +87,9 @@ const callTimeout = 10 * time.Second
 // Examine looks at everything in turn, and stops where what follows could not work
 // either. It returns what it found.
 func Examine(ctx context.Context, o Options) []Finding {
-	if o.BandwidthBytes == 0 {
-		o.BandwidthBytes = 8 << 20
-	}
+	o.BandwidthBytes = cmp.Or(o.BandwidthBytes, 8<<20)
+	o.SlowCall = cmp.Or(o.SlowCall, slowCall)
+	o.NarrowBytes = cmp.Or(o.NarrowBytes, narrow)
 	p := &patient{o: &o}
 	for _, look := range []func(context.Context) bool{p.answers, p.announces, p.latency, p.roundTrip, p.bandwidth, p.results, p.action} {
 		if !look(ctx) {
@@ -250,7 +255,7 @@ func (p *patient) latency(ctx context.Context) bool {
 	}
 	slices.Sort(took)
 	outcome, advice := OK, ""
-	if took[latencyCalls/2] > slowCall {
+	if took[latencyCalls/2] > p.o.SlowCall {
 		outcome, advice = Warning, "an action takes at least three calls: use a server that is nearer, or more --jobs"
 	}
 	p.add(outcome, "latency", advice, "half of %d calls take up to %.1f ms, all %.1f ms", latencyCalls, ms(took[latencyCalls/2]), ms(took[latencyCalls-1]))
@@ -287,7 +292,7 @@ func (p *patient) roundTrip(ctx context.Context) bool {
 }
 
 // narrow is when fetching outputs is what a build waits for.
-const narrow = 5 << 20
+const narrow = 5e6
 
 func (p *patient) bandwidth(ctx context.Context) bool {
 	data := make([]byte, p.o.BandwidthBytes)
@@ -308,7 +313,7 @@ func (p *patient) bandwidth(ctx context.Context) bool {
 	}
 	down := float64(len(data)) / time.Since(start).Seconds()
 	outcome, advice := OK, ""
-	if min(up, down) < narrow {
+	if min(up, down) < p.o.NarrowBytes {
 		outcome, advice = Warning, "give Bazel --remote_download_toplevel and --experimental_remote_cache_compression, so that less is carried"
 	}
 	p.add(outcome, "bandwidth", advice, "%.1f MB/s to the server, %.1f MB/s from it, by one stream", up/1e6, down/1e6)

@@ -114,7 +114,7 @@ func examine(t *testing.T, answer func(word string) *repb.ExecuteResponse, opts 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return doctor.Examine(t.Context(), doctor.Options{Conn: conn, Store: c, BandwidthBytes: 1 << 16})
+	return doctor.Examine(t.Context(), doctor.Options{Conn: conn, Store: c, BandwidthBytes: 1 << 16, SlowCall: time.Hour, NarrowBytes: 1})
 }
 
 func well(word string) *repb.ExecuteResponse { return ran(word, time.Now()) }
