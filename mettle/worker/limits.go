@@ -44,9 +44,13 @@ func (o *Options) settleLimits() error {
 	if o.Runner != nil {
 		return nil // it sees to that itself
 	}
-	asked := l.Processes > 0
+	o.asksProcesses = l.Processes > 0
 	l.Processes = max(0, cmp.Or(l.Processes, defaultProcesses))
-	o.groups = cgroup.Open(cgroup.Options{Logger: o.Logger})
+	use := []cgroup.Controller{cgroup.Memory, cgroup.Processes}
+	if l.CPUs > 0 {
+		use = append(use, cgroup.CPU)
+	}
+	o.groups = cgroup.Open(cgroup.Options{Controllers: use, Logger: o.Logger})
 	for _, c := range []struct {
 		controller cgroup.Controller
 		asked      bool
@@ -54,7 +58,7 @@ func (o *Options) settleLimits() error {
 	}{
 		{cgroup.Memory, l.MemoryBytes > 0, "memory"},
 		{cgroup.CPU, l.CPUs > 0, "CPU time"},
-		{cgroup.Processes, asked && !o.countsUsers(), "processes"},
+		{cgroup.Processes, o.asksProcesses && !o.countsUsers(), "processes"},
 	} {
 		if err := o.groups.Missing(c.controller); err != nil && c.asked {
 			return errors.Join(fmt.Errorf("worker: an action's %s can't be limited: %w: %s", c.what, err, howToPermit), o.closeLimits())
@@ -96,8 +100,11 @@ func (o *Options) bounds(user helper.User) (helper.Bounds, error) {
 	if o.groups == nil {
 		return b, nil
 	}
-	b.CountUser = o.groups.Missing(cgroup.Processes) != nil && (user.Set || o.sandboxed && os.Geteuid() != 0)
-	var err error
+	err := o.groups.Missing(cgroup.Processes)
+	b.CountUser = err != nil && (user.Set || o.sandboxed && os.Geteuid() != 0)
+	if err != nil && !b.CountUser && o.asksProcesses {
+		return b, fmt.Errorf("an action's processes can't be limited: actions run as root, and %w", err)
+	}
 	b.Group, err = o.groups.NewGroup(o.Limits)
 	return b, err
 }

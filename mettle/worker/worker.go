@@ -172,8 +172,10 @@ type Options struct {
 	sandboxed bool   // by settleIsolation, as note
 	note      string // why it is not, though it should be
 
-	groups     *cgroup.Tree // by settleLimits, as limitsNote; nil: there are none
-	limitsNote string       // which default limit is not held, and why
+	groups *cgroup.Tree // by settleLimits, as limitsNote; nil: there are none
+	// asksProcesses says that Limits.Processes is no default.
+	asksProcesses bool
+	limitsNote    string // which default limit is not held, and why
 }
 
 func (o Options) withDefaults() (Options, error) {

@@ -56,9 +56,6 @@ const (
 	accounting Controller = "cpuacct"
 )
 
-// controllers are those that are used.
-func controllers() []Controller { return []Controller{Memory, CPU, Processes} }
-
 // ErrMissing: this machine, or whoever started the worker, does not let it use a
 // controller.
 var ErrMissing = errors.New("control groups can't be used")
@@ -67,6 +64,8 @@ var ErrMissing = errors.New("control groups can't be used")
 type Options struct {
 	// Root is where /proc and the hierarchies are found. Default: "/".
 	Root string
+	// Controllers are those to use: each has its price for every process. Default: all.
+	Controllers []Controller
 	// Logger gets what became of the groups of dead workers. Default: discard.
 	Logger *slog.Logger
 
@@ -109,12 +108,15 @@ func Open(o Options) *Tree {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if len(o.Controllers) == 0 {
+		o.Controllers = []Controller{Memory, CPU, Processes}
+	}
 	if o.mkdir == nil {
 		o.mkdir = func(dir string) error { return os.Mkdir(dir, 0o755) } //nolint:gosec // control groups are no secret
 	}
 	t := &Tree{o: o, missing: map[Controller]error{}}
 	hierarchies := find(o.Root)
-	for _, c := range controllers() {
+	for _, c := range []Controller{Memory, CPU, Processes} {
 		t.missing[c] = fmt.Errorf("%w: no hierarchy with the controller %s is mounted here, or the worker's own group is not in sight", ErrMissing, c)
 	}
 	for _, h := range hierarchies {
@@ -128,16 +130,20 @@ func Open(o Options) *Tree {
 }
 
 // Missing returns nil if groups bound what c says, and otherwise an error that wraps
-// ErrMissing and says why not.
+// ErrMissing and says why not. It is asked for what is in Options.Controllers.
 func (t *Tree) Missing(c Controller) error { return t.missing[c] }
 
-// lacks returns those of cs that no hierarchy has given yet.
+// lacks returns those of cs that are to be used and that no hierarchy has given yet.
 func (t *Tree) lacks(cs []string) []Controller {
 	var all []Controller
-	for _, c := range append(controllers(), accounting) {
-		if slices.Contains(cs, string(c)) && (c == accounting || t.missing[c] != nil) {
+	for _, c := range t.o.Controllers {
+		if slices.Contains(cs, string(c)) && t.missing[c] != nil {
 			all = append(all, c)
 		}
+	}
+	// Where time is measured together with what divides it, that has its price.
+	if slices.Contains(cs, string(accounting)) && (len(cs) == 1 || slices.Contains(all, CPU)) {
+		all = append(all, accounting)
 	}
 	return all
 }
