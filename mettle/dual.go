@@ -29,6 +29,7 @@ import (
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/mettle/api"
 	"github.com/mettle-build/mettle/mettle/platform"
+	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
 	"github.com/mettle-build/mettle/mettle/worker/image"
@@ -198,19 +199,22 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	if d.images, err = c.openImages(imageOptions{dir: imagesIn(d.dir), sandbox: c.Sandbox, log: d.log, registry: d.registry}); err != nil {
 		return err
 	}
-	properties = withImages(properties, d.images)
-	platforms, err := platform.New(platform.Options{Properties: properties, Logger: d.log})
+	if err := d.wireWorker(slices.Concat(platform.Host(), withImages(properties, d.images))); err != nil {
+		return err
+	}
+	return d.wireAPI()
+}
+
+func (d *dual) wireAPI() error {
+	c := d.cmd
+	platforms, err := platform.New(platform.Options{
+		Pools: []platform.Pool{{Name: queue.DefaultPool, Properties: d.worker.Properties()}}, Logger: d.log,
+	})
 	if err != nil {
 		return err
 	}
-	return d.wireExecution(platforms, slices.Concat(platform.Host(), properties))
-}
-
-func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Property) (err error) {
-	c := d.cmd
-	name := hostname()
 	if d.api, err = api.New(api.Options{
-		ID:             name,
+		ID:             hostname(),
 		Store:          d.blobs,
 		Stores:         d.stores,
 		Actions:        d.actions,
@@ -228,6 +232,11 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		return err
 	}
 	d.admin.api = d.api
+	return nil
+}
+
+func (d *dual) wireWorker(properties []platform.Property) (err error) {
+	c := d.cmd
 	if c.LogMemory > 0 {
 		if d.logs, err = logstream.New(logstream.Options{MaxBytes: int64(c.LogMemory), Registerer: d.registry}); err != nil {
 			return err
@@ -243,14 +252,14 @@ func (d *dual) wireExecution(platforms *platform.Set, properties []platform.Prop
 		Failures:       d.failures,
 		Dir:            filepath.Join(d.dir, "work"),
 		Images:         d.images,
-		Name:           name,
+		Name:           hostname(),
 		Notices:        d.jobs,
 		Properties:     properties,
 		DefaultTimeout: c.DefaultTimeout,
 		MaxTimeout:     c.MaxTimeout,
 		// Less than what the store leaves free, so that a full store stops nothing.
 		MinFreeDiskBytes: int64(c.MinFree) / 4,
-		Hide:             []string{d.dir},
+		Hide:             append(secretFiles(c.TLSKey, c.Policy, c.AuditLog, c.ImageAuth), d.dir),
 		Addr:             c.Address(d.listener.Addr()),
 		Logger:           d.log,
 		Registerer:       d.registry,

@@ -34,6 +34,8 @@ func TestRun_wrongFlags(t *testing.T) {
 		{"drain timeout", []string{"worker", queue, storage, "--drain_timeout=-1s"}, []string{"--drain_timeout: -1s is negative"}},
 		{"timeouts", []string{"api", queue, storage, "--default_timeout=48h"}, []string{"--default_timeout: 48h0m0s", "--max_timeout, 24h0m0s"}},
 		{"abandon", []string{"api", queue, storage, "--abandon_after=0s"}, []string{"--abandon_after: 0s is not above 0"}},
+		{"a relative path to hide", []string{"worker", queue, storage, "--sandbox_hide=x"}, []string{`--sandbox_hide: "x" is no clean absolute path`}},
+		{"nothing to show", []string{"worker", queue, storage, "--sandbox_show=/no/such"}, []string{"--sandbox_show", "/no/such"}},
 		{"setup with nothing", []string{"setup"}, []string{"--queue"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -26,10 +26,9 @@ type oneCmd struct {
 	Remote   string `help:"The server that has the action and its inputs, host:port or grpc://host:port." default:"localhost:7778" aliases:"storage"`
 	Instance string `help:"The instance name that the build used."`
 	flags.Caller
-	Kept        bool   `help:"Run nothing: show what the server kept of the run that failed, its exit code, output and files." env:"-"`
-	Sandbox     string `help:"What keeps the action from this machine, as of mettle dual. In a sandbox it finds its input root at --sandbox_root, and the network if it asks for network=external." enum:"auto,namespace,bare" default:"auto"`
-	SandboxRoot string `name:"sandbox_root" help:"Where the action sees its input root in a sandbox." default:"/build"`
-	Dir         string `help:"Where to build the input root and run. Default: a new temporary directory. What is left there stays, to be looked at." type:"path" env:"-"`
+	Kept bool `help:"Run nothing: show what the server kept of the run that failed, its exit code, output and files." env:"-"`
+	sandboxFlags
+	Dir string `help:"Where to build the input root and run. Default: a new temporary directory. What is left there stays, to be looked at." type:"path" env:"-"`
 }
 
 // Run ends with the action's own exit status.
@@ -59,10 +58,11 @@ func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error
 		return err
 	}
 	resp, root, err := worker.One(ctx,
-		worker.Options{
+		c.options(worker.Options{
 			Store: readOnly{remote}, Dir: dir, Name: "mettle one", Logger: log,
-			Isolation: worker.Isolation(c.Sandbox), SandboxRoot: c.SandboxRoot, AllowNetwork: true,
-		},
+			AllowNetwork: true, // of the one action that somebody wants to see
+			Hide:         secretFiles(c.TLSKey, c.TokenFile),
+		}),
 		&queuepb.Job{InstanceName: c.Instance, ActionDigest: d.String()})
 	if err != nil {
 		if c.Dir == "" && root == "" {

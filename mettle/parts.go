@@ -52,14 +52,14 @@ type slotFlags struct {
 	MinMemory    flags.Size    `name:"min_free_memory" help:"How much memory must be available before an action is taken. 0: a twentieth of it, at most 512MiB." default:"0"`
 	Preflight    string        `help:"A shell command that shows, by exit code 0, that this machine has what actions need. It runs as they do, before the first is taken and after trouble." placeholder:"COMMAND"`
 	UIDBase      int           `name:"uid_base" help:"Where root runs this: the user and group of the first slot's actions, the second slot has the next. -1: root itself, which no action is kept from anything then." default:"65000"`
-	Sandbox      string        `help:"What keeps actions from this machine. namespace: Linux namespaces, in which an action sees the machine read-only, no network, and nothing of other processes, homes and this program's directory. auto: the same where the machine allows it. bare: nothing but a user of its own for each slot where root runs this." enum:"auto,namespace,bare" default:"auto"`
-	SandboxRoot  string        `name:"sandbox_root" help:"Where actions see their input root with --sandbox." default:"/build"`
 	Memory       flags.Size    `name:"action_memory" help:"How much memory an action may use, as in 4GiB; one that needs more is killed, and ends with 137. 0: what there is." default:"0"`
 	CPUs         float64       `name:"action_cpus" help:"How many CPUs' time an action may use, as in 1.5. 0: all there are." default:"0"`
 	Processes    int           `name:"action_processes" help:"How many processes and threads an action may have at once. 0: 4096 where the machine allows to limit it. -1: as many as there can be." default:"0"`
 	Disk         flags.Size    `name:"action_disk" help:"How much an action may write to the disk; one that writes more is killed, and ends with 137. 0: what there is." default:"0"`
 	Persistent   int           `name:"persistent_workers" help:"How many tools that speak Bazel's worker protocol each slot keeps running, for actions that are marked for it (persistentWorkerKey). They take the sandbox. 0: none." default:"2"`
 	PersistIdle  time.Duration `name:"persistent_worker_idle" help:"How long such a tool is kept running that has nothing to do." default:"5m"`
+	AllowNetwork bool          `help:"Let actions that ask for it by the platform property network=external use this machine's network, with all that listens there; others have none."`
+	sandboxFlags
 	DrainTimeout time.Duration `help:"How long running actions may take to end after SIGTERM; a second signal ends them at once." default:"10m"`
 }
 
@@ -79,7 +79,7 @@ func (f slotFlags) check() error {
 		return fmt.Errorf("--drain_timeout: %v is negative; 0 ends running actions at once", f.DrainTimeout)
 	}
 	_, err := f.properties()
-	return err
+	return errors.Join(err, f.sandboxFlags.check())
 }
 
 // options puts what the flags say into those of the worker.
@@ -88,20 +88,12 @@ func (f slotFlags) options(o worker.Options) worker.Options {
 	o.Preflight = f.preflight()
 	o.MinFreeMemoryBytes = int64(f.MinMemory)
 	o.UIDBase = f.UIDBase
-	o.Isolation = worker.Isolation(f.Sandbox)
-	o.SandboxRoot = f.SandboxRoot
+	o.AllowNetwork = f.AllowNetwork
+	o = f.sandboxFlags.options(o)
 	o.Limits = runner.Limits{MemoryBytes: int64(f.Memory), CPUs: f.CPUs, Processes: f.Processes, DiskBytes: int64(f.Disk)}
 	o.PersistentWorkers = f.Persistent
 	o.PersistentIdle = f.PersistIdle
 	return o
-}
-
-// isolated says what keeps the actions of w from this machine, for people.
-func isolated(w *worker.Worker) string {
-	if w.Isolation() == worker.Namespaces {
-		return "in a sandbox each"
-	}
-	return "NOT isolated from this machine"
 }
 
 // properties are those of --platform.

@@ -149,7 +149,7 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		LeaseExtendEvery: c.url.LeaseTime() / leaseShare,
 		// Less than what the cache leaves free, so that a full one stops nothing.
 		MinFreeDiskBytes: int64(c.MinFree) / 4,
-		Hide:             []string{w.dir},
+		Hide:             append(append(c.secrets(), secretFiles(c.TLSKey, c.TokenFile, c.ImageAuth)...), w.dir),
 		Addr:             c.targets[0],
 		Logger:           w.log,
 		Registerer:       w.registry,

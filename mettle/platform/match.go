@@ -15,11 +15,15 @@ type offer struct {
 }
 
 // demands are the properties of want that not every worker has: without a
-// container is how they all run.
+// container, and without a network, is how they all run.
 func demands(want *repb.Platform) []*repb.Platform_Property {
 	props := want.GetProperties()
 	everywhere := func(pr *repb.Platform_Property) bool {
-		return isHint(pr.GetName()) || pr.GetName() == ContainerImage && (pr.GetValue() == "" || pr.GetValue() == "none")
+		switch pr.GetName() {
+		case ContainerImage, Network:
+			return pr.GetValue() == "" || pr.GetValue() == "none"
+		}
+		return isHint(pr.GetName())
 	}
 	if !slices.ContainsFunc(props, everywhere) {
 		return props
@@ -146,6 +150,9 @@ func trouble(offers []offer, props []*repb.Platform_Property) string {
 		}
 		if pr.GetName() == ContainerImage {
 			return asked + `: workers run no container images here, accepted are "none" and ""`
+		}
+		if pr.GetName() == Network {
+			return asked + `: no worker gives actions its network (--allow_network of mettle dual and mettle worker), accepted are "none" and ""`
 		}
 		return fmt.Sprintf("%s: no worker declares that property, accepted are %s", asked, list(namesOf(offers)))
 	}

@@ -15,6 +15,9 @@ const (
 	// ContainerImage is the one for the root file system that an action runs in. The
 	// values "" and "none" are any worker's own.
 	ContainerImage = "container-image"
+	// Network is what of the network an action has: none unless it is ExternalNetwork.
+	Network         = "network"
+	ExternalNetwork = "external"
 )
 
 // AnyValue as the value of a pool's Property accepts every value.

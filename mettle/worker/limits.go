@@ -77,7 +77,7 @@ func (o *Options) settleLimits() error {
 // with Linux 5.14.
 func (o *Options) countsUsers() bool {
 	if os.Geteuid() == 0 {
-		return o.UIDBase >= 0
+		return o.UIDBase >= 0 && !o.nobody
 	}
 	return o.sandboxed && kernelIsAtLeast(5, 14)
 }

@@ -5,7 +5,10 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 
+	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
 	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
@@ -39,23 +42,72 @@ func (o *Options) settleIsolation() error {
 	if o.Runner != nil {
 		return fmt.Errorf("worker: isolation %q is up to the Runner that is given", o.Isolation)
 	}
-	r, err := sandbox.New(o.sandbox(helper.User{}, place{}, nil))
-	if err == nil {
-		o.sandboxed = true
-		return r.Close()
+	var user helper.User
+	if os.Geteuid() == 0 && o.UIDBase >= 0 {
+		user = helper.User{Set: true, UID: o.UIDBase, GID: o.UIDBase}
 	}
-	if o.Isolation == Namespaces || errors.Is(err, sandbox.ErrOptions) {
-		return fmt.Errorf("worker: actions can't be isolated: %w", err)
+	err := o.trySandbox(user)
+	if err == nil || errors.Is(err, sandbox.ErrOptions) {
+		return err
+	}
+	if user.Set {
+		o.nobody = true
+		if o.trySandbox(helper.User{}) == nil {
+			return o.settleForNobody(err)
+		}
+		o.nobody = false
+	}
+	if o.Isolation == Namespaces {
+		return err
 	}
 	o.note = fmt.Sprintf("actions are not isolated from this machine: %v", err)
 	o.Logger.Warn("actions are not isolated from this machine, which does not allow it: they can read its files, use its network, and see its processes", "error", err)
 	return nil
 }
 
+// trySandbox makes a sandbox, for a try.
+func (o *Options) trySandbox(user helper.User) error {
+	r, err := sandbox.New(o.sandbox(user, place{}, nil))
+	if err != nil {
+		return fmt.Errorf("worker: actions can't be isolated: %w", err)
+	}
+	o.sandboxed = true
+	return r.Close()
+}
+
+// settleForNobody is for a root that can be no other user, as in a container that has
+// one user, or may not change it: err says so. Actions have the worker's rights then,
+// as those of any other user's worker do, and no capabilities; only they don't take
+// themselves for root.
+func (o *Options) settleForNobody(err error) error {
+	if o.Isolation == Namespaces {
+		return fmt.Errorf("%w: the users from UIDBase %d on can't be had in a sandbox; choose others (/proc/self/uid_map lists those there are), "+
+			"let the worker change its user (CAP_SETUID and CAP_SETGID), or run it as another user than root", err, o.UIDBase)
+	}
+	o.note = fmt.Sprintf("actions run as the worker's own user in their sandbox, not as users of their slots: %v", err)
+	o.Logger.Warn("actions run as the worker's own user in their sandbox, not as users of their slots: inputs are copied, not linked", "user", o.UIDBase, "error", err)
+	return nil
+}
+
+// offerNetwork adds to Properties that actions can have the worker's network, where
+// that is so.
+func (o *Options) offerNetwork() {
+	network := platform.Property{Name: platform.Network, Value: platform.ExternalNetwork}
+	if (o.AllowNetwork || !o.sandboxed) && !slices.Contains(o.Properties, network) {
+		o.Properties = append(slices.Clone(o.Properties), network)
+	}
+}
+
+// Properties are those of Options, and what New found that there is.
+func (w *Worker) Properties() []platform.Property { return w.o.Properties }
+
 func (o *Options) sandbox(user helper.User, p place, layers []string) sandbox.Options {
-	s := sandbox.Options{User: user, Root: o.SandboxRoot, Layers: layers, Hide: append([]string{o.Dir}, o.Hide...), Logger: o.Logger}
+	s := sandbox.Options{User: user, Root: o.SandboxRoot, Layers: layers, Hide: append([]string{o.Dir}, o.Hide...), Show: o.Show, Syscalls: o.Syscalls, Logger: o.Logger}
 	if p.network {
 		s.Network = sandbox.HostNetwork
+	}
+	if o.nobody {
+		s.Identity = sandbox.AsNobody
 	}
 	return s
 }

@@ -7,14 +7,19 @@ import (
 	"errors"
 	"flag"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc/codes"
 
+	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
@@ -110,4 +115,121 @@ func TestNew_isolationThatCannotBe(t *testing.T) {
 			}
 		})
 	}
+}
+
+const oneUserVar = "WORKER_TEST_ONE_USER"
+
+// A root that can be no other user, as in many containers, is not the root of a
+// sandbox either.
+func TestWorker_isolation_rootOfOneUser(t *testing.T) {
+	if os.Getenv(oneUserVar) != "" {
+		rootOfOneUser(t)
+		return
+	}
+	isolated(t)
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.count=1", "-test.v", "-test.run=^TestWorker_isolation_rootOfOneUser$")
+	cmd.Env = append(os.Environ(), oneUserVar+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+	}
+	out, err := cmd.CombinedOutput()
+	if bytes.Contains(out, []byte("SKIP")) {
+		t.Skipf("%s", out)
+	}
+	if err != nil || !bytes.Contains(out, []byte("PASS")) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func rootOfOneUser(t *testing.T) {
+	if r, err := sandbox.New(sandbox.Options{}); err != nil {
+		t.Skip(err) // no sandbox in a sandbox
+	} else if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	var log bytes.Buffer
+	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
+		o.Isolation, o.Logger = worker.Namespaces, slog.New(slog.NewTextHandler(&log, nil))
+	})
+	if w, err := worker.New(f.opts); err == nil || !strings.Contains(err.Error(), "CAP_SETUID") {
+		t.Fatalf("New that must isolate: %v, %v", w, err)
+	}
+	f.opts.Isolation = worker.Auto
+	f.start(t)
+	if got := f.worker.Isolation(); got != worker.Namespaces {
+		t.Errorf("isolation %q", got)
+	}
+	if notes := f.worker.Notes(); len(notes) == 0 || !strings.Contains(notes[0], "not as users of their slots") {
+		t.Errorf("notes %q", notes)
+	}
+	if n := strings.Count(log.String(), "actions run as"); n != 1 {
+		t.Errorf("%d warnings: %s", n, log.String())
+	}
+	in := f.put(t, "good")
+	req := request{
+		action: &repb.Action{DoNotCache: true}, root: &repb.Directory{Files: []*repb.FileNode{{Name: "in", Digest: in}}},
+		script: "id -u; id -g; grep CapEff /proc/self/status; cat in; chmod 777 in; echo evil > in; touch out /tmp/x && test ! -w /etc", command: &repb.Command{OutputPaths: []string{"out"}},
+	}
+	for range 2 {
+		r := f.run(t, req, 0)
+		if got, want := string(r.StdoutRaw), "65534\n65534\nCapEff:\t0000000000000000\ngood"; got != want || len(r.OutputFiles) != 1 {
+			t.Errorf("stdout %q, want %q; outputs %v", got, want, r.OutputFiles)
+		}
+		req.command, req.action = &repb.Command{OutputPaths: []string{"out"}}, &repb.Action{DoNotCache: true}
+	}
+	if got := f.read(t, in); got != "good" {
+		t.Errorf("the store has %q", got)
+	}
+}
+
+// What of the network an action asks for, it has where the worker gives it.
+func TestWorker_network(t *testing.T) {
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(value string) request {
+		return request{
+			action:  &repb.Action{Platform: &repb.Platform{Properties: []*repb.Platform_Property{{Name: "network", Value: value}}}},
+			command: &repb.Command{Arguments: []string{"/bin/bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/" + port}},
+		}
+	}
+	offers := func(w *worker.Worker) bool {
+		return slices.Contains(w.Properties(), platform.Property{Name: "network", Value: "external"})
+	}
+	t.Run("allowed", func(t *testing.T) {
+		f := newFixture(t, isolated(t), func(o *worker.Options, _ *mem.Options) { o.AllowNetwork = true }).start(t)
+		if !offers(f.worker) {
+			t.Errorf("properties %v", f.worker.Properties())
+		}
+		f.run(t, ask("external"), 0)
+		f.run(t, ask("none"), 1)
+		f.run(t, ask(""), 1)
+		f.run(t, ask("external"), 0)
+	})
+	t.Run("not allowed", func(t *testing.T) {
+		f := newFixture(t, isolated(t)).start(t)
+		if offers(f.worker) {
+			t.Errorf("properties %v", f.worker.Properties())
+		}
+		resp := f.execute(t, ask("external"))
+		if codes.Code(resp.Status.GetCode()) != codes.InvalidArgument || !strings.Contains(resp.Status.GetMessage(), "network=external") {
+			t.Errorf("status %v", resp.Status)
+		}
+	})
+	t.Run("bare", func(t *testing.T) {
+		f := newFixture(t, isBare).start(t)
+		if !offers(f.worker) {
+			t.Errorf("properties %v", f.worker.Properties())
+		}
+		f.run(t, ask("external"), 0)
+		f.run(t, ask("none"), 0) // it can't be kept from it
+	})
 }

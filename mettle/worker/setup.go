@@ -83,6 +83,9 @@ func newLogs(o *Options) (*livelog.Logs, error) {
 // tryIsolation makes the first slot with a user of its own, and so finds out
 // whether commands can run that way. If not, it says so, and returns none.
 func tryIsolation(ctx context.Context, o *Options) (*Executor, error) {
+	if o.nobody {
+		return nil, nil //nolint:nilnil // settleIsolation has said so
+	}
 	if o.UIDBase < 0 {
 		o.Logger.Warn("actions run as root, because they are told to: inputs are copied, not linked, and actions can change anything on this machine")
 		return nil, nil //nolint:nilnil // said above

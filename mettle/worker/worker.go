@@ -51,6 +51,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/worker/persistent"
 	"github.com/mettle-build/mettle/mettle/worker/presence"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
+	"github.com/mettle-build/mettle/mettle/worker/runner/sandbox"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
@@ -138,8 +139,11 @@ type Options struct {
 	// sandbox.DefaultRoot.
 	SandboxRoot string
 	// Hide are files and directories of the machine that isolated actions find
-	// empty, beside Dir and those of sandbox.AlwaysHidden.
-	Hide []string
+	// empty, beside Dir and those of sandbox.AlwaysHidden; Show are those below hidden
+	// directories that they see all the same.
+	Hide, Show []string
+	// Syscalls are those that isolated actions may make.
+	Syscalls sandbox.Syscalls
 	// Images has the container images that isolated actions ask for, and is closed
 	// after the worker. nil: whatever image they ask for, they run on the machine's
 	// own file system.
@@ -148,7 +152,8 @@ type Options struct {
 	// Processes of 0 are 4096 where it can, negative ones unlimited.
 	Limits runner.Limits
 	// AllowNetwork lets isolated actions that ask for network=external use the
-	// worker's network.
+	// worker's network, and Properties say so. Actions that are not isolated do in
+	// any case.
 	AllowNetwork bool
 	// PersistentWorkers is how many tools each slot keeps running for actions that
 	// are marked for that: see package persistent. They take a sandbox; without one,
@@ -170,6 +175,7 @@ type Options struct {
 
 	slots     *allRunners
 	sandboxed bool   // by settleIsolation, as note
+	nobody    bool   // as whom actions run in a sandbox, in place of users of their slots; by settleIsolation
 	note      string // why it is not, though it should be
 
 	groups *cgroup.Tree // by settleLimits, as limitsNote; nil: there are none
@@ -262,6 +268,7 @@ func New(o Options) (*Worker, error) {
 }
 
 func newWorker(o Options) (*Worker, error) {
+	o.offerNetwork()
 	m, err := newMetrics(o.Registerer, o.isolation())
 	if err != nil {
 		return nil, err

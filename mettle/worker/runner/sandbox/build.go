@@ -38,7 +38,7 @@ func on(path string) string { return filepath.Join(hostDir, path) }
 // build makes the file system that commands see.
 func (c *cell) build() error {
 	unix.Umask(0)
-	hidden := c.resolve()
+	veils := c.veils()
 	if err := c.openLayers(); err != nil {
 		return err
 	}
@@ -63,10 +63,8 @@ func (c *cell) build() error {
 	if err := c.mountProc(); err != nil {
 		return fmt.Errorf("/proc: %w", err)
 	}
-	for _, p := range hidden {
-		if err := c.hide(p); err != nil {
-			return fmt.Errorf("hide %s: %w", p, err)
-		}
+	if err := c.draw(veils); err != nil {
+		return err
 	}
 	if err := c.mountScratch(); err != nil {
 		return err
@@ -309,39 +307,6 @@ func (c *cell) mountProc() error {
 		}
 	}
 	return nil
-}
-
-// resolve lists the hidden paths without symlinks: those are the host's, and lead
-// to the same in the sandbox.
-func (c *cell) resolve() []string {
-	var paths []string
-	if len(c.Layers) > 0 {
-		return nil // nothing is the host's
-	}
-	for _, p := range c.Hide {
-		if target, err := filepath.EvalSymlinks(p); err == nil {
-			paths = append(paths, target)
-		}
-	}
-	return paths
-}
-
-// hide covers a file or directory of the host.
-func (c *cell) hide(path string) error {
-	if rel, err := filepath.Rel(path, c.Root); err == nil && filepath.IsLocal(rel) {
-		return fmt.Errorf("the sandbox's root %s is in it", c.Root)
-	}
-	st, err := os.Lstat(in(path))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil // it is in what is covered already
-	case err != nil:
-		return err
-	case st.IsDir():
-		return unix.Mount("tmpfs", in(path), "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=555,size=4k")
-	default:
-		return bind(emptyFile, in(path), 0)
-	}
 }
 
 // mountScratch makes the directories that commands can write to, beside their

@@ -26,6 +26,7 @@ type cell struct {
 	scratch []scratch
 	opened  []int             // Layers, while the root is built
 	names   map[string]string // files of /etc, for Layers, likewise
+	network *network          // nil: the host's. It is used on the commands' thread.
 }
 
 var _ helper.Confiner = (*cell)(nil)
@@ -54,8 +55,9 @@ func (c *cell) Confine(s helper.Start) error {
 	}
 	unix.Umask(0o022) // that of the rest is no longer this thread's
 	if c.OwnNetwork {
-		if err := raiseLoopback(); err != nil {
-			return fmt.Errorf("loopback interface: %w", err)
+		c.network = &network{}
+		if err := c.network.open(); err != nil {
+			return err
 		}
 	}
 	// Keys of the worker's session are not for commands. Where there are no
@@ -87,21 +89,10 @@ func (c *cell) Renew() error {
 	if err := unix.Unshare(unix.CLONE_NEWIPC); err != nil {
 		return fmt.Errorf("new IPC namespace: %w", err)
 	}
-	return nil
-}
-
-func raiseLoopback() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
+	if c.network == nil {
+		return nil
 	}
-	defer unix.Close(fd) //nolint:errcheck // only a handle
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+	return c.network.renew()
 }
 
 // dropPrivileges takes from the children of this thread what the helper itself

@@ -21,8 +21,8 @@
 // system call that no fork can outrun, everything in that namespace, and renews
 // what one command could leave for the next: the IPC namespace, and the tmpfs
 // that are not empty. All that takes some tens of microseconds, where new
-// namespaces would take more than the command. What is kept is the network
-// namespace, where a closed connection's port may linger. When the helper dies,
+// namespaces would take more than the command. The network namespace is renewed where
+// a connection of the last command lingers in it, which would keep its port. When the helper dies,
 // however it dies, the kernel kills the rest.
 //
 // main, and TestMain of each test that runs commands, begin with
@@ -73,11 +73,27 @@ const (
 	AllSyscalls
 )
 
+// Identity is what a command takes its user for.
+type Identity int
+
+// The choices.
+const (
+	AsWorker Identity = iota
+	// AsNobody: 65534, whoever it is outside.
+	AsNobody
+)
+
+// nobody is the number of the user whom nothing belongs to.
+const nobody = 65534
+
 // Options say how commands run.
 type Options struct {
 	// User, if set, is whom commands run as, without supplementary groups. It
 	// takes root to set it. Otherwise they run as the user of the worker.
 	User helper.User
+	// Identity is what commands are called that run as the user of the worker. It is
+	// AsWorker unless set.
+	Identity Identity
 	// Root is where a command sees its input root. Default: DefaultRoot. Its
 	// first part should be no directory of the host: that would be covered, and
 	// where it has two parts or more, they must be there already.
@@ -90,6 +106,10 @@ type Options struct {
 	// Hide are files and directories of the host that commands find empty,
 	// beside those of AlwaysHidden. Those that do not exist are skipped.
 	Hide []string
+	// Show are files and directories of the host below hidden ones, or hidden ones,
+	// that commands see all the same, read-only. They exist, and are not in
+	// directories that are the sandbox's own. Of Layers, it is of no account.
+	Show []string
 	// Network is NoNetwork unless set.
 	Network Network
 	// Syscalls are UsualSyscalls unless set.
@@ -132,7 +152,7 @@ const helperName = "mettle-sandbox-helper"
 // config is Options as the helper gets them.
 type config struct {
 	Root, Hostname string
-	Hide           []string
+	Hide, Show     []string
 	Layers         []string
 	TmpBytes       int64
 	OwnNetwork     bool
@@ -155,7 +175,7 @@ func New(opts Options) (*Runner, error) {
 	if n := opts.Bounds.Limits.DiskBytes; n > 0 {
 		c.TmpBytes = min(c.TmpBytes, n)
 	}
-	c.Hide = append(AlwaysHidden(), opts.Hide...)
+	c.Hide, c.Show = append(AlwaysHidden(), opts.Hide...), opts.Show
 	if err := c.check(); err != nil {
 		return nil, err
 	}
@@ -186,11 +206,35 @@ func (c *config) check() error {
 			return fmt.Errorf("%w: hidden path %q is no absolute path below /", ErrOptions, p)
 		}
 	}
+	for _, p := range c.Show {
+		if err := checkShown(p); err != nil {
+			return err
+		}
+	}
 	if c.TmpBytes < 0 {
 		return fmt.Errorf("%w: /tmp of %d bytes", ErrOptions, c.TmpBytes)
 	}
 	return checkLayers(c.Layers)
 }
+
+func checkShown(path string) error {
+	if !filepath.IsAbs(path) || filepath.Clean(path) == "/" {
+		return fmt.Errorf("%w: shown path %q is no absolute path below /", ErrOptions, path)
+	}
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return fmt.Errorf("%w: shown path %s: %w", ErrOptions, path, err)
+	}
+	for _, own := range []string{"/proc", "/dev", "/tmp", "/var/tmp"} {
+		if isBelow(target, own) {
+			return fmt.Errorf("%w: shown path %s: each command has a %s of its own", ErrOptions, path, own)
+		}
+	}
+	return nil
+}
+
+// isBelow reports whether path is dir or below it.
+func isBelow(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 
 // helperCapabilities are those that the helper keeps in its user namespace where
 // it is not root there.
@@ -224,6 +268,10 @@ func attributes(opts *Options) *syscall.SysProcAttr {
 		if opts.User.GID != gid {
 			a.GidMappings = append(a.GidMappings, same(opts.User.GID))
 		}
+	}
+	if opts.Identity == AsNobody && !opts.User.Set {
+		a.UidMappings[0].ContainerID, a.GidMappings[0].ContainerID = nobody, nobody
+		uid = nobody
 	}
 	if uid != 0 {
 		a.AmbientCaps = helperCapabilities()

@@ -20,6 +20,7 @@ func TestMain(m *testing.M) {
 	if sandbox.IsHelper() {
 		os.Exit(sandbox.HelperMain())
 	}
+	lingerMain()
 	runnertest.Main(subject())
 	goleak.VerifyTestMain(m)
 }

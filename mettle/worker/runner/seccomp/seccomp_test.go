@@ -171,7 +171,7 @@ func TestInstall_kernel(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, errno, c.errno)
 		}
 	}
-	if _, err := unix.Socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0); err != unix.EAFNOSUPPORT { //nolint:errorlint // as the kernel says it
+	if _, err := unix.Socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0); err != unix.EAFNOSUPPORT {
 		t.Errorf("AF_ALG: %v", err)
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
@@ -181,7 +181,7 @@ func TestInstall_kernel(t *testing.T) {
 	if err := unix.Close(fd); err != nil {
 		t.Error(err)
 	}
-	if err := unix.Unshare(unix.CLONE_NEWUSER); err != unix.EPERM { //nolint:errorlint // as the kernel says it
+	if err := unix.Unshare(unix.CLONE_NEWUSER); err != unix.EPERM {
 		t.Errorf("unshare: %v", err)
 	}
 }
