@@ -14,9 +14,6 @@ import (
 	"testing"
 	"time"
 
-	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/mettle-build/mettle/mettle/worker/persistent"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 )
@@ -58,8 +55,6 @@ const (
 	endsTotal     = "mettle_worker_persistent_ends_total"
 	live          = "mettle_worker_persistent_processes"
 )
-
-var _ prometheus.Gatherer = (*prometheus.Registry)(nil)
 
 // What fails twice is to run plainly, and the error says why. What fails in a process
 // that has served before is done by a new one.
@@ -351,95 +346,6 @@ func TestPool_Do_noRunner(t *testing.T) {
 	f.outputs(t, action{})
 }
 
-// Tools are told apart by all that makes them what they are, and by nothing else.
-func TestPool_Do_keys(t *testing.T) {
-	f := newFixture(t, func(o *persistent.Options) { o.MaxProcesses = 20 })
-	base := action{files: map[string]string{"src/a": "1"}}
-	pids := make(map[string]string)
-	for _, tc := range []struct {
-		name string
-		same string // as which
-		action
-	}{
-		{"first", "", base},
-		{"another source", "first", action{files: map[string]string{"src/a": "2"}}},
-		{"another timeout", "first", action{timeout: time.Minute}},
-		{"another argument", "", action{startup: []string{"-O2"}}},
-		{"another variable", "", action{env: []string{"A=B"}}},
-		{"another value", "", action{env: []string{"A=C"}}},
-		{"another directory", "", action{wd: "sub"}},
-		{"another protocol", "", action{protocol: "json"}},
-		{"another key", "", action{change: func(r *persistent.Request) { r.Tool.Key = "other" }}},
-		{"another instance", "", action{change: func(r *persistent.Request) { r.Instance = "other" }}},
-		{"another place", "", action{change: func(r *persistent.Request) { r.Place = "other" }}},
-		{"another tool", "", action{change: func(r *persistent.Request) { r.Root = f.otherTool(t, true) }}},
-		{"not marked", "first in effect", action{unmarked: true}},
-		{"not marked, another tool", "", action{unmarked: true, change: func(r *persistent.Request) { r.Root = f.otherTool(t, false) }}},
-		{"first again", "first", base},
-	} {
-		_, out := f.outputs(t, tc.action, "pid:out/pid", "copy:"+strings.Repeat("../", strings.Count(tc.wd+"/", "/")-map[bool]int{true: 1}[tc.wd == ""])+"tools/lib:out/lib")
-		if tc.same == "first in effect" {
-			pids[tc.name] = out["pid"]
-			continue // lib is the tool's only where the client says so
-		}
-		for name, pid := range pids {
-			if (pid == out["pid"]) != (name == tc.same || pids[tc.same] == pid) {
-				t.Errorf("%s: process %s, and that of %s is %s", tc.name, out["pid"], name, pid)
-			}
-		}
-		pids[tc.name] = out["pid"]
-	}
-}
-
-func TestPool_evictsTheOldest(t *testing.T) {
-	f := newFixture(t, nil) // two
-	a, b, c := action{startup: []string{"a"}}, action{startup: []string{"b"}}, action{startup: []string{"c"}}
-	for i, tc := range []struct {
-		action
-		before int64
-	}{{a, 0}, {b, 0}, {a, 1}, {c, 0}, {a, 2}, {b, 0}, {c, 0}} {
-		if res, _ := f.outputs(t, tc.action); res.Before != tc.before {
-			t.Errorf("action %d: %d before, want %d", i, res.Before, tc.before)
-		}
-		if got := f.figure(t, live, ""); got > 2 {
-			t.Errorf("%v processes live", got)
-		}
-	}
-	if got := f.figure(t, endsTotal, "evicted"); got != 3 {
-		t.Errorf("%v processes evicted, want 3", got)
-	}
-	if got := f.figure(t, requestsTotal, "reused"); got != 2 {
-		t.Errorf("%v requests to processes that had served, want 2", got)
-	}
-}
-
-func TestPool_Shrink(t *testing.T) {
-	f := newFixture(t, nil)
-	f.outputs(t, action{})
-	res, _ := f.run(t, action{startup: []string{"other"}}) // it is at work until Clean
-	f.Shrink()
-	f.Shrink()
-	if got := f.figure(t, endsTotal, "memory"); got != 1 {
-		t.Errorf("%v processes ended, want 1", got)
-	}
-	if _, err := os.Stat(res.Root); err != nil {
-		t.Errorf("the root of the one that works: %v", err)
-	}
-	f.Clean()
-	if res, _ := f.outputs(t, action{startup: []string{"other"}}); res.Before != 1 {
-		t.Errorf("result %+v", res)
-	}
-}
-
-func TestPool_idle(t *testing.T) {
-	f := newFixture(t, func(o *persistent.Options) { o.Idle = 50 * time.Millisecond })
-	f.outputs(t, action{})
-	waitFor(t, func() bool { return f.figure(t, endsTotal, "idle") == 1 })
-	if res, _ := f.outputs(t, action{}); res.Before != 0 {
-		t.Errorf("result %+v", res)
-	}
-}
-
 // waitFor waits for something that only its effect tells of.
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
@@ -448,28 +354,4 @@ func waitFor(t *testing.T, ok func() bool) {
 			t.Fatal("waited for too long")
 		}
 	}
-}
-
-// otherTool is an input root with another library.
-func (f *fixture) otherTool(t testing.TB, mark bool) (d digestType) {
-	t.Helper()
-	tool := &repb.FileNode{Name: "tool", Digest: f.program, IsExecutable: true}
-	lib := &repb.FileNode{Name: "lib", Digest: f.put(t, []byte("another library"))}
-	if mark {
-		tool.NodeProperties, lib.NodeProperties = marked(), marked()
-	}
-	tools := &repb.Directory{Files: []*repb.FileNode{lib, tool}}
-	if !mark {
-		// The library may be anything then, the program is what counts.
-		exe, err := os.ReadFile("/proc/self/exe")
-		if err != nil {
-			t.Fatal(err)
-		}
-		tool.Digest = f.put(t, append(exe, 0))
-	}
-	root := &repb.Directory{
-		Files:       []*repb.FileNode{{Name: "flags", Digest: f.put(t, []byte("pid:out/pid\ncopy:tools/lib:out/lib\n"))}},
-		Directories: []*repb.DirectoryNode{{Name: "tools", Digest: f.putMessage(t, tools)}},
-	}
-	return toDigest(t, f.putMessage(t, root))
 }

@@ -274,8 +274,6 @@ func (f *fixture) start(s *runner.Streams) (runner.Runner, error) {
 	return bare.New(bare.Options{User: bare.User{Set: f.owner.Set, UID: f.owner.UID, GID: f.owner.GID}, Streams: s})
 }
 
-type digestType = digest.Digest
-
 func toDigest(t testing.TB, d *repb.Digest) digest.Digest {
 	t.Helper()
 	got, err := digest.FromProto(digest.SHA256, d)

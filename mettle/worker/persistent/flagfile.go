@@ -3,6 +3,7 @@
 package persistent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,8 +15,10 @@ import (
 
 // Bounds of what flag files can grow to.
 const (
-	maxArgumentBytes = 64 << 20
+	maxArgumentBytes = 32 << 20
 	maxFileDepth     = 16
+	// What a file and a line count beside their bytes: they take time and memory, too.
+	fileBytes, lineBytes = 4096, 16
 )
 
 // expand is the arguments of a request, by the rules of Bazel: @FILE stands for the
@@ -80,8 +83,8 @@ func (e *expander) lines(name string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What is empty costs something, too.
-	if e.left -= int64(len(data)) + 1; e.left < 0 {
+	lineEnds := bytes.Count(data, []byte("\n"))
+	if e.left -= fileBytes + int64(len(data)) + lineBytes*int64(lineEnds); e.left < 0 {
 		return nil, fmt.Errorf("%.200q: the arguments have over %d bytes", name, maxArgumentBytes)
 	}
 	lines := strings.Split(string(data), "\n")

@@ -54,6 +54,9 @@ type inputs struct {
 const (
 	maxDepth   = 256
 	maxEntries = 1_000_000
+	// maxPathBytes bounds the paths of all files together: equal subtrees, of which
+	// there is one message, have many.
+	maxPathBytes = 64 << 20
 	// maxDirectoryBytes bounds one Directory message.
 	maxDirectoryBytes = 16 << 20
 )
@@ -103,6 +106,7 @@ type splitter struct {
 	above   string              // from the working directory to the root
 	below   string              // from the root into the working directory
 	entries int
+	paths   int // bytes
 	in      *inputs
 }
 
@@ -207,7 +211,9 @@ func (s *splitter) directory(at string, d digest.Digest, depth int) (tool, rest 
 	t, r := &repb.Directory{NodeProperties: m.NodeProperties}, &repb.Directory{NodeProperties: m.NodeProperties}
 	inside := s.isRunfiles(strings.TrimSuffix(at, "/"))
 	for _, f := range m.Files {
-		s.in.files = append(s.in.files, &persistentpb.Input{Path: s.seen(at + f.Name), Digest: []byte(f.Digest.GetHash())})
+		if err := s.list(at, f); err != nil {
+			return tool, rest, err
+		}
 		_, named := s.named[at+f.Name]
 		if named || inside || isToolInput(f.NodeProperties) {
 			t.Files = append(t.Files, f)
@@ -281,7 +287,9 @@ func (s *splitter) wholly(at string, d digest.Digest, depth int) error {
 		return errTooMany
 	}
 	for _, f := range m.Files {
-		s.in.files = append(s.in.files, &persistentpb.Input{Path: s.seen(at + f.Name), Digest: []byte(f.Digest.GetHash())})
+		if err := s.list(at, f); err != nil {
+			return err
+		}
 	}
 	for _, c := range m.Directories {
 		cd, err := digest.FromProto(s.fn, c.Digest)
@@ -292,6 +300,16 @@ func (s *splitter) wholly(at string, d digest.Digest, depth int) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// list adds a file to those that the request names.
+func (s *splitter) list(at string, f *repb.FileNode) error {
+	p := s.seen(at + f.Name)
+	if s.paths += len(p); s.paths > maxPathBytes {
+		return fmt.Errorf("%w: the paths of its files have over %d bytes", tree.ErrInvalid, maxPathBytes)
+	}
+	s.in.files = append(s.in.files, &persistentpb.Input{Path: p, Digest: []byte(f.Digest.GetHash())})
 	return nil
 }
 
