@@ -20,21 +20,23 @@ import (
 // own; otherwise each is looked at. A directory that was changed is compared with
 // what was built, entry by entry.
 type checker struct {
-	s  *Shelf
-	k  *kept
-	fd int // the root
+	s     *Shelf
+	k     *kept
+	fd    int  // the root
+	files bool // they are to be looked at too, where commands can change them
 }
 
 var errNotAsBuilt = errors.New("the input root is not as it was built")
 
-// check checks the root k, which is at dir. With an error it is to be removed.
-func (s *Shelf) check(k *kept, dir string) error {
+// check checks the root k, which is at dir, with its files or only the directories.
+// With an error it is to be removed.
+func (s *Shelf) check(k *kept, dir string, files bool) error {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(fd) //nolint:errcheck // only a handle
-	c := checker{s: s, k: k, fd: fd}
+	c := checker{s: s, k: k, fd: fd, files: files && s.exposed}
 	if ok, err := c.directory(k.root, "."); err != nil || !ok {
 		return errors.Join(errNotAsBuilt, err)
 	}
@@ -54,8 +56,8 @@ func (c *checker) directory(n *node, rel string) (bool, error) {
 		if ok, changed, err = c.compare(n, rel); err != nil || !ok {
 			return false, err
 		}
-	} else if c.s.exposed {
-		if changed, err = c.files(n, rel); err != nil {
+	} else if c.files {
+		if changed, err = c.lookAtFiles(n, rel); err != nil {
 			return false, err
 		}
 	}
@@ -115,8 +117,8 @@ func (c *checker) remove(path string) error {
 	return errors.Join(err, c.s.removeDeep())
 }
 
-// files looks at the files of n, whose entries are as they were.
-func (c *checker) files(n *node, rel string) (changed bool, err error) {
+// lookAtFiles looks at the files of n, whose entries are as they were.
+func (c *checker) lookAtFiles(n *node, rel string) (changed bool, err error) {
 	for i := range n.files {
 		if n.files[i].ino == 0 {
 			continue
@@ -134,19 +136,17 @@ func (c *checker) files(n *node, rel string) (changed bool, err error) {
 	return changed, nil
 }
 
-// isSound reports whether name in the directory at is file i of n, as far as can be
-// seen from outside. A command with a user of its own can only have replaced it, by
-// what is its own or by another file of the input root.
+// isSound reports whether name in the directory at is file i of n. A command with a
+// user of its own can only have replaced it, by what is its own or by another file of
+// the input root; others can have changed it.
 func (c *checker) isSound(at int, name string, n *node, i int) bool {
-	var st unix.Stat_t
-	if err := unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return false
-	}
 	f, want := &n.files[i], &n.dir.files[i]
-	if f.ino != st.Ino || st.Mode != unix.S_IFREG|permOf(want.mode) || st.Size != want.digest.Size() || int(st.Uid) != c.s.uid {
-		return false
+	if c.s.exposed {
+		return f.look(at, name, want) == fileSound
 	}
-	return !c.s.exposed || st.Mtim.Nano() == f.mtime && (f.linked || st.Size == 0)
+	var st unix.Stat_t
+	return unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+		f.ino == st.Ino && st.Mode == unix.S_IFREG|permOf(want.mode) && st.Size == want.digest.Size() && int(st.Uid) == c.s.uid
 }
 
 // compare compares the directory n with what was built, and removes the difference.
@@ -229,7 +229,8 @@ func (c *checker) drop(n *node, there *presence) {
 
 // park puts the root k away for later, checked.
 func (s *Shelf) park(k *kept, dir string) error {
-	if err := s.check(k, dir); err != nil {
+	// What commands can change is looked at when it is taken.
+	if err := s.check(k, dir, false); err != nil {
 		return err
 	}
 	name := s.newName()

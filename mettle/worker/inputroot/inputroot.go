@@ -227,27 +227,3 @@ func unique(ds []digest.Digest) []digest.Digest {
 		return again
 	})
 }
-
-// Audit looks whether the command has changed an input that is also the store's
-// blob. If so, the store has withdrawn the blob, and the error wraps
-// blob.ErrCorrupt. Under a policy other than LinkAndAudit it does nothing.
-func (r *Root) Audit(ctx context.Context) error {
-	if r.auditor == nil {
-		return nil
-	}
-	if r.kept != nil {
-		// Of what was linked long ago, it was looked at when the root was taken
-		// that it is as it was.
-		r.linked = r.kept.linked()
-	}
-	var all error
-	for _, l := range r.linked {
-		if err := r.auditor.Audit(ctx, l.digest, l.mode, r.begun); errors.Is(err, blob.ErrNotFound) {
-			// Another slot's audit was first.
-			all = errors.Join(all, fmt.Errorf("input %s: %w: it was withdrawn while the command ran", l.digest, blob.ErrCorrupt))
-		} else if err != nil {
-			all = errors.Join(all, fmt.Errorf("input %s: %w", l.digest, err))
-		}
-	}
-	return all
-}

@@ -18,7 +18,11 @@ import (
 // copies because commands run as root can be changed by them; those with properties
 // of their own belong to the command.
 func (w *work) mayKeep() bool {
-	return w.shelf != nil && w.shelf.reliable && w.b.linker != nil && w.t.files >= minKeptFiles && !w.t.special && w.t.entries <= maxKeptEntries
+	least := minKeptFiles
+	if w.b.auditor != nil {
+		least = 1 // it is looked at afterwards anyway
+	}
+	return w.shelf != nil && w.shelf.reliable && w.b.linker != nil && w.t.files >= least && !w.t.special && w.t.entries <= maxKeptEntries
 }
 
 // prepare chooses the kept root to begin with, if any, and plans. It changes nothing,
@@ -28,7 +32,7 @@ func (w *work) prepare(req *Request) (*node, *kept) {
 	var old *node
 	if w.mayKeep() {
 		base, _ = w.shelf.nearest(w.b, w.t, req.Digest)
-		if base != nil && w.shelf.exposed && w.shelf.check(base, w.shelf.dir+"/"+base.name) != nil {
+		if base != nil && w.shelf.exposed && w.shelf.check(base, w.shelf.dir+"/"+base.name, true) != nil {
 			base.begun, base = time.Time{}, nil // evict removes it
 		}
 		if base != nil {
@@ -123,16 +127,7 @@ func (w *work) look(s *step) error {
 		if err := unix.Fstatat(fd, n.dir.files[i].name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return &os.PathError{Op: "stat", Path: s.path + "/" + n.dir.files[i].name, Err: err}
 		}
-		n.files[i].ino, n.files[i].mtime = st.Ino, st.Mtim.Nano()
+		n.files[i].ino, n.files[i].mtime, n.files[i].ctime = st.Ino, st.Mtim.Nano(), st.Ctim.Nano()
 	}
 	return nil
-}
-
-// linked are all links of the root.
-func (k *kept) linked() []link {
-	ls := make([]link, 0, len(k.links))
-	for l := range k.links {
-		ls = append(ls, l)
-	}
-	return ls
 }

@@ -64,8 +64,10 @@ type node struct {
 // fileState is what is known of a file of a kept root.
 type fileState struct {
 	ino    uint64 // 0: it is not there
-	mtime  int64  // in nanoseconds; only where commands are the worker's own user
 	linked bool   // it is a link to the store's
+	// Where commands are the worker's own user, in nanoseconds. A ctime of 0 does not
+	// tell whether the file was changed.
+	mtime, ctime int64
 }
 
 // stamp is what tells that a directory was not changed: nobody can set its ctime.
@@ -103,6 +105,11 @@ func (k *kept) settle() {
 	now := tick()
 	for _, n := range k.unsure {
 		n.sure = n.stamp.ctimeNS < now
+		for i := range n.files {
+			if n.files[i].ctime >= now {
+				n.files[i].ctime = 0
+			}
+		}
 	}
 	k.unsure = k.unsure[:0]
 }

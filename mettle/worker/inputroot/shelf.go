@@ -283,7 +283,7 @@ func (s *Shelf) isLikeNew(fd int, st *unix.Stat_t) bool {
 		return false
 	}
 	n, err := unix.Flistxattr(fd, nil)
-	if err != nil && !errors.Is(err, unix.ENOTSUP) || n > 0 && !s.onlyLabels(fd) {
+	if err != nil && !errors.Is(err, unix.ENOTSUP) || n > 0 && !onlyLabels(fd) {
 		return false
 	}
 	return flagsOf(fd) == s.flags
@@ -291,7 +291,7 @@ func (s *Shelf) isLikeNew(fd int, st *unix.Stat_t) bool {
 
 // onlyLabels reports whether the extended attributes of fd are those that a
 // security module gives to every file.
-func (s *Shelf) onlyLabels(fd int) bool {
+func onlyLabels(fd int) bool {
 	var names [1024]byte
 	n, err := unix.Flistxattr(fd, names[:])
 	return err == nil && string(names[:n]) == "security.selinux\x00"
