@@ -66,6 +66,11 @@ func (c *cell) Confine(s helper.Start) error {
 	if err := dropPrivileges(); err != nil {
 		return err
 	}
+	if !c.OwnNetwork {
+		if err := keepFromAbstractSockets(); err != nil {
+			return err
+		}
+	}
 	return c.filterSyscalls(s)
 }
 

@@ -3,10 +3,14 @@
 package sandbox_test
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mettle-build/mettle/mettle/worker/runner/sandbox"
 )
@@ -52,6 +56,61 @@ func TestRunner_portsAreFree(t *testing.T) {
 	}
 	if last := tell(t, b, "readlink /proc/self/ns/net"); last == first {
 		t.Error("the network namespace is the first one still")
+	}
+}
+
+const dialArg = "sandbox-test-dial"
+
+// An abstract socket of the host is none of a command's business, whether or not it
+// has the host's network.
+func TestRunner_abstractSockets(t *testing.T) {
+	name := fmt.Sprintf("@sandbox-test-%d", os.Getpid())
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for what, n := range map[string]sandbox.Network{"none": sandbox.NoNetwork, "the host's": sandbox.HostNetwork} {
+		t.Run(what, func(t *testing.T) {
+			version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+			if n == sandbox.HostNetwork && (errno != 0 || version < 6) {
+				t.Skip("this kernel's Landlock has no scopes")
+			}
+			b := with(t, sandbox.Options{Network: n})
+			if res := b.Do(t, "/proc/self/exe", dialArg, name); res.ExitCode != 1 || !strings.Contains(b.StderrText(t), "connect") {
+				t.Errorf("exit code %d: %q", res.ExitCode, b.StderrText(t))
+			}
+			if res := b.Do(t, "/proc/self/exe", dialArg); res.ExitCode != 0 {
+				t.Errorf("its own: exit code %d: %q", res.ExitCode, b.StderrText(t))
+			}
+		})
+	}
+}
+
+// dial is a command that connects to an abstract socket, its own if none is named.
+func dial(names []string) error {
+	if len(names) == 0 {
+		names = []string{"@sandbox-test-own"}
+		l, err := net.Listen("unix", names[0]) //nolint:noctx // at once
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+	}
+	c, err := net.Dial("unix", names[0]) //nolint:noctx // at once
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func dialMain() {
+	if len(os.Args) > 1 && os.Args[1] == dialArg {
+		if err := dial(os.Args[2:]); err != nil {
+			println(err.Error())
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 }
 

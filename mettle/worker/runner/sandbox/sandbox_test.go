@@ -21,6 +21,7 @@ func TestMain(m *testing.M) {
 		os.Exit(sandbox.HelperMain())
 	}
 	lingerMain()
+	dialMain()
 	runnertest.Main(subject())
 	goleak.VerifyTestMain(m)
 }
@@ -71,5 +72,10 @@ func BenchmarkRunner_Run(b *testing.B) {
 	b.Run("true", subject().BenchmarkTrue)
 	b.Run("with limits", subject().BenchmarkBounded)
 	b.Run("new root", subject().BenchmarkNewRoot)
+	all := subject()
+	all.New = func(user helper.User) (runnertest.Runner, error) {
+		return sandbox.New(sandbox.Options{User: user, Syscalls: sandbox.AllSyscalls})
+	}
+	b.Run("all system calls", all.BenchmarkTrue)
 	b.Run("fork and exec", runnertest.BenchmarkForkExec)
 }
