@@ -61,13 +61,13 @@ func (o *Options) settleLimits() error {
 		{cgroup.Processes, o.asksProcesses && !o.countsUsers(), "processes"},
 	} {
 		if err := o.groups.Missing(c.controller); err != nil && c.asked {
-			return errors.Join(fmt.Errorf("worker: an action's %s can't be limited: %w: %s", c.what, err, howToPermit), o.closeLimits())
+			return errors.Join(fmt.Errorf("worker: an action's %s can't be limited: %w. To permit it: %s", c.what, err, howToPermit), o.closeLimits())
 		}
 	}
 	if err := o.groups.Missing(cgroup.Processes); err != nil && l.Processes > 0 && !o.countsUsers() {
 		l.Processes = 0
 		o.limitsNote = fmt.Sprintf("the number of an action's processes is not limited: %v", err)
-		o.Logger.Warn("the number of an action's processes is not limited, and a fork bomb would take this machine with it: "+howToPermit, "error", err)
+		o.Logger.Warn("the number of an action's processes is not limited, and a fork bomb would take this machine with it; to permit it: "+howToPermit, "error", err)
 	}
 	return nil
 }

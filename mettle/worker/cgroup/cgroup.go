@@ -17,7 +17,9 @@
 //     the group of its first thread, which this is not, and looks for victims among
 //     first threads.
 //
-// So a command is in its group before its first instruction, at no cost. Version 2
+// So a command is in its group before its first instruction, at no cost. The groups
+// themselves cost nothing that can be seen, but those of the controller CPU: on a busy
+// machine a command took twice as long in one. Options say which are wanted. Version 2
 // lets a group with processes of its own have none below it with controllers: where
 // the worker is alone in its group, it moves to one beside those of its commands.
 // It never moves another's process.
@@ -133,6 +135,16 @@ func Open(o Options) *Tree {
 // ErrMissing and says why not. It is asked for what is in Options.Controllers.
 func (t *Tree) Missing(c Controller) error { return t.missing[c] }
 
+// isOurs reports whether a worker may have groups in the hierarchy of a controller.
+func isOurs(controller string) bool {
+	switch c := Controller(controller); c {
+	case Memory, CPU, Processes, accounting:
+		return true
+	default:
+		return false
+	}
+}
+
 // lacks returns those of cs that are to be used and that no hierarchy has given yet.
 func (t *Tree) lacks(cs []string) []Controller {
 	var all []Controller
@@ -164,11 +176,13 @@ func (t *Tree) found(cs []Controller, err error) {
 
 // open1 makes the group in a hierarchy of version 1.
 func (t *Tree) open1(h hierarchy) {
+	if slices.ContainsFunc(h.controllers, isOurs) {
+		t.sweep(h.dir) // a worker before may have used others
+	}
 	cs := t.lacks(h.controllers)
 	if len(cs) == 0 {
 		return
 	}
-	t.sweep(h.dir)
 	b, err := t.newBase(h.dir)
 	if err == nil {
 		b.version, b.controllers = 1, cs

@@ -149,6 +149,19 @@ func TestTree_bothVersions(t *testing.T) {
 	}
 }
 
+func TestTree_usesNoMoreThanIsWanted(t *testing.T) {
+	root := machine(t, hybridGroups, hybridMounts,
+		"sys/fs/cgroup/cpu", "sys/fs/cgroup/cpuacct", "sys/fs/cgroup/memory/api/7e05", "sys/fs/cgroup/pids", "sys/fs/cgroup/unified")
+	o := fake(t, root, 1)
+	o.Controllers = []Controller{Memory, Processes}
+	Open(o)
+	for dir, want := range map[string]int{"cpu": 0, "cpuacct": 1, "memory/api/7e05": 1, "pids": 1, "unified": 0} {
+		if got, _ := filepath.Glob(filepath.Join(root, "sys/fs/cgroup", dir, prefix+"*")); len(got) != want {
+			t.Errorf("%s has the groups %v, want %d", dir, got, want)
+		}
+	}
+}
+
 func TestTree_missing(t *testing.T) {
 	for _, tc := range []struct {
 		name    string

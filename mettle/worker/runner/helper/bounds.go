@@ -102,7 +102,7 @@ func (h *helper) settle(rep *reply) {
 	u := &res.Usage
 	u.PeakMemoryBytes = used.PeakMemoryBytes
 	u.UserTime, u.SystemTime = max(u.UserTime, used.User), max(u.SystemTime, used.System)
-	if rep.ended == endedByItself && h.quota.limit > 0 && h.quota.last(&h.child, h.wanted) {
+	if rep.ended == endedByItself && !rep.killed && h.quota.limit > 0 && h.quota.last(&h.child, h.wanted) {
 		rep.ended = endedByDisk
 	}
 	switch {

@@ -34,6 +34,7 @@ func RunLimits(t *testing.T, s Subject) {
 		{"processes", s.processes},
 		{"processesByUser", s.processesByUser},
 		{"cpuTimeOfAll", s.cpuTimeOfAll},
+		{"cpuLimit", s.cpuLimit},
 		{"diskByOneFile", s.diskByOneFile},
 		{"diskByManyFiles", s.diskByManyFiles},
 		{"diskUnderQuota", s.diskUnderQuota},
@@ -175,6 +176,16 @@ func (s Subject) cpuTimeOfAll(t *testing.T) {
 	if u := res.Usage; u.UserTime < 20*time.Millisecond {
 		t.Errorf("user time %v, want that of the process that was killed, too", u.UserTime)
 	}
+}
+
+func (s Subject) cpuLimit(t *testing.T) {
+	b := s.bounded(t, runner.Limits{CPUs: 0.1}, cgroup.CPU)
+	res := b.Do(t, "sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done")
+	took, used := res.End.Sub(res.Start), res.Usage.UserTime+res.Usage.SystemTime
+	if used < 30*time.Millisecond || took < 2*used {
+		t.Errorf("it used %v of CPU time within %v, want a tenth", used, took)
+	}
+	b.wantUnharmed(t)
 }
 
 func (s Subject) diskByOneFile(t *testing.T) {
