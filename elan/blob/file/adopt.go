@@ -14,11 +14,11 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
-// Adopt implements blob.Adopter: fstat, pread64 to the end, newfstatat; and for
-// bytes that are new fchown where the owner is another, fchmod, utimensat,
-// linkat. It changes mode and times of f, so whoever wants to know them asks
+// Adopt implements blob.Adopter: fstat, fchown where the owner is another, a lease,
+// pread64 to the end, newfstatat; and for bytes that are new fchmod, utimensat,
+// linkat. It changes owner, mode and times of f, so whoever wants to know them asks
 // before. A file that has more than one name, or is on another file system, or
-// can't be made our own, is copied.
+// can't be made our own, is copied, and so is one that somebody has open for writing.
 func (s *Store) Adopt(ctx context.Context, fn digest.Function, f *os.File) (digest.Digest, error) {
 	return s.AdoptIn(ctx, digest.Space{}, fn, f)
 }
@@ -53,6 +53,15 @@ func (s *Store) adopt(ctx context.Context, space digest.Space, fn digest.Functio
 	}
 	if st.Size > 0 && st.Size <= s.packed.max {
 		return s.adoptSmall(ctx, space, fn, fd, st.Size)
+	}
+	// By its other names it is somebody else's. Its owner may have a lease on a file.
+	if st.Uid != s.uid && st.Nlink == 1 && unix.Fchown(fd, int(s.uid), -1) == nil {
+		st.Uid = s.uid
+	}
+	written, release := keepWritersAway(fd)
+	defer release()
+	if written {
+		return s.adoptWritten(ctx, space, fn, fd, st.Size)
 	}
 	d, err := hashFile(ctx.Done(), fn, fd, st.Size)
 	if errors.Is(err, errGivenUp) {
@@ -104,8 +113,8 @@ func (s *Store) take(d digest.Digest, fd int, st *unix.Stat_t) (bool, error) {
 	if st.Nlink != 1 {
 		return false, nil
 	}
-	if st.Uid != s.uid && unix.Fchown(fd, int(s.uid), -1) != nil {
-		return false, nil
+	if st.Uid != s.uid {
+		return false, nil // it could not be changed
 	}
 	if err := unix.Fchmod(fd, regularPerm); err != nil {
 		return false, nil //nolint:nilerr // not ours to change: it is copied
