@@ -204,14 +204,18 @@ func parallel(n int, f func(i int)) {
 		return
 	}
 	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range min(n, defaultParallel) {
-		wg.Go(func() {
-			for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
-				f(int(i))
-			}
-		})
+	work := func() {
+		for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
+			f(int(i))
+		}
 	}
+	// The caller takes part: with a store that answers at once, it has done a few
+	// before another goroutine begins.
+	var wg sync.WaitGroup
+	for range min(n, defaultParallel) - 1 {
+		wg.Go(work)
+	}
+	work()
 	wg.Wait()
 }
 
