@@ -160,7 +160,7 @@ func (h *helper) wait(rep *reply) error {
 		// may have come together with the command.
 		q, heard, err := h.next()
 		if err == nil && !heard {
-			if _, err := unix.Poll(fds, int(h.pause(timeout)/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
+			if err := poll(fds, h.pause(timeout)); err != nil {
 				return fmt.Errorf("poll: %w", err)
 			}
 			if heard = fds[0].Revents != 0; heard {

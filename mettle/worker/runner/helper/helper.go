@@ -178,6 +178,9 @@ func (h *helper) setUp(args []string) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a child subreaper: %w", err)
 	}
+	if err := ignoreChildren(); err != nil {
+		return fmt.Errorf("ignore SIGCHLD: %w", err)
+	}
 	unix.Umask(0o022)
 	// A core file would be written into the action's directory, or handed to a
 	// collector of the host, for each test that crashes.
@@ -239,6 +242,10 @@ func (h *helper) receive() (request, error) {
 	for {
 		if q, ok, err := h.next(); ok || err != nil {
 			return q, err
+		}
+		// The next command mostly comes soon.
+		if _, err := pollUnseen([]unix.PollFd{{Fd: int32(h.conn), Events: unix.POLLIN}}, brief); err != nil && !errors.Is(err, unix.EINTR) {
+			return request{}, fmt.Errorf("poll: %w", err)
 		}
 		n, err := unix.Read(h.conn, h.in[len(h.in):cap(h.in)])
 		switch {
