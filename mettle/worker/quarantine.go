@@ -186,6 +186,9 @@ func (e *Executor) probe(ctx context.Context) error {
 
 // inRoot calls f with an empty input root.
 func (e *Executor) inRoot(f func() error) error {
+	if err := e.shelf.Vacate(); err != nil {
+		return err
+	}
 	if err := os.Mkdir(e.root(), 0o755); err != nil {
 		return err
 	}

@@ -54,6 +54,9 @@ func (w *work) begin(req *Request, base *kept) error {
 		return makeDirectory(req.Dir, req.Owner, req.Shelf)
 	}
 	s := w.shelf
+	if err := s.Vacate(); err != nil {
+		return err
+	}
 	s.kept = slices.DeleteFunc(s.kept, func(k *kept) bool { return k == base })
 	if err := unix.Renameat(s.fd, base.name, unix.AT_FDCWD, req.Dir); err != nil {
 		err = &os.LinkError{Op: "rename", Old: base.name, New: req.Dir, Err: err}

@@ -88,7 +88,7 @@ func (f *slotFixture) run(t testing.TB, script string) {
 
 func (f *slotFixture) remove(t testing.TB) {
 	t.Helper()
-	if err := f.shelf.Remove(f.dir); err != nil {
+	if err := removeAway(f.shelf, f.dir); err != nil {
 		t.Fatalf("Remove: %v", err)
 	}
 	if _, err := os.Lstat(f.dir); !errors.Is(err, fs.ErrNotExist) {

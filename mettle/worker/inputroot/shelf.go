@@ -41,6 +41,9 @@ type Shelf struct {
 	want    int // how many are worth keeping
 	deep    []string
 	buf     []byte
+	// resting is the path of a root that was left in its place, empty: the next one
+	// of the slot is mostly there too. "": there is none.
+	resting string
 
 	// kept are whole input roots, the one used last at the end. Each goes back
 	// there by Remove, unless the file system can't be relied on.
@@ -102,22 +105,32 @@ func (s *Shelf) take(path string) bool {
 		return false
 	}
 	s.taken++
+	if s.resting != "" && path == s.resting {
+		s.resting = ""
+		var st unix.Stat_t
+		if s.exposed && s.untouched(unix.AT_FDCWD, path) ||
+			!s.exposed && unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return true
+		}
+		_ = Remove(path) // or the next way of making it fails
+	}
 	if len(s.spare) == 0 {
 		return false
 	}
 	name := s.spare[len(s.spare)-1]
 	s.spare = s.spare[:len(s.spare)-1]
-	if s.exposed && !s.untouched(name) {
+	if s.exposed && !s.untouched(s.fd, name) {
 		_ = Remove(s.dir + "/" + name) // its name is not given again
 		return false
 	}
 	return unix.Renameat(s.fd, name, unix.AT_FDCWD, path) == nil
 }
 
-// untouched reports whether a spare directory is as it was put there.
-func (s *Shelf) untouched(name string) bool {
+// untouched reports whether a spare directory, name in the directory at, is as it
+// was left there.
+func (s *Shelf) untouched(at int, name string) bool {
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Openat(s.fd, name, flags, 0)
+	fd, err := unix.Openat(at, name, flags, 0)
 	if err != nil {
 		return false
 	}
@@ -135,7 +148,8 @@ func (s *Shelf) untouched(name string) bool {
 
 // Remove is like the function Remove, but keeps what can be used again: the whole
 // root, without what its command has left in it, if it is large enough, or else its
-// directories.
+// directories, of which that of the root may be in its place still, empty: see
+// Vacate.
 func (s *Shelf) Remove(dir string) error {
 	// What the input roots of late needed: without this, the directories that
 	// commands make themselves would pile up. A large input root that does not
@@ -148,9 +162,38 @@ func (s *Shelf) Remove(dir string) error {
 	if k != nil && k.dir == dir && s.park(k, dir) == nil {
 		err = s.evict()
 	} else {
-		err = s.removeAll(dir)
+		err = s.rest(dir)
 	}
 	return err
+}
+
+// rest is removeAll, but where the directory itself is as good as new it is left in
+// its place: to take it from there and to put it back costs as much as all else
+// that is done to it.
+func (s *Shelf) rest(dir string) error {
+	fd, err := openDir(unix.AT_FDCWD, dir)
+	if err != nil {
+		return s.removeAll(dir)
+	}
+	keep, err := s.empty(fd, 0)
+	keep = keep && err == nil && s.likeNew(fd)
+	unix.Close(fd) //nolint:errcheck // opened for reading
+	if !keep || s.removeDeep() != nil {
+		return s.removeAll(dir)
+	}
+	s.resting = dir
+	return nil
+}
+
+// Vacate takes the root that Remove has left in its place away, for who makes one
+// there without the shelf.
+func (s *Shelf) Vacate() error {
+	dir := s.resting
+	if dir == "" {
+		return nil
+	}
+	s.resting = ""
+	return s.removeAll(dir)
 }
 
 // evict removes the kept roots that are too many, too large together, or too old.

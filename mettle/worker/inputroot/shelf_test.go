@@ -34,6 +34,9 @@ func mkdir(t testing.TB, path string) {
 	}
 }
 
+// removeAway has the shelf remove a root, and leave nothing in its place.
+func removeAway(s *inputroot.Shelf, dir string) error { return errors.Join(s.Remove(dir), s.Vacate()) }
+
 // inode tells directories apart.
 func inode(t testing.TB, path string) uint64 {
 	t.Helper()
@@ -88,7 +91,7 @@ func TestShelf_keepsOnlyWhatIsLikeNew(t *testing.T) {
 			if name == "large" && st.Size() <= 4096 {
 				t.Skip("directories don't grow here")
 			}
-			if err := s.Remove(first); err != nil {
+			if err := removeAway(s, first); err != nil {
 				t.Fatalf("Remove: %v", err)
 			}
 			if _, err := os.Lstat(first); !errors.Is(err, fs.ErrNotExist) {
@@ -160,7 +163,7 @@ func TestShelf_reuse(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(f.dir, "o/p/output"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Remove(f.dir); err != nil {
+		if err := removeAway(s, f.dir); err != nil {
 			t.Fatal(err)
 		}
 		if kept := list(t, filepath.Join(base, "shelf")); len(kept) != 5 {
@@ -182,13 +185,79 @@ func TestShelf_keepsNoMoreThanIsTaken(t *testing.T) {
 		for j := range 10 {
 			mkdir(t, filepath.Join(req.Dir, fmt.Sprint("made", j)))
 		}
-		if err := s.Remove(req.Dir); err != nil {
+		if err := removeAway(s, req.Dir); err != nil {
 			t.Fatal(err)
 		}
 		// The root, and the four that the first one had; others forget them slowly.
 		if got, want := len(list(t, filepath.Join(base, "shelf"))), 5-i; got != want {
 			t.Errorf("after input root %d the shelf has %d directories, want %d", i, got, want)
 		}
+	}
+}
+
+// An empty root stays where it is, if it is like a new one, until somebody wants the
+// place.
+func TestShelf_leavesTheRootInItsPlace(t *testing.T) {
+	base := t.TempDir()
+	s := newShelf(t, filepath.Join(base, "shelf"))
+	f := newFixture(t, fileStore(t), inputroot.Options{})
+	build := func(dirs ...string) uint64 {
+		t.Helper()
+		req := inputroot.Request{Dir: f.dir, Digest: digest.Empty(digest.SHA256), Shelf: s, Directories: dirs}
+		if _, err := f.builder.Build(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		if got := list(t, f.dir); len(got) != len(dirs) {
+			t.Errorf("the root has %q, want %q", got, dirs)
+		}
+		return inode(t, f.dir)
+	}
+	remove := func() {
+		t.Helper()
+		if err := s.Remove(f.dir); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadDir(f.dir); len(got) != 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("after Remove: %v, %v", got, err)
+		}
+	}
+	first := build("d")
+	mkdir(t, filepath.Join(f.dir, "made"))
+	remove()
+	if got := build(); got != first {
+		t.Error("the root is another directory than the last one")
+	}
+	// One that is not like new goes.
+	if err := os.Chmod(f.dir, 0o700); err != nil { //nolint:gosec // what actions do
+		t.Fatal(err)
+	}
+	remove()
+	if _, err := os.Lstat(f.dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after Remove of a root with another mode: %v", err)
+	}
+	build()
+	remove()
+	// Somebody has cleaned up, or put something there.
+	if err := os.Remove(f.dir); err != nil {
+		t.Fatal(err)
+	}
+	build()
+	remove()
+	mkdir(t, filepath.Join(f.dir, "foreign")) // by the worker's own user, which this shelf expects
+	build()
+	remove()
+	if err := s.Vacate(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(f.dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after Vacate: %v", err)
+	}
+	mkdir(t, f.dir) // not the shelf's
+	if err := s.Vacate(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(f.dir); err != nil {
+		t.Errorf("Vacate took what is not its own: %v", err)
 	}
 }
 
@@ -218,7 +287,7 @@ func TestShelf_Remove_deep(t *testing.T) {
 		fd = next
 	}
 	unix.Close(fd)
-	if err := s.Remove(root); err != nil {
+	if err := removeAway(s, root); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(root); !errors.Is(err, fs.ErrNotExist) {
@@ -234,7 +303,7 @@ func TestShelf_Remove_deep(t *testing.T) {
 func TestShelf_Remove_nothing(t *testing.T) {
 	base := t.TempDir()
 	s := newShelf(t, filepath.Join(base, "shelf"))
-	if err := s.Remove(filepath.Join(base, "none")); err != nil {
+	if err := removeAway(s, filepath.Join(base, "none")); err != nil {
 		t.Errorf("Remove: %v", err)
 	}
 	// A symlink in its place is removed, not followed.
@@ -243,7 +312,7 @@ func TestShelf_Remove_nothing(t *testing.T) {
 	if err := os.Symlink(target, filepath.Join(base, "link")); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Remove(filepath.Join(base, "link")); err != nil {
+	if err := removeAway(s, filepath.Join(base, "link")); err != nil {
 		t.Errorf("Remove: %v", err)
 	}
 	if _, err := os.Lstat(target); err != nil {
