@@ -44,6 +44,7 @@ func (c *apiCmd) Validate() error {
 
 // Run serves until ctx is done.
 func (c *apiCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	defer ballast()()
 	// Ports first: a port in use is the commonest mistake, and costs nothing to find.
 	listener, err := flags.Listen(ctx, c.Host, c.Port, "--port")
 	if err != nil {

@@ -53,6 +53,7 @@ func (c *benchCmd) Validate() error {
 
 // Run measures until done or until ctx is.
 func (c *benchCmd) Run(ctx context.Context, out io.Writer) error {
+	defer ballast()()
 	c.Out, c.Progress = out, os.Stderr
 	if !slices.Contains(c.Subjects, fleetSubject) {
 		return bench.Run(ctx, c.Options)

@@ -65,6 +65,7 @@ func (c *dualCmd) Validate() error {
 
 // Run serves until ctx is done and everything has been brought to an end.
 func (c *dualCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	defer ballast()()
 	dir, err := c.directory()
 	if err != nil {
 		return err

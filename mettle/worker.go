@@ -51,6 +51,7 @@ func (c *workerCmd) Validate() error {
 
 // Run takes jobs until ctx is done and those that run have ended.
 func (c *workerCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	defer ballast()()
 	// From before the first signal on: two may come at once.
 	second, stop := secondSignal()
 	defer stop()
