@@ -19,7 +19,8 @@ import (
 
 // imageOf is the container image that the action's platform asks for; the zero
 // Reference is none. What the operator declares that this machine is, it is.
-func (o *Options) imageOf(want *repb.Platform) (ref image.Reference, err error) {
+func (e *Executor) imageOf(want *repb.Platform) (ref image.Reference, err error) {
+	o := e.o
 	if o.Images == nil || !o.sandboxed {
 		return ref, nil
 	}
@@ -37,7 +38,13 @@ func (o *Options) imageOf(want *repb.Platform) (ref image.Reference, err error) 
 	if asked == "" || o.declares(asked) {
 		return ref, nil
 	}
-	return o.Images.Parse(asked)
+	if asked == e.asked {
+		return e.askedRef, nil // most actions of a build want the same
+	}
+	if ref, err = o.Images.Parse(asked); err == nil {
+		e.asked, e.askedRef = asked, ref
+	}
+	return ref, err
 }
 
 func (o *Options) declares(image string) bool {

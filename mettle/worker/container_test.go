@@ -5,6 +5,7 @@ package worker_test
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -30,6 +31,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/worker"
 	"github.com/mettle-build/mettle/mettle/worker/image"
 	"github.com/mettle-build/mettle/mettle/worker/runner/runnertest"
+	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
 // images is a registry on this machine, and a cache of its images.
@@ -116,11 +118,10 @@ func (im *images) push(t testing.TB, repo string, files map[string]string) strin
 }
 
 // inImages gives actions the images, or skips the test where that can't be.
-func inImages(t *testing.T, im *images) change {
+func inImages(t testing.TB, im *images) change {
 	t.Helper()
 	if err := worker.TryImages(t.TempDir()); err != nil {
-		isolated(t)
-		t.Skip(err)
+		t.Skipf("this machine does not allow images: %v", err)
 	}
 	return func(o *worker.Options, _ *mem.Options) { o.Isolation, o.Images = worker.Namespaces, im.cache }
 }
@@ -256,4 +257,42 @@ func TestWorker_images_moreThanRoom(t *testing.T) {
 			}
 		}
 	}
+}
+
+// BenchmarkExecute_image is one action after the other in an image, beside the same
+// on the machine's own file system, in a sandbox both: the program is the same.
+func BenchmarkExecute_image(b *testing.B) {
+	im := newImages(b, image.Options{})
+	ref := im.push(b, "a", nil)
+	command := &repb.Command{Arguments: []string{"/bin/sh", "-c", ":"}}
+	for name, action := range map[string]*repb.Action{"own": {DoNotCache: true}, "kept": asking(ref)} {
+		b.Run(name, func(b *testing.B) {
+			f := newFixture(b, inImages(b, im))
+			f.bench(b, request{command: command, action: action})
+		})
+	}
+	// Each action in another image than the last ones: its runner is made anew.
+	b.Run("another", func(b *testing.B) {
+		f := newFixture(b, inImages(b, im))
+		e, err := worker.NewBenchExecutor(b.Context(), f.opts)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer e.Close()
+		var jobs []*queuepb.Job
+		for i := range 6 {
+			ref := im.push(b, fmt.Sprint("b", i), map[string]string{"n": fmt.Sprint(i)})
+			job := f.makeJob(b, request{command: command, action: asking(ref)})
+			if _, err := e.Execute(b.Context(), job); err != nil { // the image is pulled
+				b.Fatal(err)
+			}
+			jobs = append(jobs, job)
+		}
+		for i := 0; b.Loop(); i++ {
+			resp, err := e.Execute(b.Context(), jobs[i%len(jobs)])
+			if err != nil || resp.Status.GetCode() != 0 || resp.Result.GetExitCode() != 0 {
+				b.Fatal(resp, err)
+			}
+		}
+	})
 }

@@ -46,6 +46,9 @@ type Executor struct {
 	persistent *persistent.Pool
 	toolUser   helper.User
 	answered   bool // it may have left something
+	// asked is the container image that was asked for last, and askedRef what it is.
+	asked    string
+	askedRef image.Reference
 	// imageAway says that the last job failed because a registry was away.
 	imageAway bool
 }
@@ -142,7 +145,7 @@ func (e *Executor) load(ctx context.Context, job *queuepb.Job, attempt uint32) (
 	if r.place, err = e.o.placeOf(r.action, r.command); err != nil {
 		return r, err
 	}
-	if r.image, err = e.o.imageOf(platformOf(r.action, r.command)); err != nil {
+	if r.image, err = e.imageOf(platformOf(r.action, r.command)); err != nil {
 		return r, err
 	}
 	return r, e.findTool(r)

@@ -25,6 +25,9 @@ func NewBenchExecutor(ctx context.Context, o Options) (*BenchExecutor, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := o.settleIsolation(); err != nil {
+		return nil, err
+	}
 	lock, err := prepareDir(o.Dir)
 	if err != nil {
 		return nil, err

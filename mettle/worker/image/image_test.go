@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -311,5 +312,39 @@ func TestOpen_sameLayerTwice(t *testing.T) {
 	got := mustGet(t, open(t, image.Options{LocalDirs: []string{filepath.Dir(path)}}), local(t, path, img))
 	if len(got.Layers) != 2 || read(t, got.Layers[0], "x") != "of b" || read(t, got.Layers[1], "x") != "of a" {
 		t.Errorf("layers %q", got.Layers)
+	}
+}
+
+// BenchmarkOpen_cold pulls and unpacks a layer of 100 MB in 1000 files, a third of
+// which can be compressed away.
+func BenchmarkOpen_cold(b *testing.B) {
+	text := random(b, 70_000) + strings.Repeat("x", 30_000)
+	var entries []entry
+	for i := range 1000 {
+		entries = append(entries, file(fmt.Sprintf("d%d/f%d", i/50, i), text[i:]+text[:i]))
+	}
+	data := pack(b, entries...)
+	for name, opts := range map[string][]tarball.LayerOption{
+		"gzip": nil,
+		"zstd": {tarball.WithCompression(compression.ZStd), tarball.WithMediaType(types.OCILayerZStd)},
+		"none": {tarball.WithCompression(compression.None), tarball.WithMediaType(types.OCIUncompressedLayer)},
+	} {
+		b.Run(name, func(b *testing.B) {
+			img := imageOfLayers(b, layerOf(b, data, opts...))
+			path := asLayout(b, img)
+			b.SetBytes(int64(len(data)))
+			for i := 0; b.Loop(); i++ {
+				c, err := image.New(image.Options{Dir: filepath.Join(b.TempDir(), fmt.Sprint(i)), LocalDirs: []string{filepath.Dir(path)}})
+				if err != nil {
+					b.Fatal(err)
+				}
+				mustGet(b, c, local(b, path, img)).Close()
+				b.StopTimer()
+				if err := c.Close(); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		})
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 )
 
+const loaderCache = "/etc/ld.so.cache"
+
 // CopyPrograms copies programs of this machine, with the libraries that they need,
 // to the same paths below dir, and the files to bin as well: enough of a file
 // system for them to run in. It skips the test where it can't find out what they
@@ -33,6 +35,9 @@ func CopyPrograms(t testing.TB, dir string, names ...string) {
 		for _, m := range regexp.MustCompile(`(?m)(/\S+) \(0x[0-9a-f]+\)$`).FindAllStringSubmatch(string(out), -1) {
 			files[m[1]] = m[1]
 		}
+	}
+	if _, err := os.Stat(loaderCache); err == nil {
+		files[loaderCache] = loaderCache // or each program looks for its libraries everywhere
 	}
 	for to, from := range files {
 		data, err := os.ReadFile(from)

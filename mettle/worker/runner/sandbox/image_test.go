@@ -71,7 +71,7 @@ func TestRunner_layers(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	t.Run("nothing of the host", func(t *testing.T) {
-		if got := tell(t, b, "ls -A /etc"); got != "hosts\nresolv.conf" {
+		if got := tell(t, b, "ls -A /etc"); strings.Replace(got, "ld.so.cache\n", "", 1) != "hosts\nresolv.conf" {
 			t.Errorf("got %q", got)
 		}
 		entries, err := os.ReadDir("/")
