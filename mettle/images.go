@@ -45,7 +45,7 @@ type imageOptions struct {
 	dir      string
 	sandbox  string // of --sandbox
 	log      *slog.Logger
-	registry *prometheus.Registry
+	registry prometheus.Registerer // nil: none
 }
 
 // openImages returns nil where there are to be no images.

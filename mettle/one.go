@@ -16,6 +16,7 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/mettle/worker"
+	"github.com/mettle-build/mettle/mettle/worker/image"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
@@ -28,11 +29,12 @@ type oneCmd struct {
 	flags.Caller
 	Kept bool `help:"Run nothing: show what the server kept of the run that failed, its exit code, output and files." env:"-"`
 	sandboxFlags
+	imageFlags
 	Dir string `help:"Where to build the input root and run. Default: a new temporary directory. What is left there stays, to be looked at." type:"path" env:"-"`
 }
 
 // Run ends with the action's own exit status.
-func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (err error) {
 	d, err := digest.Parse(c.Action)
 	if err != nil {
 		return err
@@ -57,11 +59,18 @@ func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error
 	if err != nil {
 		return err
 	}
+	images, err := c.openImagesForOne(log)
+	if err != nil {
+		return err
+	}
+	if images != nil {
+		defer func() { err = errors.Join(err, images.Close()) }()
+	}
 	resp, root, err := worker.One(ctx,
 		c.options(worker.Options{
-			Store: readOnly{remote}, Dir: dir, Name: "mettle one", Logger: log,
+			Store: readOnly{remote}, Dir: dir, Name: "mettle one", Images: images, Logger: log,
 			AllowNetwork: true, // of the one action that somebody wants to see
-			Hide:         secretFiles(c.TLSKey, c.TokenFile),
+			Hide:         secretFiles(c.TLSKey, c.TokenFile, c.ImageAuth),
 		}),
 		&queuepb.Job{InstanceName: c.Instance, ActionDigest: d.String()})
 	if err != nil {
@@ -71,6 +80,24 @@ func (c *oneCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error
 		return fmt.Errorf("run action %s: %w", d, err)
 	}
 	return c.report(out, resp, root)
+}
+
+// openImagesForOne opens a cache of images that is kept from one time to the next,
+// apart from those of servers: in --dir, if that is set.
+func (c *oneCmd) openImagesForOne(log *slog.Logger) (*image.Cache, error) {
+	dir := c.Dir
+	if dir == "" {
+		var err error
+		if dir, err = flags.CacheDir("mettle-one", "--dir"); err != nil {
+			return nil, err
+		}
+	}
+	images, err := c.openImages(imageOptions{dir: imagesIn(dir), sandbox: c.Sandbox, log: log})
+	if err != nil && c.Images == "auto" {
+		log.Warn("no container images can be had", "error", err)
+		err = nil
+	}
+	return images, err
 }
 
 func (c *oneCmd) directory() (string, error) {

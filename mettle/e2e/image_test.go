@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -75,6 +76,12 @@ func pushImage(t *testing.T, repo, text string) (ref string, s *httptest.Server)
 // inImage runs a script in an image.
 func inImage(t *testing.T, conn *grpc.ClientConn, ref, script string) *repb.ExecuteResponse {
 	t.Helper()
+	return execute(t, conn, "", putInImage(t, conn, ref, script))
+}
+
+// putInImage stores the action of a script in an image.
+func putInImage(t *testing.T, conn *grpc.ClientConn, ref, script string) digest.Digest {
+	t.Helper()
 	store, err := client.New(client.Options{Conn: conn})
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +102,7 @@ func inImage(t *testing.T, conn *grpc.ClientConn, ref, script string) *repb.Exec
 	if err != nil {
 		t.Fatal(err)
 	}
-	return execute(t, conn, "", d)
+	return d
 }
 
 // TestImages: an action runs in the image that it asks for, also after the
@@ -136,6 +143,13 @@ func TestImages(t *testing.T) {
 			s.Start()
 		}
 		check(f.api)
+	})
+	t.Run("one", func(t *testing.T) {
+		d := putInImage(t, connect(s), ref, "cat /which; test ! -e /etc/passwd")
+		cmd := exec.CommandContext(t.Context(), binary(t, "mettle"), "one", d.String(), "--remote="+s.Addr(), "--dir="+storeDir(t), "--image_registries="+host)
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "the image's\n") {
+			t.Errorf("%v: %s", err, out)
+		}
 	})
 	s.Kill()
 	reg.Close()

@@ -24,19 +24,9 @@ func (e *Executor) imageOf(want *repb.Platform) (ref image.Reference, err error)
 	if o.Images == nil || !o.sandboxed {
 		return ref, nil
 	}
-	asked := ""
-	for _, pr := range want.GetProperties() {
-		value := pr.GetValue()
-		if pr.GetName() != platform.ContainerImage || value == "" || value == "none" || value == asked {
-			continue
-		}
-		if asked != "" {
-			return ref, fmt.Errorf("%w: the action asks for two container images, %.200q and %.200q", command.ErrInvalid, asked, value)
-		}
-		asked = value
-	}
-	if asked == "" || o.declares(asked) {
-		return ref, nil
+	asked, err := askedImage(want)
+	if err != nil || asked == "" || o.declares(asked) {
+		return ref, err
 	}
 	if asked == e.asked {
 		return e.askedRef, nil // most actions of a build want the same
@@ -45,6 +35,21 @@ func (e *Executor) imageOf(want *repb.Platform) (ref image.Reference, err error)
 		e.asked, e.askedRef = asked, ref
 	}
 	return ref, err
+}
+
+// askedImage is the value that the platform has for an image, "" for none.
+func askedImage(want *repb.Platform) (asked string, err error) {
+	for _, pr := range want.GetProperties() {
+		value := pr.GetValue()
+		if pr.GetName() != platform.ContainerImage || value == "" || value == "none" || value == asked {
+			continue
+		}
+		if asked != "" {
+			return "", fmt.Errorf("%w: the action asks for two container images, %.200q and %.200q", command.ErrInvalid, asked, value)
+		}
+		asked = value
+	}
+	return asked, nil
 }
 
 func (o *Options) declares(image string) bool {

@@ -9,6 +9,7 @@ import (
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
+	"github.com/mettle-build/mettle/mettle/worker/image"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
@@ -48,6 +49,9 @@ func One(ctx context.Context, o Options, job *queuepb.Job) (resp *repb.ExecuteRe
 	r, err := e.load(ctx, job, 1)
 	if err != nil {
 		return nil, "", err
+	}
+	if asked, _ := askedImage(platformOf(r.action, r.command)); asked != "" && r.image == (image.Reference{}) {
+		o.Logger.Warn("the action asks for a container image, and runs on this machine's own file system", "image", asked)
 	}
 	resp, err = e.execute(ctx, r)
 	return resp, e.root(), err
