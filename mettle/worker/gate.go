@@ -187,8 +187,9 @@ func (g *gate) faulty() []int {
 
 // pass waits until the gate is open, and returns what to lease under: it is done
 // when the gate is shut again. It reports whether there is any such; not when
-// ctx is done, or abort closed, or the gate has ended.
-func (g *gate) pass(ctx context.Context, abort <-chan struct{}) (context.Context, bool) {
+// ctx is done, or abort closed, or the gate has ended. Idle is called before it
+// waits.
+func (g *gate) pass(ctx context.Context, abort <-chan struct{}, idle func()) (context.Context, bool) {
 	g.inspect(lookEvery)
 	for {
 		g.mu.Lock()
@@ -200,6 +201,7 @@ func (g *gate) pass(ctx context.Context, abort <-chan struct{}) (context.Context
 		case taking != nil:
 			return taking, true
 		}
+		idle()
 		select {
 		case <-opened:
 		case <-abort:

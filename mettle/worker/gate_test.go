@@ -28,7 +28,7 @@ func TestGate(t *testing.T) {
 			g.run(ctx)
 		}()
 		abort := make(chan struct{})
-		first, ok := g.pass(ctx, abort)
+		first, ok := g.pass(ctx, abort, func() {})
 		if !ok || first.Err() != nil {
 			t.Fatal("the gate is shut")
 		}
@@ -39,7 +39,7 @@ func TestGate(t *testing.T) {
 		}
 		passed := make(chan bool)
 		go func() {
-			taking, ok := g.pass(ctx, abort)
+			taking, ok := g.pass(ctx, abort, func() {})
 			passed <- ok && taking.Err() == nil
 		}()
 		g.mend(0)
@@ -62,7 +62,7 @@ func TestGate(t *testing.T) {
 		}
 		g.fault(0, "again")
 		go func() {
-			_, ok := g.pass(ctx, abort)
+			_, ok := g.pass(ctx, abort, func() {})
 			passed <- ok
 		}()
 		synctest.Wait()
@@ -72,7 +72,7 @@ func TestGate(t *testing.T) {
 		}
 		<-ended
 		g.mend(0)
-		if _, ok := g.pass(t.Context(), abort); ok {
+		if _, ok := g.pass(t.Context(), abort, func() {}); ok {
 			t.Error("passed after the end")
 		}
 	})
@@ -84,7 +84,7 @@ func TestGate_pass_aborted(t *testing.T) {
 		g.begin(t.Context())
 		abort := make(chan struct{})
 		close(abort)
-		if _, ok := g.pass(t.Context(), abort); ok {
+		if _, ok := g.pass(t.Context(), abort, func() {}); ok {
 			t.Error("passed")
 		}
 	})
@@ -233,7 +233,7 @@ func BenchmarkGate_pass(b *testing.B) {
 	abort := make(chan struct{})
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, ok := g.pass(b.Context(), abort); !ok {
+		if _, ok := g.pass(b.Context(), abort, func() {}); !ok {
 			b.Fatal("it is shut")
 		}
 	}

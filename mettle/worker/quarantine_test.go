@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
@@ -241,7 +242,17 @@ func TestWorker_diskFills(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root makes a small disk")
 	}
-	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
+	f := newFixture(t, onSmallDisk(t)).start(t)
+	resp := f.execute(t, request{script: "head -c 64M /dev/zero > big"})
+	if said := resp.GetStatus().GetMessage(); codes.Code(resp.GetStatus().GetCode()) == codes.OK || !strings.Contains(said, "disk is full") {
+		t.Errorf("an action on a full disk ends with %v, exit code %d; want the disk named", resp.GetStatus(), resp.GetResult().GetExitCode())
+	}
+	f.run(t, request{script: "true"}, 0)
+}
+
+// onSmallDisk has a worker on a disk of 16 MiB, of which 4 are to be free.
+func onSmallDisk(t *testing.T) change {
+	return func(o *worker.Options, _ *mem.Options) {
 		disk := filepath.Join(filepath.Dir(o.Dir), "disk")
 		if err := os.Mkdir(disk, 0o711); err != nil { //nolint:gosec // the slots' users pass
 			t.Fatal(err)
@@ -255,10 +266,35 @@ func TestWorker_diskFills(t *testing.T) {
 			}
 		})
 		o.Dir, o.MinFreeDiskBytes = filepath.Join(disk, "work"), 4<<20
-	}).start(t)
-	resp := f.execute(t, request{script: "head -c 64M /dev/zero > big"})
-	if said := resp.GetStatus().GetMessage(); codes.Code(resp.GetStatus().GetCode()) == codes.OK || !strings.Contains(said, "disk is full") {
-		t.Errorf("an action on a full disk ends with %v, exit code %d; want the disk named", resp.GetStatus(), resp.GetResult().GetExitCode())
 	}
-	f.run(t, request{script: "true"}, 0)
+}
+
+// Input roots that slots keep are not what a disk stays full of.
+func TestWorker_diskFills_roots_go(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root makes a small disk")
+	}
+	f := newFixture(t, onSmallDisk(t)).start(t)
+	root := &repb.Directory{}
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
+		root.Files = append(root.Files, &repb.FileNode{Name: name, Digest: f.put(t, name)})
+	}
+	f.run(t, request{script: "cat a b c d e", root: root}, 0)
+	kept := func() []string {
+		all, err := filepath.Glob(filepath.Join(f.opts.Dir, "slot*", "shelf", "*", "a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	waitFor(t, func() bool { return len(kept()) == 1 }) // an input root is kept
+	full := filepath.Join(filepath.Dir(f.opts.Dir), "full")
+	if err := os.WriteFile(full, make([]byte, 13<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool { return len(kept()) == 0 }) // it goes when the disk is full
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	f.run(t, request{script: "cat a b c d e", root: root}, 0)
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/mettle/queue"
+	"github.com/mettle-build/mettle/mettle/worker/inputroot"
 	"github.com/mettle-build/mettle/mettle/worker/livelog"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
@@ -53,11 +54,11 @@ func (s *slot) run(ctx context.Context) error {
 		s.recover(ctx)
 	}
 	for {
-		taking, ok := s.w.gate.pass(ctx, s.w.abort)
+		taking, ok := s.w.gate.pass(ctx, s.w.abort, s.dropRoots)
 		if !ok {
 			return nil
 		}
-		lease, err := s.w.o.Jobs.Lease(taking, s.w.o.Pools)
+		lease, err := s.lease(taking)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return nil
@@ -78,6 +79,29 @@ func (s *slot) run(ctx context.Context) error {
 			s.observeOverhead(begun)
 			s.recover(ctx)
 		}
+	}
+}
+
+// lease waits for a job. A slot that has waited for long, or must wait because the
+// disk is full, say, gives up the input roots that it kept.
+func (s *slot) lease(taking context.Context) (queue.Lease, error) {
+	if !s.exec.shelf.HasRoots() {
+		return s.w.o.Jobs.Lease(taking, s.w.o.Pools)
+	}
+	ctx, stop := context.WithTimeout(taking, inputroot.KeepFor)
+	lease, err := s.w.o.Jobs.Lease(ctx, s.w.o.Pools)
+	idle := err != nil && ctx.Err() != nil && taking.Err() == nil
+	stop()
+	if !idle {
+		return lease, err
+	}
+	s.dropRoots()
+	return s.w.o.Jobs.Lease(taking, s.w.o.Pools)
+}
+
+func (s *slot) dropRoots() {
+	if err := s.exec.shelf.Drop(); err != nil {
+		s.log.Warn("could not remove an input root that was kept", "error", err)
 	}
 }
 

@@ -166,6 +166,34 @@ func TestStore_tooManyLinks(t *testing.T) {
 	}
 }
 
+// The limit of the file system itself, where that is ext4's: 65,000.
+func TestStore_tooManyLinks_for_ext4(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it makes 65,100 links")
+	}
+	s := openQuiet(t, file.Options{})
+	d, dir := mustPut(t, s, 1), t.TempDir()
+	inodes := map[uint64]int{}
+	for i := range 65_100 {
+		dst := filepath.Join(dir, fmt.Sprint(i))
+		must(t, s.Link(t.Context(), d, dst, blob.LinkRegular))
+		if i%1000 == 0 || i > 64_990 {
+			var st unix.Stat_t
+			must(t, unix.Lstat(dst, &st))
+			inodes[st.Ino]++
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "65099"))
+	if err != nil || digest.Of(digest.SHA256, data) != d {
+		t.Errorf("the last link: %v", err)
+	}
+	var fs unix.Statfs_t
+	must(t, unix.Statfs(dir, &fs))
+	if fs.Type == unix.EXT4_SUPER_MAGIC && len(inodes) != 2 {
+		t.Errorf("the links are of %d inodes, want 2 on ext4", len(inodes))
+	}
+}
+
 // TestStore_otherFileSystem: where no link can be made, a copy is.
 func TestStore_otherFileSystem(t *testing.T) {
 	other := t.TempDir()

@@ -123,14 +123,37 @@ func (w *work) look(s *step) error {
 		case isDirectory, isNothing:
 		}
 	}
-	if !w.shelf.exposed {
-		return nil
+	if err := w.count(fd, s); err != nil || !w.shelf.exposed {
+		return err
 	}
 	for _, i := range s.files {
 		if err := unix.Fstatat(fd, n.dir.files[i].name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return &os.PathError{Op: "stat", Path: s.path + "/" + n.dir.files[i].name, Err: err}
 		}
 		n.files[i].ino, n.files[i].mtime, n.files[i].ctime = st.Ino, st.Mtim.Nano(), st.Ctim.Nano()
+	}
+	return nil
+}
+
+// count finds out whether what the store has linked into a directory are its own
+// files: on another file system they are copies, and take room.
+func (w *work) count(fd int, s *step) error {
+	n, copies := s.node, false
+	for _, i := range s.files {
+		if !n.files[i].linked {
+			continue
+		}
+		if !copies {
+			var st unix.Stat_t
+			if err := unix.Fstatat(fd, n.dir.files[i].name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return &os.PathError{Op: "stat", Path: s.path + "/" + n.dir.files[i].name, Err: err}
+			}
+			if copies = st.Nlink == 1; !copies {
+				return nil // one tells of all
+			}
+		}
+		n.files[i].linked = false
+		w.keep.copies += n.dir.files[i].digest.Size()
 	}
 	return nil
 }

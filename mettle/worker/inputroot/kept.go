@@ -11,6 +11,11 @@ import (
 	"github.com/mettle-build/mettle/elan/digest"
 )
 
+// KeepFor is how long a root serves again. Its links are as old as it is: by making
+// them anew now and then the store hears that the blobs are in use, and what it has
+// found to be damaged since goes away. Who has no work for as long drops all roots.
+const KeepFor = 15 * time.Minute
+
 const (
 	// minKeptFiles is from how many files on an input root is kept: below, to look
 	// at it costs as much as to make it.
@@ -23,10 +28,6 @@ const (
 	// maxKeptCopies bounds the bytes of one kept root's files that are not links,
 	// and so take room of their own.
 	maxKeptCopies = 64 << 20
-	// keptFor is how long a root serves again. Its links are as old as it is: by
-	// making them anew now and then the store hears that the blobs are in use, and
-	// what it has found to be damaged since goes away.
-	keptFor = 15 * time.Minute
 	// maxCompared bounds the entries that are compared to choose a root: a
 	// millisecond.
 	maxCompared = 30_000
@@ -142,7 +143,7 @@ func (k *kept) forgetFile(n *node, i int) {
 func linkOf(f *fileNode) link { return link{f.digest, f.mode} }
 
 // isOld reports whether the root is not to serve again.
-func (k *kept) isOld() bool { return time.Since(k.begun) > keptFor }
+func (k *kept) isOld() bool { return time.Since(k.begun) > KeepFor }
 
 // isReliable reports whether the file system of fd is one of which it is known
 // that each change of a directory changes its ctime, at once and for all to see.

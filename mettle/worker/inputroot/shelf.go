@@ -196,6 +196,20 @@ func (s *Shelf) Vacate() error {
 	return s.removeAll(dir)
 }
 
+// HasRoots reports whether there are kept roots.
+func (s *Shelf) HasRoots() bool { return len(s.kept) > 0 }
+
+// Drop removes the kept roots: what they have of a store's blobs takes room on the
+// disk also when the store has evicted these.
+func (s *Shelf) Drop() error {
+	var err error
+	for _, k := range s.kept {
+		err = errors.Join(err, s.removeAll(s.dir+"/"+k.name))
+	}
+	s.kept = nil
+	return err
+}
+
 // evict removes the kept roots that are too many, too large together, or too old.
 func (s *Shelf) evict() error {
 	entries, n := 0, 0
