@@ -188,6 +188,24 @@ func TestRunner_helperCannotBeHarmed(t *testing.T) {
 	}
 }
 
+// Who runs a program that the filter kills hears what to do.
+func TestRunner_killedByTheFilter(t *testing.T) {
+	const script = "kill -SYS $$" // as the kernel does
+	if res := with(t, sandbox.Options{}).Do(t, "sh", "-c", script); len(res.Notes) != 1 || !strings.Contains(res.Notes[0], "--sandbox_syscalls=all") {
+		t.Errorf("exit code %d, notes %q", res.ExitCode, res.Notes)
+	}
+	b := with(t, sandbox.Options{Syscalls: sandbox.AllSyscalls})
+	if res := b.Do(t, "sh", "-c", script); len(res.Notes) != 0 {
+		t.Errorf("without a filter: notes %q", res.Notes)
+	}
+	if got := tell(t, b, "grep -w Seccomp /proc/self/status"); got != "Seccomp:\t0" {
+		t.Errorf("without a filter: %q", got)
+	}
+	if got := tell(t, with(t, sandbox.Options{}), "grep -w Seccomp /proc/self/status"); got != "Seccomp:\t2" {
+		t.Errorf("with a filter: %q", got)
+	}
+}
+
 // A fork bomb is killed with all that it made. How much that is, the test bounds
 // itself, or it would harm others on this machine.
 func TestRunner_forkBomb(t *testing.T) {

@@ -36,6 +36,7 @@
 package sandbox
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -138,11 +139,14 @@ var ErrOptions = errors.New("options of the sandbox")
 // of services, and the files that only root may read, which a worker that runs
 // commands as root could.
 func AlwaysHidden() []string {
-	return []string{"/home", "/root", "/run", "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/sudoers", "/etc/sudoers.d", "/etc/ssl/private"}
+	return []string{"/home", "/root", "/run", "/var/run", "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/sudoers", "/etc/sudoers.d", "/etc/ssl/private"}
 }
 
 // Runner implements runner.Runner. It is used by one goroutine at a time.
-type Runner struct{ *helper.Runner }
+type Runner struct {
+	*helper.Runner
+	filtered bool // by package seccomp
+}
 
 var _ runner.Runner = (*Runner)(nil)
 
@@ -190,7 +194,20 @@ func New(opts Options) (*Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
-	return &Runner{r}, nil
+	return &Runner{Runner: r, filtered: opts.Syscalls == UsualSyscalls}, nil
+}
+
+// exitFiltered is the exit code of what the filter of system calls has killed: 128 and
+// SIGSYS.
+const exitFiltered = 159
+
+// Run implements runner.Runner.
+func (r *Runner) Run(ctx context.Context, spec runner.Spec) (runner.Result, error) {
+	res, err := r.Runner.Run(ctx, spec)
+	if r.filtered && res.ExitCode == exitFiltered {
+		res.Notes = append(res.Notes, "the command was killed by SIGSYS: the sandbox runs no programs of another kind of processor, 32-bit ones among them; a worker with --sandbox_syscalls=all does")
+	}
+	return res, err
 }
 
 func (c *config) check() error {
