@@ -203,7 +203,7 @@ func TestWorker_endings(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			registry := prometheus.NewRegistry()
-			f := newFixture(t, func(o *worker.Options, q *mem.Options) {
+			f := newFixture(t, isBare, func(o *worker.Options, q *mem.Options) {
 				o.Registerer = registry
 				o.Runner = func(int) (runner.Runner, error) { return tc.run, nil }
 				o.DefaultTimeout = 300 * time.Millisecond

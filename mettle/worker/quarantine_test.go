@@ -199,7 +199,7 @@ func TestWorker_Notices(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(working) }()
 	s := want(queuepb.WorkerState_TAKING, 0)
-	if s.GetWorker() != "tester" || s.GetPool() != "gpu" || s.GetSlots() != 2 || len(s.GetProperties()) != 1 {
+	if s.GetWorker() != "tester" || s.GetPool() != "gpu" || s.GetSlots() != 2 || len(s.GetProperties()) == 0 || s.GetProperties()[0].GetName() != "gpu" {
 		t.Errorf("told %v", s)
 	}
 	job := f.makeJob(t, request{script: "until [ -e go ]; do touch up; sleep 0.01; done"})

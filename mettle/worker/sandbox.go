@@ -93,7 +93,8 @@ func (o *Options) settleForNobody(err error) error {
 // that is so.
 func (o *Options) offerNetwork() {
 	network := platform.Property{Name: platform.Network, Value: platform.ExternalNetwork}
-	if (o.AllowNetwork || !o.sandboxed) && !slices.Contains(o.Properties, network) {
+	bare := !o.sandboxed && o.Runner == nil // and can't withhold it
+	if (o.AllowNetwork || bare) && !slices.Contains(o.Properties, network) {
 		o.Properties = append(slices.Clone(o.Properties), network)
 	}
 }
