@@ -152,3 +152,63 @@ func TestFleet_liveLogs(t *testing.T) {
 		t.Errorf("who read the log was told %v", err)
 	}
 }
+
+// A worker that is killed takes nobody for a ride: who reads what its action printed
+// is not told that this was all, and what the action prints on the next worker is in
+// streams of its own.
+func TestFleet_liveLogs_workerKilled(t *testing.T) {
+	f := newFleet(t)
+	f.queueFlag += "?lease=5s"
+	f.api.args[1] = f.queueFlag
+	f.broker.Start()
+	f.elan.Start()
+	f.api.Start()
+	killed, next := f.worker(0), f.worker(1)
+	killed.Start()
+	awaitReady(t, f.api)
+	awaitReady(t, killed)
+	conn, err := client.Dial(t.Context(), f.api.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	store, err := client.New(client.Options{Conn: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs := store.LogStreams()
+	a := begin(t, conn, &repb.ExecuteRequest{ActionDigest: putAction(t, store,
+		"echo one; echo oh >&2; touch live; until [ -e go ]; do sleep 0.05; done; echo two",
+	).Proto()})
+	first, _ := a.streamsOf(t)
+	read := make(chan struct{}, 1)
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		ended <- logs.Follow(ctx, first, 0, func([]byte) error { read <- struct{}{}; return nil })
+	}()
+	<-read
+	killed.Kill()
+	next.Start()
+	second, _ := a.streamsOf(t)
+	for second == first {
+		second, _ = a.streamsOf(t)
+	}
+	got := ""
+	if err := logs.Follow(t.Context(), second, 0, func(p []byte) error {
+		if got += string(p); got == "one\n" {
+			return os.WriteFile(filepath.Join(waitForRoot(t, f.workerDir(1), "live"), "go"), nil, 0o644) //nolint:gosec // for the action's user
+		}
+		return nil
+	}); err != nil || got != "one\ntwo\n" {
+		t.Errorf("on the next worker: %q, %v", got, err)
+	}
+	if res := a.end(t); string(res.GetResult().GetStdoutRaw()) != "one\ntwo\n" {
+		t.Errorf("the result is %v", res)
+	}
+	cancel()
+	if err := <-ended; err == nil {
+		t.Error("the stream of the killed worker has ended as if it were complete")
+	}
+}
