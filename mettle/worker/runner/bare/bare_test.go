@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/mettle-build/mettle/mettle/worker/runner"
 	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
 	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
 	"github.com/mettle-build/mettle/mettle/worker/runner/runnertest"
@@ -24,6 +25,9 @@ func TestMain(m *testing.M) {
 func subject() runnertest.Subject {
 	return runnertest.Subject{
 		New: func(user helper.User) (runnertest.Runner, error) { return bare.New(bare.Options{User: user}) },
+		Streaming: func(user helper.User, streams *runner.Streams) (runnertest.Runner, error) {
+			return bare.New(bare.Options{User: user, Streams: streams})
+		},
 		Bounded: func(user helper.User, bounds helper.Bounds) (runnertest.Runner, error) {
 			return bare.New(bare.Options{User: user, Bounds: bounds})
 		},

@@ -27,6 +27,8 @@ type Subject struct {
 	New func(user helper.User) (Runner, error)
 	// Bounded makes one that holds commands to limits.
 	Bounded func(user helper.User, bounds helper.Bounds) (Runner, error)
+	// Streaming makes one whose command has those streams.
+	Streaming func(user helper.User, streams *runner.Streams) (Runner, error)
 	// Root is where commands see their root; "" is where it is.
 	Root string
 }
@@ -69,6 +71,7 @@ func Run(t *testing.T, s Subject) {
 		{"helperKilled", s.helperKilled},
 		{"killOfTheWorkerLeavesNothing", s.killOfTheWorkerLeavesNothing},
 		{"reopensOutput", s.reopensOutput},
+		{"streams", s.streams},
 	} {
 		t.Run(c.name, c.run)
 	}

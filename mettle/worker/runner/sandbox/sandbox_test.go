@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/mettle-build/mettle/mettle/worker/runner"
 	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
 	"github.com/mettle-build/mettle/mettle/worker/runner/runnertest"
 	"github.com/mettle-build/mettle/mettle/worker/runner/sandbox"
@@ -40,6 +41,12 @@ func subject() runnertest.Subject {
 				return nil, err
 			}
 			return sandbox.New(sandbox.Options{User: user, Bounds: bounds})
+		},
+		Streaming: func(user helper.User, streams *runner.Streams) (runnertest.Runner, error) {
+			if err := allowed(); err != nil {
+				return nil, err
+			}
+			return sandbox.New(sandbox.Options{User: user, Streams: streams})
 		},
 	}
 }
