@@ -65,6 +65,8 @@ func TestSet_Match(t *testing.T) {
 		"empty network":              {want: ask("network="), pool: "default"},
 		"a network":                  {want: ask("network=external"), errs: []string{"network", "external", "--allow_network", "none"}},
 		"empty container":            {want: ask("container-image="), pool: "default"},
+		"a persistent worker":        {want: ask("persistentWorkerKey=0123", "persistentWorkerProtocol=json", "recycle-runner=true"), pool: "default"},
+		"by its requirements":        {want: ask("supports-workers=1", "requires-worker-protocol=xml", "gpu=yes"), pool: "gpu"},
 		"declared by the operator":   {want: ask("lang=c=1"), pool: "default"},
 		"any value":                  {want: ask("ws=9"), pool: "default"},
 		"another pool":               {want: ask("gpu=yes", "OSFamily=linux"), pool: "gpu"},

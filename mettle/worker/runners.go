@@ -201,13 +201,20 @@ func (a *allRunners) addTools(p *persistent.Pool) {
 	a.tools = append(a.tools, p)
 }
 
-// dropTools ends the tools that are kept running and have nothing to do.
-func (a *allRunners) dropTools() {
+// dropTools ends the tools that are kept running and have nothing to do. The function
+// that it returns waits for that.
+func (a *allRunners) dropTools() (wait func()) {
 	a.mu.Lock()
 	tools := slices.Clone(a.tools)
 	a.mu.Unlock()
-	for _, p := range tools {
-		p.Shrink()
+	waits := make([]func(), len(tools))
+	for i, p := range tools {
+		waits[i] = p.Shrink()
+	}
+	return func() {
+		for _, wait := range waits {
+			wait()
+		}
 	}
 }
 
@@ -215,7 +222,7 @@ func (a *allRunners) dropImages() error {
 	a.mu.Lock()
 	all := slices.Clone(a.all)
 	a.mu.Unlock()
-	a.dropTools()
+	a.dropTools()()
 	var err error
 	for _, rs := range all {
 		err = errors.Join(err, rs.dropImages())

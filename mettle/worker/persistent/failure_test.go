@@ -101,8 +101,12 @@ func TestPool_Do_failures(t *testing.T) {
 			if got := f.figure(t, live, ""); got != 0 {
 				t.Errorf("%v processes live", got)
 			}
-			if _, err := f.do(t, a, "say:fine"); !errors.Is(err, persistent.ErrPlain) || f.starts != 2 {
-				t.Errorf("error %v after %d starts: the tool is tried again at once", err, f.starts)
+			_, err = f.do(t, a, "say:fine")
+			switch {
+			case tc.startup != nil && (!errors.Is(err, persistent.ErrPlain) || f.starts != 2):
+				t.Errorf("error %v after %d starts: a tool that can't do it is tried again at once", err, f.starts)
+			case tc.startup == nil && (err != nil || f.starts != 3):
+				t.Errorf("error %v after %d starts: a tool that can do it is not tried again", err, f.starts)
 			}
 		})
 	}

@@ -128,7 +128,7 @@ func (o fetchOverlay) Fetch(ctx context.Context, ds []digest.Digest) ([]digest.D
 	return o.fetcher.Fetch(ctx, ds)
 }
 
-// maxCached bounds the Directories that are kept, by the entries in them: some 20 MB.
+// maxCached bounds the Directories that are kept, by the entries in them: some 40 MB.
 const maxCached = 100_000
 
 // cache keeps Directories: those that were used since the older half was dropped.

@@ -29,8 +29,8 @@
 //
 // A process that ends, answers with something else than one response, or can't be
 // given its inputs is ended, and the action goes to a new one, once. If that fails,
-// too, Do says that the action is to run plainly, and so do further actions with that
-// tool for a while: so the result is always one that a plain run or a well-behaved
+// too, Do says that the action is to run plainly. Where new processes fail at once, so
+// do further actions with that tool for a while. So the result is always one that a plain run or a well-behaved
 // process gives. When the action's time is over, or nobody wants its result, the
 // process is killed at once; the protocol's cancel requests are not used, nor more
 // than one request at a time.
@@ -92,8 +92,8 @@ type Pool struct {
 	busy *process // between Do and Clean
 	made int
 
-	// shunned are the tools that have failed, until when.
-	shunned map[key]time.Time
+	// failed are the tools whose last processes failed at their first request.
+	failed map[key]failed
 
 	mu     sync.Mutex
 	idle   []*process // the one used last at the end; guarded by mu
@@ -118,7 +118,7 @@ func New(o Options) (*Pool, error) {
 	if err := os.Mkdir(o.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	return &Pool{o: o, shunned: make(map[key]time.Time)}, nil
+	return &Pool{o: o, failed: make(map[key]failed)}, nil
 }
 
 // Request is one action.
@@ -187,8 +187,8 @@ func environment(c *repb.Command) []string {
 const (
 	// maxFailures is how many processes an action is given to.
 	maxFailures = 2
-	// shunFor is how long a tool is not tried again that has failed so often in a row,
-	// and maxShunned how many such tools are remembered.
+	// shunFor is how long a tool is not tried again of which so many in a row failed at
+	// their first request, and maxShunned how many such tools are remembered.
 	shunFor    = 5 * time.Minute
 	maxShunned = 64
 )
@@ -203,7 +203,7 @@ func (p *Pool) Do(ctx context.Context, req Request) (*Result, error) {
 	}
 	defer req.Inputs.release(in)
 	k := req.key(in)
-	if until, ok := p.shunned[k]; ok && time.Now().Before(until) {
+	if f := p.failed[k]; f.processes >= maxFailures && time.Since(f.last) < shunFor {
 		return &Result{}, plain(ctx, errors.New("this tool has failed as one a short while ago"))
 	}
 	var spent time.Duration
@@ -213,7 +213,7 @@ func (p *Pool) Do(ctx context.Context, req Request) (*Result, error) {
 		res.Spent, res.Failures = spent, failures
 		switch {
 		case err == nil:
-			delete(p.shunned, k)
+			delete(p.failed, k)
 			return res, nil
 		case context.Cause(ctx) != nil, !errors.Is(err, errProcess):
 			return res, plain(ctx, err)
@@ -221,9 +221,9 @@ func (p *Pool) Do(ctx context.Context, req Request) (*Result, error) {
 			return res, err
 		}
 		failures++
+		p.note(k, res)
 		p.o.Logger.Warn("a persistent worker failed", "tool", req.Tool.Startup[0], "failures", failures, "error", err)
 		if failures == maxFailures {
-			p.shun(k)
 			return res, plain(ctx, err)
 		}
 	}
@@ -236,11 +236,22 @@ func plain(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ErrPlain, err)
 }
 
-func (p *Pool) shun(k key) {
-	if len(p.shunned) >= maxShunned {
-		clear(p.shunned)
+// failed is how many processes of a tool in a row have failed at their first request.
+type failed struct {
+	processes int
+	last      time.Time
+}
+
+// note notes the failure of a process. One that had served before says nothing of its
+// tool: it may be the action that is too much for it.
+func (p *Pool) note(k key, res *Result) {
+	if res.Before > 0 {
+		return
 	}
-	p.shunned[k] = time.Now().Add(shunFor)
+	if len(p.failed) >= maxShunned {
+		clear(p.failed)
+	}
+	p.failed[k] = failed{processes: p.failed[k].processes + 1, last: time.Now()}
 }
 
 // attempt is what try has to do.
@@ -416,9 +427,10 @@ func (p *Pool) expire(proc *process) {
 }
 
 // Shrink ends the processes that have nothing to do, because what they have is needed.
-func (p *Pool) Shrink() { p.endIdle(reasonMemory) }
+// The function that it returns waits for that.
+func (p *Pool) Shrink() (wait func()) { return p.endIdle(reasonMemory) }
 
-func (p *Pool) endIdle(r reason) {
+func (p *Pool) endIdle(r reason) (wait func()) {
 	var all sync.WaitGroup
 	for _, proc := range p.drain() {
 		all.Go(func() {
@@ -426,7 +438,7 @@ func (p *Pool) endIdle(r reason) {
 			p.end(proc, r)
 		})
 	}
-	all.Wait()
+	return all.Wait
 }
 
 // drain takes all idle processes, each of which is one of p.ending.
@@ -447,7 +459,7 @@ func (p *Pool) Close() error {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
-	p.endIdle(reasonClosed)
+	p.endIdle(reasonClosed)()
 	if p.busy != nil {
 		p.end(p.busy, reasonClosed)
 		p.busy = nil

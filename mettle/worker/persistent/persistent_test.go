@@ -126,8 +126,8 @@ func TestPool_Shrink(t *testing.T) {
 	f := newFixture(t, nil)
 	f.outputs(t, action{})
 	res, _ := f.run(t, action{startup: []string{"other"}}) // it is at work until Clean
-	f.Shrink()
-	f.Shrink()
+	f.Shrink()()
+	f.Shrink()()
 	if got := f.figure(t, endsTotal, "memory"); got != 1 {
 		t.Errorf("%v processes ended, want 1", got)
 	}

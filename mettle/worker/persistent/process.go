@@ -164,6 +164,7 @@ func (p *process) ask(ctx context.Context, req *Request, in *inputs) (*persisten
 	if err != nil {
 		return nil, fmt.Errorf("the request can't be sent: %w", err)
 	}
+	p.stderr.reset()
 	// What is past is before any deadline.
 	interrupt := func() {
 		_ = p.stdin.SetWriteDeadline(time.Unix(1, 0))
@@ -235,15 +236,33 @@ func (p *process) explain(err error) error {
 
 // tail keeps the end of what is written to it. It is safe for concurrent use.
 type tail struct {
-	mu   sync.Mutex
-	last []byte // guarded by mu
+	mu   sync.Mutex // guards the rest
+	last []byte
+	n    int64 // bytes since reset
 }
 
-const maxTail = 1 << 10
+const (
+	maxTail = 1 << 10
+	// maxStderrBytes is what a process may write to its stderr at one request. Then
+	// nobody reads it any more.
+	maxStderrBytes = 128 << 20
+)
+
+var errStderr = errors.New("too much on stderr")
+
+// reset begins another request.
+func (t *tail) reset() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.n = 0
+}
 
 func (t *tail) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.n += int64(len(b)); t.n > maxStderrBytes {
+		return 0, errStderr
+	}
 	t.last = append(t.last, b[max(0, len(b)-maxTail):]...)
 	t.last = t.last[:copy(t.last, t.last[max(0, len(t.last)-maxTail):])]
 	return len(b), nil
