@@ -60,11 +60,16 @@ func (f imageFlags) openImages(o imageOptions) (*image.Cache, error) {
 		o.log.Info("actions can't run in container images here", "reason", err)
 		return nil, nil //nolint:nilnil // as said
 	}
-	return image.New(image.Options{
+	c, err := image.New(image.Options{
 		Dir: o.dir, MaxBytes: int64(f.ImageCacheSize), MaxImageBytes: int64(f.ImageMaxSize),
 		Registries: f.ImageRegistries, LocalDirs: f.ImageDir, Tags: f.ImageTags, Timeout: f.ImageTimeout,
 		DockerConfig: f.ImageAuth, Control: asset.NewGuard(nil).Control, Logger: o.log, Registerer: o.registry,
 	})
+	if errors.Is(err, image.ErrUnsupported) && f.Images == "auto" {
+		o.log.Info("actions can't run in container images here", "reason", err)
+		return nil, nil //nolint:nilnil // as said
+	}
+	return c, err
 }
 
 func (f imageFlags) tryImages(o imageOptions) error {

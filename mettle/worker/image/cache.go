@@ -309,7 +309,11 @@ func (c *Cache) newPart(diff v1.Hash) (string, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", err
 	}
-	return dir, os.Mkdir(filepath.Join(dir, treeName), 0o755) //nolint:gosec // its parent lets nobody in
+	tree := filepath.Join(dir, treeName)
+	if err := os.Mkdir(tree, dirMode); err != nil { //nolint:gosec // its parent lets nobody in
+		return "", err
+	}
+	return dir, os.Chmod(tree, dirMode) //nolint:gosec // likewise
 }
 
 // errThere: another pull of the layer, which nobody waited for any more, came to its

@@ -60,6 +60,8 @@ var (
 	ErrUnusable = errors.New("image can't be used")
 	// ErrUnavailable: the registry does not answer, or not in time.
 	ErrUnavailable = errors.New("registry is unavailable")
+	// ErrUnsupported: the file system of the cache can't hold images. It is New's.
+	ErrUnsupported = errors.New("file system can't hold images")
 	// ErrFull: there is no room in the cache beside the images that are in use.
 	ErrFull = errors.New("no room for the image")
 )
@@ -136,9 +138,8 @@ type Cache struct {
 	lock    *os.File // of Dir
 	locals  []*localDir
 	white   whiteouts
-	free    *transport    // to registries
-	guarded *transport    // to those that are not listed
-	pulling chan struct{} // as many layers at once
+	free    *transport // to registries
+	guarded *transport // to those that are not listed
 
 	mu      sync.Mutex // guards the rest
 	layers  map[v1.Hash]*layer
@@ -152,8 +153,9 @@ type Cache struct {
 	closed  bool
 }
 
-// pullsAtOnce is how many layers are pulled and unpacked at once: enough for a
-// network, few for a machine that also runs actions.
+// pullsAtOnce is how many layers of an image are pulled and unpacked at once: enough
+// for a network, few for a machine that also runs actions. There is no bound for all
+// images together, or a registry that sends nothing could keep others waiting.
 const pullsAtOnce = 4
 
 // New opens the cache. What is in its directory from before is used again.
@@ -163,7 +165,7 @@ func New(o Options) (*Cache, error) {
 		return nil, err
 	}
 	c := &Cache{
-		o: o, pulling: make(chan struct{}, pullsAtOnce),
+		o:      o,
 		layers: make(map[v1.Hash]*layer), records: make(map[v1.Hash]*record), refused: make(map[Reference]refusal),
 		tags: make(map[Reference]tagged), pullers: make(map[Reference]*remote.Puller), flights: make(map[string]*flight),
 	}

@@ -286,12 +286,6 @@ func (c *Cache) layer(ctx context.Context, ref Reference, d descriptor) (*layer,
 
 // pull pulls and unpacks a layer.
 func (c *Cache) pull(ctx context.Context, ref Reference, d descriptor) error {
-	select {
-	case c.pulling <- struct{}{}:
-		defer func() { <-c.pulling }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 	if l := c.pin(d.DiffID); l != nil {
 		c.unpin([]*layer{l})
 		return nil // by a pull that ended just now
@@ -337,6 +331,9 @@ func (c *Cache) unpackNew(ctx context.Context, ref Reference, d descriptor) (_ i
 	got, err := unpackBlob(ctx, rc, d, unpackOptions{
 		dir: part + "/" + treeName, white: c.white, maxBytes: c.o.MaxImageBytes, maxEntries: c.o.MaxEntries,
 		reserve: func(n int64) error {
+			if reserved+n > c.o.MaxImageBytes {
+				return fmt.Errorf("%w: it has over %d bytes on the disk", ErrUnusable, c.o.MaxImageBytes)
+			}
 			err := c.reserve(n)
 			if err == nil {
 				reserved += n

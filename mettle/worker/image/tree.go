@@ -126,7 +126,7 @@ func (u *unpacker) enter(dir string) (int, error) {
 		if err != nil {
 			return -1, err
 		}
-		if err := unix.Mkdirat(parent, base, dirMode); err != nil {
+		if err := mkdir(parent, base); err != nil {
 			return -1, fmt.Errorf("%.200q: %w", dir, err)
 		}
 		u.leave()
@@ -184,8 +184,16 @@ func (u *unpacker) remove(parent int, base string) error {
 	return os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/%s", parent, base))
 }
 
+// mkdir makes a directory that all can enter, whatever the umask.
+func mkdir(parent int, base string) error {
+	if err := unix.Mkdirat(parent, base, dirMode); err != nil {
+		return err
+	}
+	return unix.Fchmodat(parent, base, dirMode, 0)
+}
+
 func (u *unpacker) makeDir(parent int, base string) error {
-	err := unix.Mkdirat(parent, base, dirMode)
+	err := mkdir(parent, base)
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
@@ -200,7 +208,7 @@ func (u *unpacker) makeDir(parent int, base string) error {
 	if err := u.remove(parent, base); err != nil {
 		return err
 	}
-	if err := unix.Mkdirat(parent, base, dirMode); err != nil || !hidden {
+	if err := mkdir(parent, base); err != nil || !hidden {
 		return err
 	}
 	// What layers below have there was removed, and this directory is a new one.

@@ -107,6 +107,11 @@ func TestUnpack(t *testing.T) {
 			},
 			"",
 		},
+		"whiteouts in what hides all": {
+			[]entry{file("a/.wh..wh..opq", ""), file("a/.wh.x", ""), file("b/.wh.x", ""), file("b/y", "y"), file("b/.wh..wh..opq", ""), file("c/.wh.x", ""), file(".wh.c", "")},
+			map[string]string{"a": "drwxr-xr-x opaque y", "b": "drwxr-xr-x opaque y", "b/y": "-rw-r--r-- y", "c": "drwxr-xr-x opaque y"},
+			"",
+		},
 		"through a symlink out":           {[]entry{link(tar.TypeSymlink, "s", "/etc"), file("s/x", "x")}, nil, "s"},
 		"through a relative symlink out":  {[]entry{link(tar.TypeSymlink, "s", "../../../../etc"), file("s/x", "x")}, nil, "s"},
 		"through a symlink to /proc":      {[]entry{link(tar.TypeSymlink, "s", "/proc/self/cwd"), file("s/x", "x")}, nil, "s"},

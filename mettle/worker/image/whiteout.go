@@ -43,14 +43,14 @@ func findWhiteouts(dir string) (whiteouts, error) {
 	}
 	defer os.RemoveAll(probe) //nolint:errcheck // else it stays, and does no harm
 	if err := unix.Setxattr(probe, opaqueAttr, []byte("y"), 0); err != nil {
-		return 0, fmt.Errorf("its file system takes no attributes: choose a directory on another: %w", err)
+		return 0, fmt.Errorf("%w: it takes no attributes, choose a directory on another: %w", ErrUnsupported, err)
 	}
 	err = unix.Mknod(filepath.Join(probe, "w"), unix.S_IFCHR, 0)
 	if err == nil {
 		return asDevices, nil
 	}
 	if !hasFileWhiteouts() {
-		return 0, fmt.Errorf("its file system takes no whiteouts, it may be an overlay itself: choose a directory on another: %w", err)
+		return 0, fmt.Errorf("%w: it takes no whiteouts, maybe as it is an overlay itself; choose a directory on another: %w", ErrUnsupported, err)
 	}
 	return asFiles, nil
 }
@@ -93,8 +93,12 @@ func (u *unpacker) whiteOut(parent int, rest string) error {
 	return nil
 }
 
-// make makes a whiteout.
+// make makes a whiteout, unless its directory hides everything below anyway: there
+// it would be seen.
 func (w whiteouts) make(parent int, base string) error {
+	if isOpaque(parent, ".") {
+		return nil
+	}
 	if w == asDevices {
 		return unix.Mknodat(parent, base, unix.S_IFCHR, 0)
 	}
@@ -122,9 +126,40 @@ func (w whiteouts) is(parent int, base string, st *unix.Stat_t) bool {
 	return err == nil
 }
 
-// opaque has a directory hide what layers below have there.
-func (whiteouts) opaque(parent int, base string) error {
-	return setAttr(parent, base, opaqueAttr, "y", 0)
+func isOpaque(parent int, base string) bool {
+	value := make([]byte, 1)
+	n, err := unix.Lgetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", parent, base), opaqueAttr, value)
+	return err == nil && n == 1 && value[0] == 'y'
+}
+
+// opaque has a directory hide what layers below have there. Whiteouts in it would be
+// seen from now on.
+func (w whiteouts) opaque(parent int, base string) error {
+	if isOpaque(parent, base) {
+		return nil
+	}
+	if err := setAttr(parent, base, opaqueAttr, "y", 0); err != nil {
+		return err
+	}
+	fd, err := unix.Openat(parent, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	dir := os.NewFile(uintptr(fd), base)
+	defer dir.Close() //nolint:errcheck // opened for reading
+	names, err := dir.Readdirnames(-1)
+	for _, name := range names {
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		if w.is(fd, name, &st) {
+			if err := unix.Unlinkat(fd, name, 0); err != nil {
+				return err
+			}
+		}
+	}
+	return err
 }
 
 func setAttr(parent int, base, name, value string, flags int) error {
