@@ -192,7 +192,8 @@ type presence struct{ files, symlinks, children []bool }
 func (c *checker) belongs(fd int, n *node, e dirent, there *presence) bool {
 	switch kind, i := n.dir.find(e.name); kind {
 	case isFile:
-		there.files[i] = n.files[i].ino != 0 && c.isSound(fd, e.name, n, i)
+		// What is looked at when the root is taken need not be looked at twice.
+		there.files[i] = n.files[i].ino != 0 && (c.s.exposed && !c.files && e.ino == n.files[i].ino || c.isSound(fd, e.name, n, i))
 		return there.files[i]
 	case isSymlink:
 		var st unix.Stat_t

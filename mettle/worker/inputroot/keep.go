@@ -18,11 +18,13 @@ import (
 // copies because commands run as root can be changed by them; those with properties
 // of their own belong to the command.
 func (w *work) mayKeep() bool {
-	least := minKeptFiles
-	if w.b.auditor != nil {
-		least = 1 // it is looked at afterwards anyway
-	}
-	return w.shelf != nil && w.shelf.reliable && w.b.linker != nil && w.t.files >= least && !w.t.special && w.t.entries <= maxKeptEntries
+	return w.mayWatch() && w.t.files >= minKeptFiles && !w.t.special
+}
+
+// mayWatch reports whether it can be noted what the root is like, so that what its
+// command changes shows: for Audit, if not for the next root.
+func (w *work) mayWatch() bool {
+	return w.shelf != nil && w.shelf.reliable && w.b.linker != nil && w.t.files > 0 && w.t.entries <= maxKeptEntries
 }
 
 // prepare chooses the kept root to begin with, if any, and plans. It changes nothing,
@@ -30,8 +32,10 @@ func (w *work) mayKeep() bool {
 func (w *work) prepare(req *Request) (*node, *kept) {
 	var base *kept
 	var old *node
-	if w.mayKeep() {
-		base, _ = w.shelf.nearest(w.b, w.t, req.Digest)
+	if mayKeep := w.mayKeep(); mayKeep || w.b.auditor != nil && w.mayWatch() {
+		if mayKeep {
+			base, _ = w.shelf.nearest(w.b, w.t, req.Digest)
+		}
 		if base != nil && w.shelf.exposed && w.shelf.check(base, w.shelf.dir+"/"+base.name, true) != nil {
 			base.begun, base = time.Time{}, nil // evict removes it
 		}
@@ -88,7 +92,7 @@ func (w *work) seal(dir string, root *node) error {
 	for _, c := range w.copied {
 		k.copies += c.file.digest.Size()
 	}
-	if k.copies <= maxKeptCopies {
+	if k.copies <= maxKeptCopies && w.mayKeep() {
 		w.shelf.current = k
 	}
 	return nil

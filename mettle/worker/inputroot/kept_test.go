@@ -14,11 +14,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
@@ -381,4 +383,32 @@ func TestShelf_keptRoot_sharesAndChanges(t *testing.T) {
 		}
 		f.remove(t)
 	})
+}
+
+// A root that can't be kept, for the properties of a file, is looked at all the same.
+func TestRoot_Audit_of_a_root_that_is_not_kept(t *testing.T) {
+	f := newSlot(t, inputroot.LinkAndAudit, inputroot.Owner{})
+	root := f.putMessage(t, &repb.Directory{Files: []*repb.FileNode{
+		{Name: "dated", Digest: f.put(t, "D"), NodeProperties: &repb.NodeProperties{Mtime: timestamppb.New(time.Unix(1, 0))}},
+		{Name: "linked", Digest: f.put(t, "1")},
+	}})
+	for _, tc := range []struct {
+		script string
+		wrong  bool
+	}{
+		{"cat linked; ln linked other; rm other", false},
+		{"touch -r linked ref && chmod 644 linked && printf 9 > linked && chmod 444 linked && touch -r ref linked", true},
+	} {
+		if err := f.build(t, root); err != nil {
+			t.Fatal(err)
+		}
+		f.run(t, tc.script)
+		if err := f.root.Audit(t.Context()); errors.Is(err, blob.ErrCorrupt) != tc.wrong || err != nil && !tc.wrong {
+			t.Errorf("Audit after %q: %v", tc.script, err)
+		}
+		f.remove(t)
+	}
+	if left := list(t, filepath.Join(filepath.Dir(f.dir), "shelf")); len(left) > 1 {
+		t.Errorf("the shelf has %q", left)
+	}
 }
