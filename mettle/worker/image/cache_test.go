@@ -14,11 +14,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 
 	"github.com/mettle-build/mettle/mettle/worker/image"
 )
@@ -250,19 +252,29 @@ func TestNew_lessRoom(t *testing.T) {
 // the cache, and the reference.
 const pullerEnv = "METTLE_TEST_PULL"
 
+// smallEnv has it do so on a disk of a megabyte.
+const smallEnv = "METTLE_TEST_SMALL"
+
 // puller is the main of that.
 func puller(text string) int {
 	dir, ref, _ := strings.Cut(text, " ")
-	c, err := image.New(image.Options{Dir: dir, Registries: []string{"*"}})
+	if os.Getenv(smallEnv) != "" {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+			fmt.Println("mount:", err)
+			return 1
+		}
+	}
+	c, err := image.New(image.Options{Dir: dir, Registries: []string{"*"}, MaxBytes: 1 << 30})
 	if err != nil {
-		fmt.Println(err)
+		fmt.Println("new:", err)
 		return 1
 	}
 	r, err := c.Parse(ref)
 	if err == nil {
 		_, err = c.Open(context.Background(), r)
 	}
-	fmt.Println(err)
+	parts, _ := filepath.Glob(filepath.Join(dir, "layers", "*"))
+	fmt.Println(err, errors.Is(err, image.ErrUnusable), errors.Is(err, image.ErrUnavailable), parts)
 	return 1
 }
 
@@ -310,5 +322,27 @@ func TestNew_afterKill(t *testing.T) {
 	wantEmpty(t, filepath.Join(dir, "layers"))
 	if got := mustGet(t, c, ref); len(read(t, got.Layers[0], "second")) != 1<<20 {
 		t.Error("not all of it is there")
+	}
+}
+
+// A full disk is neither the image's fault nor the registry's, and nothing is left on
+// it.
+func TestOpen_diskFull(t *testing.T) {
+	reg := serve(t)
+	ref := reg.push(t, "a", imageOf(t, pack(t, file("a", "a"), file("b", random(t, 4<<20)))))
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), smallEnv+"=1", pullerEnv+"="+t.TempDir()+" "+ref)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+	}
+	data, err := cmd.Output()
+	out := string(data)
+	if len(data) == 0 || strings.HasPrefix(out, "mount:") || strings.HasPrefix(out, "new:") {
+		t.Skipf("this machine lets nobody mount a small disk that holds images: %v, %s", err, out)
+	}
+	if !strings.Contains(out, "no space left on device false false []") {
+		t.Errorf("Open: %s", out)
 	}
 }

@@ -4,8 +4,12 @@ package image_test
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mettle-build/mettle/mettle/worker/image"
 )
@@ -74,4 +78,29 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q is %v, and that is %v, %v", s, r, again, err)
 		}
 	})
+}
+
+// What lies in a directory of images is in it, and not behind a link that leads out.
+func TestOpen_linkOutOfTheDirectory(t *testing.T) {
+	img := imageOf(t, pack(t, file("a", "a")))
+	path, dir := asLayout(t, img), t.TempDir()
+	if err := os.Symlink(path, filepath.Join(dir, "layout")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := get(t, open(t, image.Options{LocalDirs: []string{dir}}), local(t, filepath.Join(dir, "layout"), img)); !errors.Is(err, image.ErrUnusable) {
+		t.Errorf("Open: %v", err)
+	}
+}
+
+// Whatever is found in place of a blob, nobody waits for it.
+func TestOpen_pipeInLayout(t *testing.T) {
+	img := imageOf(t, pack(t, file("a", "a")))
+	path := asLayout(t, img)
+	blob := blobFile(path, digestOf(t, img))
+	if err := errors.Join(os.Remove(blob), unix.Mkfifo(blob, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := get(t, open(t, image.Options{LocalDirs: []string{filepath.Dir(path)}}), local(t, path, img)); !errors.Is(err, image.ErrUnusable) {
+		t.Errorf("Open: %v", err)
+	}
 }
