@@ -69,6 +69,7 @@ func TestPool_Do_failures(t *testing.T) {
 		{name: "it ends", step: "log:my last words\ndie", says: []string{"its stdout ended before it had answered", "exit code 3", `my last words\n`}},
 		{name: "it is killed", step: "kill", says: []string{"exit code 137"}},
 		{name: "it does not know the flag", startup: []string{"--never"}, says: []string{"exit code 2", "unknown flag"}},
+		{name: "it does not listen", startup: []string{"--deaf"}, step: "say:" + strings.Repeat("x", 100_000), says: []string{"answered before it had read the request"}},
 		{name: "it closes its stdout", step: "close", says: []string{"its stdout ended"}},
 		{name: "another request", step: "id:7", says: []string{"it answered request 7, and was asked request 0"}},
 		{name: "cancelled", step: "cancelled", says: []string{"which it was not"}},
@@ -241,13 +242,14 @@ func TestPool_Do_unfitAction(t *testing.T) {
 // No file of an action is there when the next comes, and the tool's own are as they
 // were.
 func TestPool_Clean(t *testing.T) {
-	deep := []string{"write:out/x:x", "write:more:x", "mkdir:d", "mkdir:d/e", "write:d/e/f:x", "mode:d/e:0", "link:/etc:etc", "link:..:tools/up", "write:tools/new:x", "mkdir:tools/d"}
+	deep := []string{"write:out/x:x", "write:more:x", "mkdir:d", "mkdir:d/e", "write:d/e/f:x", "link:/etc:etc", "link:..:tools/up", "write:tools/new:x", "mkdir:tools/d"}
 	for _, tc := range []struct {
 		name  string
 		steps []string
 		ended bool
 	}{
 		{"files and directories", deep, false},
+		{"a directory that only root can enter", []string{"mkdir:d", "write:d/f:x", "mode:d:0"}, os.Getuid() != 0},
 		{"an input", []string{"remove:src/a", "mkdir:src/a"}, false},
 		{"nothing", nil, false},
 		{"a tool file removed", []string{"remove:tools/lib"}, true},
@@ -255,6 +257,7 @@ func TestPool_Clean(t *testing.T) {
 		{"its program replaced", []string{"replace:tools/tool"}, true},
 		{"its directory's mode", []string{"mode:tools:700"}, true},
 		{"its directory removed", []string{"remove:tools"}, true},
+		{"its directory is a FIFO", []string{"remove:tools", "fifo:tools"}, true},
 		{"its root's mode", []string{"mode:.:700"}, true},
 		{"files at all times", []string{"write-on"}, true},
 	} {

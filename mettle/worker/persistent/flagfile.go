@@ -11,6 +11,8 @@ import (
 	"path"
 	"strings"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 // Bounds of what flag files can grow to.
@@ -71,7 +73,8 @@ func (e *expander) lines(name string) ([]string, error) {
 	if !path.IsAbs(p) {
 		p = path.Join(e.wd, p)
 	}
-	f, err := e.root.Open(p)
+	// The process may have put a FIFO there, whose opening would wait for a writer.
+	f, err := e.root.OpenFile(p, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -171,7 +171,7 @@ func scanDir(r *os.Root, dir string, info os.FileInfo) (*keptDir, error) {
 }
 
 func list(r *os.Root, dir string) ([]string, error) {
-	f, err := r.Open(dir)
+	f, err := r.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

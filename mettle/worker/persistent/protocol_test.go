@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -90,6 +91,9 @@ func TestExpand(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := syscall.Mkfifo(filepath.Join(root, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for from, to := range map[string]string{"link": "sub/b", "out": "/etc/hostname", "up": "../x"} {
 		if err := os.Symlink(to, filepath.Join(root, from)); err != nil {
 			t.Fatal(err)
@@ -106,6 +110,7 @@ func TestExpand(t *testing.T) {
 		{name: "in a working directory", wd: "sub", args: []string{"@wd"}, want: []string{"b1", "b 2", "b1", "b 2"}},
 		{name: "by a symlink", args: []string{"@link"}, want: []string{"b1", "b 2"}},
 		{name: "absent", args: []string{"@nowhere"}, fails: true},
+		{name: "a FIFO", args: []string{"@fifo"}, fails: true},
 		{name: "a directory", args: []string{"@sub"}, fails: true},
 		{name: "absolute", args: []string{"@/etc/hostname"}, fails: true},
 		{name: "by a symlink that leads out", args: []string{"@out"}, fails: true},

@@ -112,6 +112,10 @@ func toolMain() int {
 		fmt.Fprintln(os.Stderr, "unknown flag --persistent_worker")
 		return 2
 	}
+	if slices.Contains(os.Args, "--deaf") {
+		t.write()
+		select {}
+	}
 	for {
 		if err := t.read(); errors.Is(err, io.EOF) {
 			return 0
@@ -184,6 +188,8 @@ func (t *tool) step(s []string) error {
 		return os.Chmod(s[1], fs.FileMode(mode))
 	case "link": // TARGET FILE
 		return os.Symlink(s[1], s[2])
+	case "fifo":
+		return syscall.Mkfifo(s[1], 0o644)
 	case "mkdir":
 		return os.Mkdir(s[1], 0o755)
 	default:
