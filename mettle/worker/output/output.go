@@ -8,7 +8,9 @@
 // it finds. Every path is resolved by the kernel beneath the input root, so that
 // nothing outside is read whatever symlinks there are; a FIFO, a socket or a
 // device is not opened for its contents. Such an output counts as not produced,
-// which by the REAPI is no error, and a note says why.
+// which by the REAPI is no error, and a note says why. Where a process does live, as a
+// tool does that is kept running, the store has no Adopter, and what changes while it
+// is read is an error.
 //
 // Where the store is on the local disk, files become blobs without a copy
 // (blob.Adopter); where they also have to go to another store (blob.LateAdopter), they

@@ -188,7 +188,7 @@ func hashFile(ctx context.Context, fn digest.Function, f *os.File) (digest.Diges
 		n, err := f.Read(*buf)
 		h.Write((*buf)[:n])
 		size += int64(n)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || size > st.Size() {
 			break
 		}
 		if err != nil {
@@ -299,9 +299,14 @@ func (w *work) reopen(u upload) (*os.File, error) {
 	if u.outside != "" {
 		return os.OpenFile(u.outside, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	}
-	fd, _, err := w.root.open(u.rel)
+	fd, st, err := w.root.open(u.rel)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: u.rel, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		// A FIFO would have us wait for its writer.
+		unix.Close(fd) //nolint:errcheck // opened for reading
+		return nil, fmt.Errorf("%s is no file any more", u.rel)
 	}
 	return os.NewFile(uintptr(fd), u.rel), nil
 }
