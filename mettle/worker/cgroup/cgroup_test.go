@@ -4,6 +4,7 @@ package cgroup
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,6 +97,8 @@ func TestTree_version2(t *testing.T) {
 	own = filepath.Join(root, own)
 	put(t, filepath.Join(own, "cgroup.controllers"), "cpu io memory pids\n")
 	put(t, filepath.Join(own, subtreeFile), "")
+	put(t, filepath.Join(own, typeFile), "domain\n")
+	put(t, filepath.Join(own, procsFile), fmt.Sprintln(os.Getpid()))
 	if os.Geteuid() == 0 {
 		if err := unix.Setxattr(own, "trusted.delegate", []byte("1"), 0); err != nil {
 			t.Skipf("no attributes of files here: %v", err)
@@ -110,6 +113,9 @@ func TestTree_version2(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
+		"mettle-worker/cgroup.procs": strconv.Itoa(os.Getpid()), "mettle-worker/cgroup.subtree_control": "",
+		"mettle-worker/memory.max": "", "mettle-worker/memory.swap.max": "", "mettle-worker/memory.oom.group": "", "mettle-worker/cpu.max": "", "mettle-worker/pids.max": "",
+		"cgroup.procs": fmt.Sprintln(os.Getpid()), "ours/cgroup.procs": "", "ours/commands1/cgroup.procs": "", "ours/commands2/cgroup.procs": "",
 		// Each one that was written over the one before.
 		"cgroup.subtree_control": "+pidsry", "ours/cgroup.subtree_control": "+pidsry",
 		"ours/memory.max": "", "ours/cpu.max": "", "ours/pids.max": "", "ours/memory.swap.max": "", "ours/memory.oom.group": "",
@@ -118,7 +124,7 @@ func TestTree_version2(t *testing.T) {
 		"ours/commands2/memory.max": "", "ours/commands2/memory.swap.max": "", "ours/commands2/memory.oom.group": "",
 		"ours/commands2/cpu.max": "1000 100000", "ours/commands2/pids.max": "", "ours/commands2/cgroup.subtree_control": "",
 	}
-	if diff := cmp.Diff(want, contents(t, own, subtreeFile, "memory.max", "memory.swap.max", "memory.oom.group", "cpu.max", pidsMaxFile)); diff != "" {
+	if diff := cmp.Diff(want, contents(t, own, procsFile, subtreeFile, "memory.max", "memory.swap.max", "memory.oom.group", "cpu.max", pidsMaxFile)); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
 }
@@ -175,6 +181,12 @@ func TestTree_missing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "enable it"},
+		{"others in the group", func(t *testing.T, own string) {
+			put(t, filepath.Join(own, "cgroup.controllers"), "memory pids\n")
+			put(t, filepath.Join(own, subtreeFile), "")
+			put(t, filepath.Join(own, typeFile), "domain\n")
+			put(t, filepath.Join(own, procsFile), fmt.Sprintf("7\n%d\n", os.Getpid()))
+		}, "other processes are in the worker's group cgroup (7)"},
 		{"not writable", func(t *testing.T, own string) {
 			put(t, filepath.Join(own, "cgroup.controllers"), "memory\n")
 		}, "cgroup.subtree_control"},
@@ -414,5 +426,24 @@ func TestTake_refusesWhatIsNoHandover(t *testing.T) {
 	in.Begin()
 	if used := in.End(); used != (Used{}) || in.Kill() || in.Join() != nil {
 		t.Errorf("without a group: %+v", used)
+	}
+}
+
+// BenchmarkInside is what a command pays beside the kernel's own accounting.
+func BenchmarkInside(b *testing.B) {
+	g, err := here(b, Memory).NewGroup(runner.Limits{MemoryBytes: 1 << 30})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer g.Close()
+	_, files := g.Handover()
+	in := &Inside{into: -1, files: map[role]int{}}
+	for i, f := range files {
+		in.files[g.handed.Roles[i]] = int(f.Fd())
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		in.Begin()
+		in.End()
 	}
 }

@@ -20,6 +20,7 @@ const (
 	procsFile   = "cgroup.procs"
 	subtreeFile = "cgroup.subtree_control"
 	killFile    = "cgroup.kill"
+	typeFile    = "cgroup.type" // not in the first group
 )
 
 // open2 makes the group in the hierarchy of version 2, where the worker is in own.
@@ -36,10 +37,14 @@ func (t *Tree) open2(own string) {
 		return
 	}
 	t.sweep(own)
-	err = mayUse(own)
 	var b base
-	if err == nil {
+	if err = mayUse(own); err == nil {
 		b, err = t.newBase(own)
+	}
+	if err == nil {
+		if err = t.vacate(own); err != nil {
+			b.remove()
+		}
 	}
 	if err != nil {
 		t.found(cs, err)
@@ -47,7 +52,7 @@ func (t *Tree) open2(own string) {
 	}
 	b.version = 2
 	for _, c := range cs {
-		err := t.enable(own, c)
+		err := enable(own, c)
 		if err == nil {
 			err = enable(b.dir, c)
 		}
@@ -100,19 +105,24 @@ func mayUse(own string) error {
 	return fmt.Errorf("systemd has not delegated the group %s: set Delegate=yes", name)
 }
 
-// enable makes c usable below own. Where the worker itself is in the way, and
-// nobody else, it moves to a group of its own.
-func (t *Tree) enable(own string, c Controller) error {
-	err := enable(own, c)
-	if !errors.Is(err, unix.EBUSY) {
+// vacate sees to it that no process is in own, as the kernel wants it of a group that is
+// divided, unless it is the first one of the machine. Where the worker itself is there,
+// and nobody else, it moves to a group of its own. (Some controllers could be enabled
+// all the same, but then the groups below take no processes.)
+func (t *Tree) vacate(own string) error {
+	if _, err := os.Stat(filepath.Join(own, typeFile)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	text, err := os.ReadFile(filepath.Join(own, procsFile))
+	if err != nil {
 		return err
 	}
-	text, readErr := os.ReadFile(filepath.Join(own, procsFile))
-	if readErr != nil {
-		return errors.Join(err, readErr)
+	pids := strings.Fields(string(text))
+	if len(pids) == 0 {
+		return nil
 	}
 	self := strconv.Itoa(os.Getpid())
-	if others := slices.DeleteFunc(strings.Fields(string(text)), func(pid string) bool { return pid == self }); len(others) > 0 {
+	if others := slices.DeleteFunc(pids, func(pid string) bool { return pid == self }); len(others) > 0 {
 		return fmt.Errorf("other processes are in the worker's group %s (%s): start the worker in a group of its own", filepath.Base(own), strings.Join(others[:min(len(others), 3)], ", "))
 	}
 	dir := filepath.Join(own, leaf)
@@ -122,9 +132,10 @@ func (t *Tree) enable(own string, c Controller) error {
 	if err := write(filepath.Join(dir, procsFile), self); err != nil {
 		return fmt.Errorf("move the worker: %w", err)
 	}
-	return enable(own, c)
+	return nil
 }
 
+// enable makes c usable in the groups below dir.
 func enable(dir string, c Controller) error {
 	if err := write(filepath.Join(dir, subtreeFile), "+"+string(c)); err != nil {
 		return fmt.Errorf("enable it: %w", err)
