@@ -172,17 +172,17 @@ func (s Subject) processesByUser(t *testing.T) {
 // What nobody waited for counts as well.
 func (s Subject) cpuTimeOfAll(t *testing.T) {
 	b := s.bounded(t, runner.Limits{}, cgroup.Memory)
-	res := b.Do(t, "sh", "-c", `(i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; touch done; exec sleep 100) & until [ -e done ]; do sleep 0.01; done`)
-	if u := res.Usage; u.UserTime < 20*time.Millisecond {
+	res := b.Do(t, "sh", "-c", `(i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done; touch done; exec sleep 100) & until [ -e done ]; do sleep 0.01; done`)
+	if u := res.Usage; u.UserTime < 10*time.Millisecond {
 		t.Errorf("user time %v, want that of the process that was killed, too", u.UserTime)
 	}
 }
 
 func (s Subject) cpuLimit(t *testing.T) {
 	b := s.bounded(t, runner.Limits{CPUs: 0.1}, cgroup.CPU)
-	res := b.Do(t, "sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done")
+	res := b.Do(t, "sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")
 	took, used := res.End.Sub(res.Start), res.Usage.UserTime+res.Usage.SystemTime
-	if used < 30*time.Millisecond || took < 2*used {
+	if used < 12*time.Millisecond || took < 2*used {
 		t.Errorf("it used %v of CPU time within %v, want a tenth", used, took)
 	}
 	b.wantUnharmed(t)
