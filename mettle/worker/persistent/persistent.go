@@ -30,10 +30,10 @@
 // A process that ends, answers with something else than one response, or can't be
 // given its inputs is ended, and the action goes to a new one, once. If that fails,
 // too, Do says that the action is to run plainly. Where new processes fail at once, so
-// do further actions with that tool for a while. So the result is always one that a plain run or a well-behaved
-// process gives. When the action's time is over, or nobody wants its result, the
-// process is killed at once; the protocol's cancel requests are not used, nor more
-// than one request at a time.
+// do further actions with that tool for a while. So the result is always one that a
+// plain run or a well-behaved process gives. When the action's time is over, or nobody
+// wants its result, the process is killed at once; the protocol's cancel requests are
+// not used, nor more than one request at a time.
 package persistent
 
 import (
@@ -134,7 +134,8 @@ type Request struct {
 	// Directories are made where the input root does not have them: see
 	// inputroot.Request.
 	Directories []string
-	// Timeout bounds the time to start a process and have its answer. Required.
+	// Timeout bounds the time from when the inputs are there to the answer, of all
+	// processes that are asked. Required.
 	Timeout time.Duration
 	// Start makes the runner of a new process, which the Pool closes.
 	Start func(*runner.Streams) (runner.Runner, error)
@@ -296,7 +297,7 @@ func (p *Pool) try(ctx context.Context, a attempt) (res *Result, err error) {
 	if res.Before == 0 {
 		res.Start = began // the start of the tool is part of it, if not of the fetch
 	}
-	defer func() { res.Spent = time.Since(res.Start) }()
+	defer func() { res.Spent = time.Since(res.Fetched) }()
 	askCtx, stop := context.WithTimeoutCause(ctx, a.timeout, ErrTimeout)
 	defer stop()
 	resp, err := proc.ask(askCtx, a.req, a.in)
