@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -272,8 +273,19 @@ func (r *record) configure(config []byte) error {
 
 // layer has one layer unpacked and returns it, pinned.
 func (c *Cache) layer(ctx context.Context, ref Reference, d descriptor) (*layer, error) {
+	// Shared with other repositories of the registry, but not with other registries:
+	// what one of them sends, or never sends, is not to become the other's trouble.
+	from := ref.path + ref.repo.RegistryStr()
 	for {
-		err := c.share(ctx, "layer "+d.DiffID.String(), func(ctx context.Context) error { return c.pull(ctx, ref, d) })
+		var mine atomic.Bool
+		err := c.share(ctx, fmt.Sprint("layer ", d.DiffID, d.Blob, from), func(ctx context.Context) error {
+			mine.Store(true)
+			return c.pull(ctx, ref, d)
+		})
+		if err != nil && !mine.Load() && ctx.Err() == nil && from != ref.String() {
+			from = ref.String() // we may get what others don't
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("layer %s: %w", d.Blob, err)
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mettle-build/mettle/mettle/worker/image"
 )
@@ -199,5 +200,90 @@ func TestOpen_plainHTTP(t *testing.T) {
 				t.Errorf("Open: %v", err)
 			}
 		})
+	}
+}
+
+// A registry that never sends a layer holds up its own images, and not those of
+// another that have the same layer, and one that forbids it forbids it to those who
+// ask there.
+func TestOpen_othersTrouble(t *testing.T) {
+	img := imageOf(t, pack(t, file("a", "a")))
+	reg := serve(t)
+	ref := reg.push(t, "a", img)
+	all, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := digestOf(t, all[0])
+	asked := make(chan struct{}, 1)
+	hangs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, layer) {
+			asked <- struct{}{}
+			<-r.Context().Done()
+			return
+		}
+		reg.Config.Handler.ServeHTTP(w, r)
+	}))
+	defer hangs.Close()
+	c := open(t, image.Options{Registries: []string{"*"}})
+	bad, err := c.Parse(strings.Replace(ref, reg.host, strings.TrimPrefix(hangs.URL, "http://"), 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.Open(ctx, bad)
+		ended <- err
+	}()
+	<-asked
+	mustGet(t, c, ref)
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("Open: %v", err)
+	}
+}
+
+func TestOpen_othersRight(t *testing.T) {
+	img := imageOf(t, pack(t, file("a", "a")))
+	reg := serve(t)
+	reg.push(t, "open", img)
+	ref := reg.push(t, "closed", img)
+	all, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := digestOf(t, all[0])
+	asked, answer := make(chan struct{}), make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, layer) && strings.Contains(r.URL.Path, "closed") {
+			close(asked)
+			<-answer
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		reg.Config.Handler.ServeHTTP(w, r)
+	}))
+	defer s.Close()
+	ref = strings.Replace(ref, reg.host, strings.TrimPrefix(s.URL, "http://"), 1)
+	c := open(t, image.Options{Registries: []string{"*"}})
+	closed, err := c.Parse(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := make(chan error, 1)
+	go func() {
+		img, err := c.Open(t.Context(), closed)
+		if err == nil {
+			img.Close()
+		}
+		refused <- err
+	}()
+	<-asked
+	// At best when the other waits for the same; nobody can see that it does.
+	time.AfterFunc(50*time.Millisecond, func() { close(answer) })
+	mustGet(t, c, strings.Replace(ref, "closed", "open", 1))
+	if err := <-refused; !errors.Is(err, image.ErrUnusable) {
+		t.Errorf("Open: %v, want it refused", err)
 	}
 }

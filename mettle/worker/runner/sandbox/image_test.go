@@ -86,6 +86,18 @@ func TestRunner_layers(t *testing.T) {
 		}
 		wantRefused(t, b, "cat /etc/passwd")
 	})
+	t.Run("names with the network", func(t *testing.T) {
+		for _, name := range []string{"/etc/resolv.conf", "/etc/hosts"} {
+			want, err := os.ReadFile(name)
+			if err != nil {
+				t.Skip(err)
+			}
+			b := with(t, sandbox.Options{Layers: []string{tools(t)}, Network: sandbox.HostNetwork})
+			if got := tell(t, b, "cat "+name); got != strings.TrimSpace(string(want)) {
+				t.Errorf("%s is %q, want the host's", name, got)
+			}
+		}
+	})
 	t.Run("what is not its root is read-only", func(t *testing.T) {
 		for _, path := range []string{"/x", "/opt/x", "/etc/hosts", "/opt/a"} {
 			wantRefused(t, b, "echo x > "+path)
