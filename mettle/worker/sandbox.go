@@ -13,6 +13,7 @@ import (
 	"github.com/mettle-build/mettle/mettle/worker/runner/bare"
 	"github.com/mettle-build/mettle/mettle/worker/runner/helper"
 	"github.com/mettle-build/mettle/mettle/worker/runner/sandbox"
+	"github.com/mettle-build/mettle/mettle/worker/runner/seccomp"
 )
 
 // Isolation is what keeps actions from the machine that they run on.
@@ -41,6 +42,11 @@ func (o *Options) settleIsolation() error {
 	}
 	if o.Runner != nil {
 		return fmt.Errorf("worker: isolation %q is up to the Runner that is given", o.Isolation)
+	}
+	if o.Syscalls == sandbox.UsualSyscalls && !seccomp.Supported() {
+		o.Syscalls = sandbox.AllSyscalls
+		o.note = seccomp.ErrUnsupported.Error()
+		o.Logger.Warn("actions may make all system calls in their sandbox", "error", seccomp.ErrUnsupported)
 	}
 	var user helper.User
 	if os.Geteuid() == 0 && o.UIDBase >= 0 {

@@ -222,6 +222,9 @@ func (c *config) check() error {
 		if !filepath.IsAbs(p) || filepath.Clean(p) == "/" {
 			return fmt.Errorf("%w: hidden path %q is no absolute path below /", ErrOptions, p)
 		}
+		if isBelow(c.Root, filepath.Clean(p)) {
+			return fmt.Errorf("%w: hidden path %s: the sandbox's root %s is in it", ErrOptions, p, c.Root)
+		}
 	}
 	for _, p := range c.Show {
 		if err := checkShown(p); err != nil {

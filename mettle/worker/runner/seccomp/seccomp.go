@@ -26,6 +26,9 @@ import (
 // ErrUnsupported: there is no filter for this kind of processor.
 var ErrUnsupported = errors.New("no filter of system calls for " + runtime.GOARCH)
 
+// Supported reports whether there is a filter for this kind of processor.
+func Supported() bool { return auditArch != 0 }
+
 // Start is how the thread that is filtered starts commands.
 type Start int
 
@@ -64,7 +67,7 @@ func Install(s Start) error {
 }
 
 func assemble(s Start) ([]bpf.RawInstruction, error) {
-	if auditArch == 0 {
+	if !Supported() {
 		return nil, ErrUnsupported
 	}
 	return bpf.Assemble(program(s))
