@@ -63,6 +63,8 @@ func attacks() map[string]func() error {
 		"utimes":           func() error { return os.Chtimes("big", time.Now(), time.Now()) },
 		"cover":            coverTracks,
 		"flags":            func() error { return setFlags("big", 0x10) },
+		"immutable":        func() error { return leaveFixed(0x10) },
+		"append-only":      func() error { return leaveFixed(0x20) },
 		"trace":            func() error { return trace(number(workerVariable)) },
 		"trace-parent":     func() error { return trace(os.Getppid()) },
 		"read-memory":      func() error { return readMemory(number(workerVariable)) },
@@ -105,8 +107,9 @@ func attacks() map[string]func() error {
 		"connect-abstract": func() error { return connect("unix", "@"+leftName()+"-worker") },
 		"metadata":         metadataAddress,
 		"listen":           leaveListeners,
-		"deep":             func() error { return makeDeep("deep", 20_000, "d") },
-		"deep-long":        func() error { return makeDeep("deep", 2_000, strings.Repeat("n", 255)) },
+		"deep":             func() error { return makeDeep("deep", 3_000, "d") }, // longer than a path can be
+		"deepest":          func() error { return makeDeep("deep", 20_000, "d") },
+		"deep-long":        func() error { return makeDeep("deep", 200, strings.Repeat("n", 255)) },
 		"files":            func() error { return makeFiles(20_000) },
 		"some-files":       func() error { return makeFiles(2_000) },
 		"million":          func() error { return makeFiles(1_000_000) },
@@ -116,6 +119,8 @@ func attacks() map[string]func() error {
 		vforkName:          vfork,
 		"orphans":          orphans,
 		"fork-bomb":        forkBomb,
+		"take":             takeDescriptor,
+		"give":             giveDescriptor,
 	}
 }
 

@@ -49,7 +49,7 @@ func inputs() []Case {
 		{Name: "changes a program after chmod", Script: `chmod 755 tool; echo evil >> tool`, Want: asRoot(refused(), tampered())},
 		{Name: "changes an input in a directory below", Script: `chmod 644 dir/big; echo evil > dir/big`, Want: asRoot(refused(), tampered())},
 		{Name: "sets the times of an input", Attack: "utimes", Want: asRoot(refused(), tampered())},
-		{Name: "writes to an input, and sets mode and time back", Attack: "cover", Want: asRoot(refused(), stays(partInputs))},
+		{Name: "writes to an input, and sets mode and time back", Attack: "cover", Want: asRoot(refused(), tampered())},
 		{Name: "changes an input by a process that stays", Script: `(setsid sh -c 'chmod 644 big; echo evil > big; touch up; sleep 1000' &); until [ -e up ]; do sleep 0.01; done; grep -q evil big`, Want: asRoot(refused(), tampered())},
 		{Name: "gives an input to another user", Script: `chown 1 big`, Want: everywhere(refused())},
 		{Name: "sets an attribute of an input", Attack: "xattr", Want: everywhere(refused())},
@@ -152,6 +152,7 @@ func kernel() []Case {
 		{Name: "loads a module", Attack: "module", Want: everywhere(refused())},
 		{Name: "loads a BPF program", Attack: "bpf", Want: inside(refused(), asUser())},
 		{Name: "watches all of a processor", Attack: "perf", Want: inside(refused(), asUser())},
+		{Name: "uses io_uring", Attack: "uring", Want: inside(refused(), asUser())},
 		{Name: "reads the kernel's log", Attack: "kernel-log", Want: inside(refused(), asUser())},
 	}
 }
@@ -164,6 +165,7 @@ func network() []Case {
 		{Name: "looks for 169.254.169.254", Attack: "metadata", Want: inside(refused(), asUser())},
 		{Name: "opens a packet socket", Attack: "packet", Want: everywhere(refused())},
 		{Name: "opens a raw socket", Attack: "raw", Want: everywhere(refused())},
+		{Name: "opens a socket to the hypervisor", Attack: "vsock", Want: inside(refused(), asUser())},
 		{Name: "leaves listeners", Attack: "listen", Want: everywhere(harmless())},
 	}
 }
@@ -172,10 +174,13 @@ func leftovers() []Case {
 	return []Case{
 		{Name: "leaves SysV objects", Attack: "sysv", Want: inside(harmless(), stays(partSysV))},
 		{Name: "leaves a message queue", Attack: "queue", Want: inside(harmless(), stays(partQueues))},
+		{Name: "leaves a key in the session keyring", Attack: "session-key", Want: inside(refused(), asUser())},
+		{Name: "leaves a key in the user's keyring", Attack: "user-key", Want: inside(refused(), stays(partUserKeys))},
 		{Name: "leaves 20,000 files", Attack: "files", Want: everywhere(harmless())},
 		{Name: "leaves 1,000,000 files", Attack: "million", Want: everywhere(harmless()), Large: true},
-		{Name: "leaves directories 20,000 levels deep", Attack: "deep", Want: everywhere(harmless())},
-		{Name: "leaves directories whose path has 500,000 bytes", Attack: "deep-long", Want: everywhere(harmless())},
+		{Name: "leaves directories 3,000 levels deep", Attack: "deep", Want: everywhere(harmless())},
+		{Name: "leaves directories 20,000 levels deep", Attack: "deepest", Want: everywhere(harmless()), Large: true},
+		{Name: "leaves directories whose path has 50,000 bytes", Attack: "deep-long", Want: everywhere(harmless())},
 		{Name: "leaves odd names", Attack: "names", Want: everywhere(harmless())},
 		{Name: "leaves directories that can't be read", Script: `mkdir -p a/b/c; touch a/b/c/d a/b/e; chmod 0 a/b/c a/b a`, Want: everywhere(harmless())},
 		{Name: "leaves directories that can't be written to", Script: `mkdir -p a/b/c; touch a/b/c/d a/b/e; chmod 500 a/b/c a/b a .`, Want: everywhere(harmless())},

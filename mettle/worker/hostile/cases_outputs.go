@@ -30,7 +30,7 @@ func outputs() []Case {
 		{Name: "returns a name that is not UTF-8", Script: `mkdir out; echo x > out/$(printf '\377')`, Outputs: out, Want: everywhere(fails(failedPrecondition, "not UTF-8"))},
 		{Name: "returns a symlink that is not UTF-8", Script: `ln -s $(printf '\377') out`, Outputs: out, Want: everywhere(fails(failedPrecondition, "not UTF-8"))},
 		{Name: "returns odd names", Attack: "names", Outputs: []string{"names"}, Want: everywhere(harmless()), Check: returns("names")},
-		{Name: "returns directories 20,000 levels deep", Attack: "deep", Outputs: []string{"deep"}, Want: everywhere(fails(failedPrecondition, "levels deep"))},
+		{Name: "returns directories 3,000 levels deep", Attack: "deep", Outputs: []string{"deep"}, Want: everywhere(fails(failedPrecondition, "levels deep"))},
 		{Name: "returns 2,000 files", Attack: "some-files", Outputs: []string{"many"}, Want: everywhere(harmless()), Check: returns("many")},
 		{Name: "returns a sparse file of 1 TB", Script: `truncate -s 1T out`, Outputs: out, Want: everywhere(fails(invalidArgument, "too large"))},
 		{Name: "returns a file of the host by another name", Script: `ln /etc/passwd out || ln "$PUBLIC" out`, Outputs: out, Want: inside(refused(), asUser())},

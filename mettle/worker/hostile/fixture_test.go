@@ -53,7 +53,7 @@ type machine struct {
 
 // newMachine starts a worker that runs actions in that way. It ends with the test,
 // or by close.
-func newMachine(t *testing.T, way hostile.Way, slots int) *machine {
+func newMachine(t *testing.T, way hostile.Way, slots int, changes ...func(*worker.Options)) *machine {
 	t.Helper()
 	m := &machine{way: way, base: makeBase(t), updates: make(chan *queuepb.Update, 1000), ended: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -92,6 +92,9 @@ func newMachine(t *testing.T, way hostile.Way, slots int) *machine {
 	}
 	if way == hostile.Sandbox || way == hostile.PlainSandbox {
 		o.Isolation = worker.Namespaces
+	}
+	for _, change := range changes {
+		change(&o)
 	}
 	if m.worker, err = worker.New(o); err != nil {
 		t.Fatal(err)
@@ -286,8 +289,8 @@ func (m *machine) publish(t *testing.T, c *repb.Command) *queuepb.Job {
 	return job
 }
 
-// patience is far longer than any action takes.
-const patience = 60 * time.Second
+// patience is far longer than any action takes, on a disk that others use too.
+const patience = 5 * time.Minute
 
 // wait returns the response of a job.
 func (m *machine) wait(t *testing.T, job *queuepb.Job) *repb.ExecuteResponse {
@@ -344,4 +347,17 @@ func (m *machine) read(t *testing.T, p *repb.Digest) string {
 		t.Fatal(err)
 	}
 	return string(data)
+}
+
+// waitFor waits until there is a file like that in the worker's directory.
+func (m *machine) waitFor(t *testing.T, pattern string) {
+	t.Helper()
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		if found, _ := filepath.Glob(filepath.Join(m.env["WORK"], pattern)); len(found) > 0 {
+			return
+		}
+		if time.Since(start) > patience {
+			t.Fatalf("no %s", pattern)
+		}
+	}
 }

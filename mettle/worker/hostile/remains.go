@@ -121,6 +121,21 @@ func leaveListeners() error {
 	return cmd.Start()
 }
 
+// leaveFixed leaves files and directories with a flag of chattr.
+func leaveFixed(flag int) error {
+	if err := os.MkdirAll("a/b", 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile("a/b/c", nil, 0o600); err != nil {
+		return err
+	}
+	var all error
+	for _, name := range []string{"a/b/c", "a/b", "a", "big", "."} {
+		all = errors.Join(all, setFlags(name, flag))
+	}
+	return all
+}
+
 // makeDeep makes directories in each other, deeper than any path can say.
 func makeDeep(name string, levels int, inner string) error {
 	at, err := descend(unix.AT_FDCWD, name)
@@ -254,4 +269,76 @@ func forkBomb() error {
 func RemoveIPC(mark string) {
 	removeSysV(uintptr(sysVKeyOf(mark))) //nolint:gosec // a small number
 	removeQueue(namePrefix + mark)
+}
+
+// takeDescriptor waits for an accomplice's descriptor, and writes to its file when the
+// worker has made that a blob.
+func takeDescriptor() error {
+	l, err := net.Listen("unix", "@"+leftName()+"-fd") //nolint:noctx // a test's program
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile("up", nil, 0o600); err != nil {
+		return err
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		return err
+	}
+	var b [1]byte
+	control := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.(*net.UnixConn).ReadMsgUnix(b[:], control)
+	if err != nil {
+		return err
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:n])
+	if err != nil || len(messages) == 0 {
+		return fmt.Errorf("no descriptor: %v", err) //nolint:errorlint // it is no refusal
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return err
+	}
+	// A page that is dirty already.
+	m, err := unix.Mmap(fds[0], 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	m[0] = 'g'
+	if _, err := conn.Write([]byte{1}); err != nil {
+		return err
+	}
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+		var st unix.Stat_t
+		if err := unix.Fstat(fds[0], &st); err != nil {
+			return err
+		}
+		// It is a blob, or the slot has been emptied.
+		if st.Mode&0o777 == 0o444 || st.Nlink == 0 {
+			copy(m, "evil")
+			return unix.Msync(m, unix.MS_SYNC)
+		}
+	}
+	return errors.New("the file did not become a blob")
+}
+
+// giveDescriptor makes an output, and hands its descriptor to an accomplice.
+func giveDescriptor() error {
+	f, err := os.Create("out")
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteString(strings.Repeat("good", 100_000)); err != nil {
+		return err
+	}
+	conn, err := net.DialTimeout("unix", "@"+leftName()+"-fd", 5*time.Second) //nolint:noctx // bounded
+	if err != nil {
+		return err
+	}
+	if _, _, err := conn.(*net.UnixConn).WriteMsgUnix([]byte{1}, unix.UnixRights(int(f.Fd())), nil); err != nil {
+		return err
+	}
+	var b [1]byte
+	_, err = conn.Read(b[:])
+	return err
 }

@@ -25,7 +25,6 @@ type View map[string]string
 // The parts of a View that an attack may change for the next action in some way
 // of running.
 const (
-	partInputs    = "inputs"
 	partSysV      = "SysV IPC"
 	partQueues    = "message queues"
 	partUserKeys  = "user keyring"
@@ -50,13 +49,12 @@ func ParseView(stdout []byte) (View, error) {
 
 func printView(w io.Writer) error {
 	v := View{
-		partInputs:        tree("."),
+		"inputs":          tree("."),
 		partShared:        shared("/tmp") + shared("/var/tmp") + shared("/dev/shm") + shared(os.Getenv(openVariable)),
 		partProcesses:     processesOfUser(),
 		partSysV:          ownSysV(),
 		partQueues:        queueOf(),
 		partUserKeys:      keysOf(unix.KEY_SPEC_USER_KEYRING),
-		partSession:       keysOf(unix.KEY_SPEC_SESSION_KEYRING),
 		"environment":     strings.Join(os.Environ(), "\n"),
 		"limits":          read("/proc/self/limits"),
 		"oom_score_adj":   read("/proc/self/oom_score_adj"),
@@ -68,6 +66,9 @@ func printView(w io.Writer) error {
 		"nice":            nice(),
 		"hostname":        read("/proc/sys/kernel/hostname"),
 		"abstract socket": grep("/proc/net/unix", leftName()+"\n"),
+	}
+	if isolated() { // elsewhere it is up to who started the worker
+		v[partSession] = keysOf(unix.KEY_SPEC_SESSION_KEYRING)
 	}
 	if wd, err := os.Getwd(); err == nil {
 		v["directory"] = filepath.Base(wd)
