@@ -69,6 +69,7 @@ func (h *helper) run(q request) (reply, error) {
 	}
 	rep.result.StdoutBytes = h.stdout.finish()
 	rep.result.StderrBytes = h.stderr.finish()
+	rep.disturbed = h.isDisturbed()
 	return rep, nil
 }
 
@@ -241,6 +242,7 @@ func usageOf(u *syscall.Rusage) runner.Usage {
 type output struct {
 	fd    int
 	path  string
+	flags int  // as it was opened
 	clean bool // open, empty and in its place: the next command may have it
 }
 
@@ -293,6 +295,10 @@ func (o *output) open(at Setting, path string, owner *syscall.Credential) error 
 		return &os.PathError{Op: "create", Path: path, Err: err}
 	}
 	o.fd, o.path = fd, path
+	if o.flags, err = unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil {
+		o.close()
+		return &os.PathError{Op: "look at", Path: path, Err: err}
+	}
 	if owner != nil {
 		if err := unix.Fchown(fd, int(owner.Uid), int(owner.Gid)); err != nil {
 			o.close()
@@ -311,11 +317,25 @@ func (o *output) finish() int64 {
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		st = unix.Stat_t{}
 	}
-	o.clean = st.Size == 0 && st.Nlink == 1 && st.Mode == unix.S_IFREG|0o600
+	o.clean = st.Size == 0 && st.Nlink == 1 && st.Mode == unix.S_IFREG|0o600 && o.isAsOpened()
 	if !o.clean {
 		o.close()
 	}
 	return st.Size
+}
+
+// isAsOpened reports whether the descriptor, which commands share with the helper, is as
+// it was: without O_APPEND, say, the next command would write at an offset.
+func (o *output) isAsOpened() bool {
+	flags, err := unix.FcntlInt(uintptr(o.fd), unix.F_GETFL, 0)
+	if err != nil || flags != o.flags {
+		return false
+	}
+	if at, err := unix.Seek(o.fd, 0, unix.SEEK_CUR); err != nil || at != 0 {
+		return false
+	}
+	lease, err := unix.FcntlInt(uintptr(o.fd), unix.F_GETLEASE, 0)
+	return (err != nil || lease == unix.F_UNLCK) && unix.Flock(o.fd, unix.LOCK_UN) == nil
 }
 
 func (o *output) close() {

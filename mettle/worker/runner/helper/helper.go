@@ -128,6 +128,9 @@ type helper struct {
 	limits      runner.Limits
 	group       *cgroup.Inside
 	quota       quota
+	begun       posture
+	threads     [2]int // of begun
+	watched     bool   // begun is to be kept
 }
 
 func (h *helper) setUp(args []string) error {
@@ -189,9 +192,13 @@ func (h *helper) setUp(args []string) error {
 	}
 	if c, ok := h.setting.(Confiner); ok {
 		h.starter, err = newStarter(h, c)
-		return err
+	} else {
+		err = h.group.Join()
 	}
-	return h.group.Join()
+	if err == nil {
+		h.watchPosture()
+	}
+	return err
 }
 
 // serve runs commands until the worker closes its end, and then returns io.EOF.

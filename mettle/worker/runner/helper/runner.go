@@ -162,6 +162,10 @@ func (r *Runner) Run(ctx context.Context, spec runner.Spec) (runner.Result, erro
 	if rep.outcome != outcomeFailed && rep.message != "" {
 		rep.result.Notes = strings.Split(rep.message, "\n")
 	}
+	if rep.disturbed {
+		r.opts.Logger.Warn("a command has changed the limits or the priority of the helper that runs commands, of which there is another now")
+		r.drop()
+	}
 	switch {
 	case rep.outcome == outcomeLeftovers:
 		r.drop()

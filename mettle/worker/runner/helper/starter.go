@@ -5,6 +5,8 @@ package helper
 import (
 	"runtime"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mettle-build/mettle/mettle/worker/runner"
 )
 
@@ -32,6 +34,7 @@ type Start struct {
 type starter struct {
 	specs   chan *runner.Spec // unbuffered, as is the other: one is at work
 	started chan started
+	tid     int
 }
 
 type started struct {
@@ -45,6 +48,7 @@ func newStarter(h *helper, c Confiner) (*starter, error) {
 	go func() {
 		// For good: Pdeathsig would kill the command with its thread.
 		runtime.LockOSThread()
+		s.tid = unix.Gettid()
 		err := h.group.Join() // whose files are outside
 		if err == nil {
 			_, into := h.group.Into()

@@ -156,22 +156,26 @@ type reply struct {
 	ended   ending
 	result  runner.Result
 	message string // what went wrong, or notes, a line each
+	// disturbed: the next command would not find the helper as this one did.
+	disturbed bool
 }
 
 // replyNumbers is the number of the 8-byte numbers with which a reply begins.
-const replyNumbers = 20
+const replyNumbers = 21
 
 func (p *reply) append(b []byte) []byte {
-	killed := int64(0)
-	if p.killed {
-		killed = 1
+	number := func(b bool) int64 {
+		if b {
+			return 1
+		}
+		return 0
 	}
 	res, u := &p.result, &p.result.Usage
 	for _, n := range [replyNumbers]int64{
-		int64(p.seq), int64(p.outcome), killed, int64(len(p.message)),
+		int64(p.seq), int64(p.outcome), number(p.killed), int64(len(p.message)),
 		int64(res.ExitCode), res.Start.UnixNano(), res.End.UnixNano(), res.StdoutBytes, res.StderrBytes,
 		int64(u.UserTime), int64(u.SystemTime), u.MaxRSSBytes, u.MinorFaults, u.MajorFaults,
-		u.BlockInputs, u.BlockOutputs, u.VoluntarySwitches, u.ForcedSwitches, u.PeakMemoryBytes, int64(p.ended),
+		u.BlockInputs, u.BlockOutputs, u.VoluntarySwitches, u.ForcedSwitches, u.PeakMemoryBytes, int64(p.ended), number(p.disturbed),
 	} {
 		b = binary.LittleEndian.AppendUint64(b, uint64(n))
 	}
@@ -200,7 +204,7 @@ func parseReply(b []byte) (p reply, size int, ok bool, err error) {
 		return reply{}, 0, false, nil
 	}
 	return reply{
-		seq: uint64(n[0]), outcome: outcome(n[1]), killed: n[2] != 0, ended: ending(n[19]), message: string(b[8*replyNumbers : size]),
+		seq: uint64(n[0]), outcome: outcome(n[1]), killed: n[2] != 0, ended: ending(n[19]), message: string(b[8*replyNumbers : size]), disturbed: n[20] != 0,
 		result: runner.Result{
 			ExitCode: int(n[4]), Start: time.Unix(0, n[5]), End: time.Unix(0, n[6]), StdoutBytes: n[7], StderrBytes: n[8],
 			Usage: runner.Usage{

@@ -72,6 +72,8 @@ func Run(t *testing.T, s Subject) {
 		{"killOfTheWorkerLeavesNothing", s.killOfTheWorkerLeavesNothing},
 		{"reopensOutput", s.reopensOutput},
 		{"streams", s.streams},
+		{"leavesDescriptorsAsTheyWere", s.leavesDescriptorsAsTheyWere},
+		{"leavesTheHelperAsItWas", s.leavesTheHelperAsItWas},
 	} {
 		t.Run(c.name, c.run)
 	}
