@@ -184,6 +184,9 @@ func (h *helper) setUp(args []string) error {
 	if err := ignoreChildren(); err != nil {
 		return fmt.Errorf("ignore SIGCHLD: %w", err)
 	}
+	if err := ignoreAttacks(); err != nil {
+		return fmt.Errorf("ignore signals: %w", err)
+	}
 	unix.Umask(0o022)
 	// A core file would be written into the action's directory, or handed to a
 	// collector of the host, for each test that crashes.

@@ -4,6 +4,7 @@ package helper
 
 import (
 	"errors"
+	"os"
 	"time"
 	"unsafe"
 
@@ -44,10 +45,30 @@ func pollUnseen(fds []unix.PollFd, timeout time.Duration) (int, error) {
 // ignoreChildren has the kernel send no SIGCHLD: the helper hears of its children by
 // other means, and the runtime's handler would run for each. It is the default
 // action, and not SIG_IGN, with which the kernel would reap them itself.
-func ignoreChildren() error {
+func ignoreChildren() error { return setDefault(unix.SIGCHLD) }
+
+// ignoreAttacks has the init of a PID namespace hear none of the signals that end a Go
+// program: the kernel keeps from it what it has no handler for, whichever process of the
+// namespace it is from. Commands may be of the same user.
+func ignoreAttacks() error {
+	if os.Getpid() != 1 {
+		return nil
+	}
+	for _, s := range []unix.Signal{
+		unix.SIGQUIT, unix.SIGILL, unix.SIGTRAP, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV, unix.SIGSTKFLT, unix.SIGSYS,
+	} {
+		if err := setDefault(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setDefault has a signal do what it does to a program that knows nothing of it.
+func setDefault(s unix.Signal) error {
 	var action [64]byte // zeros: SIG_DFL, no flags, nothing masked; no port has a larger one
 	const sigsetBytes = 8
-	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGCHLD), uintptr(unsafe.Pointer(&action)), 0, sigsetBytes, 0, 0)
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(&action)), 0, sigsetBytes, 0, 0)
 	if errno != 0 {
 		return errno
 	}

@@ -180,11 +180,14 @@ func TestRunner_network(t *testing.T) {
 }
 
 func TestRunner_helperCannotBeHarmed(t *testing.T) {
-	b := with(t, sandbox.Options{})
-	first := tell(t, b, "readlink /proc/self/ns/pid")
-	b.Do(t, "sh", "-c", "kill -9 1; kill -STOP 1; kill -TERM 1; kill -9 -1; kill -9 $PPID")
-	if got := tell(t, b, "readlink /proc/self/ns/pid"); got != first {
-		t.Errorf("PID namespace %s, was %s: the helper was replaced", got, first)
+	for name, b := range map[string]*runnertest.Bench{"own user": with(t, sandbox.Options{}), "worker's user": asWorker(t, sandbox.Options{})} {
+		t.Run(name, func(t *testing.T) {
+			first := tell(t, b, "readlink /proc/self/ns/pid")
+			b.Do(t, "sh", "-c", "for s in $(seq 1 64); do kill -$s 1; done; kill -9 -1; kill -9 $PPID")
+			if got := tell(t, b, "readlink /proc/self/ns/pid"); got != first {
+				t.Errorf("PID namespace %s, was %s: the helper was replaced", got, first)
+			}
+		})
 	}
 }
 
