@@ -155,3 +155,18 @@ func isDir(path string) bool {
 	st, err := os.Stat(path)
 	return err == nil && st.IsDir()
 }
+
+// Unified lists where version 2 is mounted.
+func Unified() ([]string, error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, p := range parseMounts(string(mounts)) {
+		if p.version == 2 {
+			all = append(all, p.at)
+		}
+	}
+	return all, nil
+}

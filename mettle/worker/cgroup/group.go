@@ -194,6 +194,19 @@ func (g *Group) Handover() (text string, files []*os.File) {
 	return string(data), g.files
 }
 
+// Unified is the group's directory in version 2, "" where it has none.
+func (g *Group) Unified() string {
+	if g == nil {
+		return ""
+	}
+	for _, d := range g.dirs {
+		if d.version == 2 {
+			return d.path
+		}
+	}
+	return ""
+}
+
 // Kill kills all processes in the group: those that a helper left that was killed.
 func (g *Group) Kill() {
 	if g == nil {

@@ -39,6 +39,10 @@ func on(path string) string { return filepath.Join(hostDir, path) }
 func (c *cell) build() error {
 	unix.Umask(0)
 	veils := c.veils()
+	groups, err := c.unified()
+	if err != nil {
+		return err
+	}
 	if err := c.openLayers(); err != nil {
 		return err
 	}
@@ -64,6 +68,9 @@ func (c *cell) build() error {
 		return fmt.Errorf("/proc: %w", err)
 	}
 	if err := c.draw(veils); err != nil {
+		return err
+	}
+	if err := c.hideGroups(groups); err != nil {
 		return err
 	}
 	if err := c.mountScratch(); err != nil {

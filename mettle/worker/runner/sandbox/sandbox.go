@@ -160,6 +160,8 @@ type config struct {
 	Layers         []string
 	TmpBytes       int64
 	OwnNetwork     bool
+	SameUser       bool   // commands are the helper's own user
+	Group          string // the directory of Bounds.Group in version 2
 	AllSyscalls    bool
 }
 
@@ -180,8 +182,9 @@ func New(opts Options) (*Runner, error) {
 		c.TmpBytes = min(c.TmpBytes, n)
 	}
 	c.Hide, c.Show = append(AlwaysHidden(), opts.Hide...), opts.Show
+	c.SameUser, c.Group = !opts.User.Set || opts.User.UID == os.Geteuid(), opts.Bounds.Group.Unified()
 	if err := c.check(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, opts.Bounds.Group.Close())
 	}
 	data, err := json.Marshal(c)
 	if err != nil {

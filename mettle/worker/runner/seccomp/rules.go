@@ -153,7 +153,8 @@ func conditional(s Start) []condition {
 // clone3 has its flags in memory, where a filter can't look; a libc that hears that
 // there is none takes clone. Package syscall does not: where it is needed, it is let
 // through as that calls it, with a third argument of 0. A command that does so too has
-// the capabilities and the limit of user namespaces before it.
+// the capabilities and the limit of user namespaces before it, and finds no group that it
+// may clone into: see runner/sandbox.
 func clone3(s Start) []bpf.Instruction {
 	if s != CloneInto {
 		return []bpf.Instruction{refuse(unix.ENOSYS)}
