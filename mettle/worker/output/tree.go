@@ -166,12 +166,16 @@ func (w *work) entry(ctx context.Context, t *treeBuilder, m *repb.Directory, e e
 		w.note("%q is not returned: it is a FIFO, a socket or a device", e.rel)
 		return nil
 	}
-	fd, err := unix.Openat(int(e.dir.Fd()), e.name, unix.O_RDONLY|unix.O_NOCTTY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(int(e.dir.Fd()), e.name, openFlags|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.EACCES) {
 		return fmt.Errorf("%w: %q can't be read: %w", ErrUnusable, e.rel, err)
 	}
 	if err != nil {
 		return &os.PathError{Op: "open", Path: e.rel, Err: err}
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0); err != nil { // see rootDir.open
+		unix.Close(fd) //nolint:errcheck // opened for reading
+		return &os.PathError{Op: "fcntl", Path: e.rel, Err: err}
 	}
 	if e.kind == fs.ModeDir {
 		d, err := w.directory(ctx, t, os.NewFile(uintptr(fd), w.req.Root+"/"+e.rel), e.rel, e.depth+1)
@@ -185,6 +189,11 @@ func (w *work) entry(ctx context.Context, t *treeBuilder, m *repb.Directory, e e
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd) //nolint:errcheck // opened for reading
 		return &os.PathError{Op: "stat", Path: e.rel, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		// A process that lives has put it there since the directory was listed.
+		unix.Close(fd) //nolint:errcheck // opened for reading
+		return fmt.Errorf("%q is no file any more", e.rel)
 	}
 	if w.foreign(&st) {
 		unix.Close(fd) //nolint:errcheck // opened for reading
