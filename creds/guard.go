@@ -1,7 +1,6 @@
 package creds
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -45,10 +45,8 @@ type Options struct {
 type Guard struct {
 	o       Options
 	policy  atomic.Pointer[policy]
-	tokens  atomic.Pointer[verified] // of this policy
 	limits  limiters
 	metrics *guardMetrics
-	text    []byte // the policy and its files, as they were read; Run's
 	last    string // the mistake in what was read last; Run's
 }
 
@@ -74,46 +72,44 @@ func New(o Options) (*Guard, error) {
 	if g.metrics, err = newMetrics(o.Registerer); err != nil {
 		return nil, err
 	}
-	p, text, err := g.read()
+	p, err := g.read()
 	if err != nil {
 		return nil, err
 	}
-	g.adopt(p, text)
+	g.adopt(p)
 	return g, nil
 }
 
 // read reads the policy and what it names.
-func (g *Guard) read() (*policy, []byte, error) {
+func (g *Guard) read() (*policy, error) {
 	data, err := readFile(g.o.Policy)
 	if err != nil {
-		return nil, nil, fmt.Errorf("policy: %w", err)
+		return nil, fmt.Errorf("policy: %w", err)
 	}
 	p, err := parsePolicy(data, filepath.Dir(g.o.Policy))
 	if err != nil {
-		return nil, nil, fmt.Errorf("policy %s: %w", g.o.Policy, err)
+		return nil, fmt.Errorf("policy %s: %w", g.o.Policy, err)
 	}
-	text, err := contents(g.o.Policy, p.files)
-	return p, text, err
+	return p, nil
 }
 
-// contents tells two states of files apart.
-func contents(policy string, files []string) ([]byte, error) {
-	h := sha256.New()
+// contents tells two states of files apart. It is of the same bytes that a policy was
+// made of: what changes between two readings of a file is found by the next look.
+func contents(policy string, files []string) ([][sha256.Size]byte, error) {
+	sums := make([][sha256.Size]byte, 0, 1+len(files))
 	for _, path := range append([]string{policy}, files...) {
 		data, err := readFile(path)
 		if err != nil {
 			return nil, err
 		}
-		sum := sha256.Sum256(data)
-		h.Write(sum[:])
+		sums = append(sums, sha256.Sum256(data))
 	}
-	return h.Sum(nil), nil
+	return sums, nil
 }
 
-func (g *Guard) adopt(p *policy, text []byte) {
+func (g *Guard) adopt(p *policy) {
 	g.policy.Store(p)
-	g.tokens.Store(&verified{}) // what was granted by the last policy is to be asked anew
-	g.text, g.last = text, ""
+	g.last = ""
 	g.metrics.loaded.SetToCurrentTime()
 }
 
@@ -133,12 +129,13 @@ func (g *Guard) Run(ctx context.Context) error {
 }
 
 func (g *Guard) reload() {
-	text, err := contents(g.o.Policy, g.policy.Load().files)
-	if err == nil && bytes.Equal(text, g.text) {
+	now := g.policy.Load()
+	sums, err := contents(g.o.Policy, now.files)
+	if err == nil && slices.Equal(sums, now.sums) {
 		g.last = ""
 		return
 	}
-	p, text, err := g.read()
+	p, err := g.read()
 	if err != nil {
 		g.metrics.failures.Inc()
 		if err.Error() != g.last {
@@ -147,7 +144,7 @@ func (g *Guard) reload() {
 		g.last = err.Error()
 		return
 	}
-	g.adopt(p, text)
+	g.adopt(p)
 	g.o.Logger.Info("the policy was read again", "policy", g.o.Policy)
 }
 

@@ -244,9 +244,8 @@ func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string) (*Iden
 	if id := p.tokens[hash]; id != nil {
 		return id, nil
 	}
-	remembered := g.tokens.Load()
 	now := time.Now()
-	if id := remembered.get(hash, now); id != nil {
+	if id := p.remembered.get(hash, now); id != nil {
 		return id, nil
 	}
 	if len(p.issuers) == 0 {
@@ -259,7 +258,7 @@ func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string) (*Iden
 	case err != nil:
 		return nil, status.Error(codes.Unauthenticated, err.Error())
 	}
-	remembered.put(hash, id, now, expiry)
+	p.remembered.put(hash, id, now, expiry)
 	return id, nil
 }
 

@@ -209,7 +209,7 @@ func parsePolicy(data []byte, dir string) (*policy, error) {
 	if err := dec.Decode(&yaml.Node{}); !errors.Is(err, io.EOF) {
 		return nil, errors.New("want one document, there are several")
 	}
-	p := &policy{tokens: map[[sha256.Size]byte]*Identity{}}
+	p := &policy{tokens: map[[sha256.Size]byte]*Identity{}, sums: [][sha256.Size]byte{sha256.Sum256(data)}}
 	b := policyBuilder{dir: dir, p: p, defaults: f.Limits}
 	return p, b.build(&f)
 }
@@ -225,14 +225,19 @@ func plainError(err error) error {
 	return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 }
 
-// policy is a file that was read. It is immutable.
+// policy is a file that was read. It is immutable, but for what is remembered.
 type policy struct {
 	anonymous    *Identity // nil: callers show who they are
 	tokens       map[[sha256.Size]byte]*Identity
 	jwts         []jwtRule
 	certificates []certificateRule
 	issuers      []*issuer
-	files        []string // that it was made of, beside itself
+	files        []string            // that it was made of, beside itself
+	sums         [][sha256.Size]byte // of itself and of those files, as they were read
+
+	// remembered are good tokens, with what they have by this policy: one that is read
+	// later asks anew.
+	remembered verified
 }
 
 // policyBuilder makes a policy of a file.
@@ -261,6 +266,9 @@ func (b *policyBuilder) build(f *policyFile) error {
 		if err := b.identity(&f.Identities[i]); err != nil {
 			return err
 		}
+	}
+	if f.Anonymous == nil && len(f.Identities) == 0 { // a file that is being written, say
+		return errors.New("it has neither identities nor anonymous, so that nobody could call")
 	}
 	return nil
 }
@@ -389,6 +397,7 @@ func (b *policyBuilder) file(n textNode) ([]byte, error) {
 	if err != nil {
 		return nil, &lineError{n.line, err}
 	}
+	b.p.sums = append(b.p.sums, sha256.Sum256(data))
 	return data, nil
 }
 

@@ -32,6 +32,8 @@ func TestNew_refuses(t *testing.T) {
 		"an issuer for all":        {"issuers:\n- issuer: https://example.com", "line 2: issuer https://example.com has no audience"},
 		"keys that are none":       {"issuers:\n- issuer: https://example.com\n  audience: [mettle]\n  jwks_file: short", "line 4: short: not a JSON Web Key Set"},
 		"no YAML":                  {"identities:\n  - name: [", "line"},
+		"nothing":                  {"", "nobody could call"},
+		"limits of nobody":         {"limits: {concurrent_calls: 3}", "nobody could call"},
 		"a list":                   {"- a", "line 1"},
 		"two documents":            {"limits: {}\n---\nlimits: {}", "several"},
 	} {
