@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"slices"
@@ -67,7 +68,9 @@ func (f slotFlags) check() error {
 	switch {
 	case f.Slots < 0:
 		return fmt.Errorf("--slots: %d is negative", f.Slots)
-	case f.CPUs < 0 || f.CPUs > 0 && f.CPUs < 0.01:
+	case f.UIDBase < -1 || f.UIDBase == 0:
+		return fmt.Errorf("--uid_base: %d is no user for actions; -1 is root itself", f.UIDBase)
+	case f.CPUs != 0 && (f.CPUs < 0.01 || f.CPUs > 1<<20 || math.IsNaN(f.CPUs)):
 		return fmt.Errorf("--action_cpus: %v is not 0, nor 0.01 or more", f.CPUs)
 	case f.Processes < -1:
 		return fmt.Errorf("--action_processes: %d is negative; -1 is no limit", f.Processes)

@@ -3,6 +3,7 @@
 package sandbox_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -234,8 +235,11 @@ func TestNew_refuses(t *testing.T) {
 		"root is hidden":       {Root: "/usr/lib", Hide: []string{"/usr"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			// A worker that is to isolate actions where it can would go on without, by any other error.
 			if r, err := sandbox.New(opts); err == nil {
 				t.Errorf("New succeeded: %v", r.Close())
+			} else if !errors.Is(err, sandbox.ErrOptions) {
+				t.Errorf("%v, want one of the options", err)
 			}
 			if _, err := os.Stat("/usr/no-such-directory"); err == nil {
 				t.Error("it made a directory of the host")

@@ -40,6 +40,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -221,6 +222,11 @@ func (c *config) check() error {
 	case "proc", "dev", "tmp", "sys":
 		return fmt.Errorf("%w: sandbox root %s: /%s is taken", ErrOptions, c.Root, first)
 	}
+	if len(c.Layers) == 0 {
+		if err := checkHostRoot(c.Root); err != nil {
+			return err
+		}
+	}
 	for _, p := range c.Hide {
 		if !filepath.IsAbs(p) || filepath.Clean(p) == "/" {
 			return fmt.Errorf("%w: hidden path %q is no absolute path below /", ErrOptions, p)
@@ -238,6 +244,21 @@ func (c *config) check() error {
 		return fmt.Errorf("%w: /tmp of %d bytes", ErrOptions, c.TmpBytes)
 	}
 	return checkLayers(c.Layers)
+}
+
+// checkHostRoot checks a root that lies in a directory of the host: there nothing can be
+// made for it.
+func checkHostRoot(root string) error {
+	first, _, nested := strings.Cut(root[1:], "/")
+	if _, err := os.Lstat("/" + first); !nested || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for dir := root; dir != "/"; dir = filepath.Dir(dir) {
+		if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+			return fmt.Errorf("%w: sandbox root %s: no such directory, or behind a symlink", ErrOptions, root)
+		}
+	}
+	return nil
 }
 
 func checkShown(path string) error {
