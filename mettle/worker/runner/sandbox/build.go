@@ -260,6 +260,11 @@ func (c *cell) mountDev() error {
 		if err := bind(on(dev), in(dev), 0); err != nil {
 			return err
 		}
+		// It is the host's, and may be the command's by its owner. A device can be
+		// written to all the same.
+		if err := setAttributes(in(dev), 0, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC); err != nil {
+			return err
+		}
 	}
 	for name, target := range map[string]string{
 		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx",

@@ -82,6 +82,21 @@ func hidesAndProtectsTheHost(t *testing.T, with func(testing.TB, sandbox.Options
 	}
 }
 
+// A command of the worker's user, root say, owns the devices that it sees: they are the
+// host's.
+func TestRunner_changesNoDevice(t *testing.T) {
+	b := asWorker(t, sandbox.Options{})
+	for _, name := range []string{"full", "null", "zero", "urandom", "tty"} {
+		mode, err := os.Stat("/dev/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// That which it has: the host is to be as it was if this fails.
+		wantRefused(t, b, fmt.Sprintf("chmod %o /dev/%s", mode.Mode().Perm(), name))
+	}
+	tell(t, b, "echo x > /dev/null; head -c 4 /dev/zero; exec 3<>/dev/urandom")
+}
+
 func TestRunner_ownDevicesTmpAndName(t *testing.T) {
 	b := with(t, sandbox.Options{Hostname: "builder"})
 	if got := tell(t, b, "uname -n; pwd; ls -A /tmp /dev/shm | tr '\\n' ' '; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; echo x > /dev/null; ls /dev | tr '\\n' ' '"); got !=
