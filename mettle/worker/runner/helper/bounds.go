@@ -78,6 +78,9 @@ func (h *helper) bound(arg string, first int) (err error) {
 			return fmt.Errorf("bound the length of files: %w", err)
 		}
 		h.quota = quota{limit: n, uid: h.uid}
+		if _, ok := h.setting.(Confiner); ok || h.uid >= 0 {
+			h.quota.proc = h.seen("/proc")
+		}
 	}
 	return nil
 }

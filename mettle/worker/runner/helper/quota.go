@@ -37,7 +37,8 @@ const (
 // quota watches what commands write below their roots. The zero quota does not.
 type quota struct {
 	limit int64
-	uid   int // as which commands run; -1: the helper's own
+	uid   int    // as which commands run; -1: the helper's own
+	proc  string // a /proc that has commands, and nobody else of that user; "": there is none
 
 	root      string
 	started   time.Time
@@ -57,7 +58,7 @@ func (q *quota) begin(root string) {
 	now := time.Now()
 	free := freeBytes(root)
 	*q = quota{
-		limit: q.limit, uid: q.uid, root: root, started: now, next: now.Add(quotaFirst), walked: now,
+		limit: q.limit, uid: q.uid, proc: q.proc, root: root, started: now, next: now.Add(quotaFirst), walked: now,
 		freeStart: free, freeWalk: free,
 	}
 }
@@ -101,6 +102,10 @@ func (q *quota) walk(stop func() bool) (over bool) {
 	q.freeWalk = freeBytes(q.root)
 	w := walker{since: q.started, limit: q.limit, uid: q.uid, stop: stop}
 	w.walk(q.root)
+	var st unix.Stat_t
+	if q.proc != "" && w.total <= q.limit && unix.Stat(q.root, &st) == nil {
+		w.addUnlinked(q.proc, st.Dev)
+	}
 	q.used = max(0, w.total)
 	q.walked = time.Now()
 	q.took = q.walked.Sub(start)

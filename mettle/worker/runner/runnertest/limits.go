@@ -211,10 +211,11 @@ func (s Subject) diskByManyFiles(t *testing.T) {
 		"flat":       "i=0; while [ $i -lt 60 ]; do head -c 500000 /dev/zero > f$i; i=$((i+1)); done; sleep 100",
 		"deep":       "i=0; while [ $i -lt 60 ]; do mkdir d; cd d; head -c 500000 /dev/zero > f; i=$((i+1)); done; sleep 100",
 		"links":      "i=0; while [ $i -lt 60 ]; do head -c 500000 /dev/zero > f$i; ln f$i g$i; i=$((i+1)); done; sleep 100",
+		"unlinked":   "for n in 1 2 3 4 5 6; do (exec 3> f$n; rm f$n; head -c 5000000 /dev/zero >&3; exec sleep 100) & done; sleep 100",
 		"unreadable": "mkdir d; cd d; i=0; while [ $i -lt 60 ]; do head -c 500000 /dev/zero > f$i; i=$((i+1)); done; chmod 0 .; sleep 100",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "unreadable" && os.Getuid() != 0 && s.Root == "" {
+			if (name == "unreadable" || name == "unlinked") && os.Getuid() != 0 && s.Root == "" {
 				t.Skip("the helper may read no more than the command")
 			}
 			b := s.bounded(t, runner.Limits{DiskBytes: 20 * mib})
