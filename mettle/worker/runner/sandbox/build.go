@@ -76,6 +76,9 @@ func (c *cell) build() error {
 	if err := c.mountScratch(); err != nil {
 		return err
 	}
+	if err := c.watchHidden(); err != nil {
+		return err
+	}
 	// From now on, what is mounted there appears inside.
 	if err := unix.Mount("", sandboxDir, "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("share the sandbox's mounts: %w", err)

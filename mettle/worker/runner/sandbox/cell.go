@@ -26,6 +26,9 @@ type cell struct {
 	scratch []scratch
 	opened  []int             // Layers, while the root is built
 	names   map[string]string // files of /etc, for Layers, likewise
+	watched []string          // hidden files
+	empty   unix.Stat_t       // what covers them
+	inside  int               // the sandbox's root
 	network *network          // nil: the host's. It is used on the commands' thread.
 }
 
@@ -160,6 +163,9 @@ func (c *cell) Prepare(spec *runner.Spec) error {
 		if err := c.scratch[i].renew(); err != nil {
 			return fmt.Errorf("renew %s: %w", c.scratch[i].path, err)
 		}
+	}
+	if err := c.hideAgain(); err != nil {
+		return err
 	}
 	if err := c.bind(spec.Root); err != nil {
 		return &os.PathError{Op: "bind", Path: spec.Root, Err: err}

@@ -100,3 +100,50 @@ func TestRunner_resolvConf(t *testing.T) {
 	}
 	wantRefused(t, with(t, sandbox.Options{Hide: []string{"/etc"}}), "cat /etc/resolv.conf")
 }
+
+// A file of credentials is renewed by a rename, or by a symlink to another.
+func TestRunner_hidesWhatIsRenewed(t *testing.T) {
+	dir, err := os.MkdirTemp("/var/lib", "sandbox-test-*") //nolint:usetesting // not below /tmp, which is hidden anyway
+	if err != nil {
+		t.Skipf("no directory can be made that commands see: %v", err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(name string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("secret"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := func(target, name string) {
+		t.Helper()
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rename := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("token")
+	write("first")
+	link("first", "link")
+	all := []string{filepath.Join(dir, "token"), filepath.Join(dir, "link"), filepath.Join(dir, "late")}
+	b := with(t, sandbox.Options{Hide: all})
+	look := "! grep -s secret " + strings.Join(all, " ")
+	tell(t, b, look)
+	for range 2 {
+		write("new")
+		rename("new", "token")
+		write("second")
+		link(filepath.Join(dir, "second"), "new")
+		rename("new", "link")
+		write("new")
+		rename("new", "late")
+		tell(t, b, look)
+	}
+}
