@@ -258,6 +258,7 @@ func hashFile(done <-chan struct{}, fn digest.Function, fd int, size int64) (dig
 // holds the lock of the path.
 func (s *Store) withdraw(d digest.Digest, mode blob.LinkMode, why string) error {
 	path := s.blobPath(d, mode)
+	s.changed.note(path)
 	s.metrics.corrupt.Inc()
 	s.log.Error("blob is corrupt, and withdrawn", "digest", d.String(), "path", path, "why", why)
 	if err := s.discard(path, d.Size()); err != nil {

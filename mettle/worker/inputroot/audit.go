@@ -3,6 +3,7 @@
 package inputroot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,17 +61,22 @@ func (r *Root) auditKept(ctx context.Context) error {
 		if !f.linked || all != nil && ctx.Err() != nil {
 			return
 		}
-		state := fileChanged
+		state := fileGone
 		if err == nil {
 			state = f.look(fd, path, want)
 		}
-		if state == fileSound {
+		switch state {
+		case fileSound:
 			return
+		case fileGone:
+			all = errors.Join(all, r.auditGone(ctx, want))
+			return
+		case fileChanged, fileOther:
 		}
 		if state == fileOther {
 			// Of the bytes the store can't know, unless it is told: so its own look
 			// finds that they are not as it left them.
-			_ = unix.UtimesNanoAt(fd, path, []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}, unix.AT_SYMLINK_NOFOLLOW)
+			_ = unix.UtimesNanoAt(fd, path, touched(), unix.AT_SYMLINK_NOFOLLOW)
 		}
 		err := r.auditLink(ctx, linkOf(want))
 		if err == nil && state == fileOther {
@@ -79,6 +85,44 @@ func (r *Root) auditKept(ctx context.Context) error {
 		all = errors.Join(all, err)
 	})
 	return all
+}
+
+// auditGone looks at an input that is not where it was: a command may remove its
+// inputs, but what it has written to one before that would show no more. So the bytes
+// are read that the next action would get.
+func (r *Root) auditGone(ctx context.Context, want *fileNode) error {
+	l := linkOf(want)
+	switch err := r.auditor.Audit(ctx, l.digest, l.mode, r.begun); {
+	case errors.Is(err, blob.ErrNotFound):
+		return nil // evicted: nobody gets it any more
+	case err != nil:
+		return fmt.Errorf("input %s: %w", l.digest, err)
+	}
+	path := r.kept.dir + ".audit" // which no command in a sandbox sees
+	defer unix.Unlink(path)       //nolint:errcheck // mostly it is there, and else a slot's clean finds it
+	switch err := r.kept.builder.linker.Link(ctx, l.digest, path, l.mode); {
+	case errors.Is(err, blob.ErrNotFound), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOTDIR):
+		return nil // evicted; or a command has closed the slot to us, which could write to the store itself
+	case err != nil:
+		return fmt.Errorf("input %s: look at it again: %w", l.digest, err)
+	}
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("input %s: look at it again: %w", l.digest, err)
+	}
+	defer file.Close() //nolint:errcheck // opened for reading
+	if _, err := io.Copy(io.Discard, digest.NewVerifier(file, l.digest.Plain())); errors.Is(err, digest.ErrMismatch) {
+		_ = unix.UtimesNanoAt(unix.AT_FDCWD, path, touched(), unix.AT_SYMLINK_NOFOLLOW)
+		return cmp.Or(r.auditLink(ctx, l), fmt.Errorf("input %s: %w: the command has written to it", l.digest, blob.ErrCorrupt))
+	} else if err != nil {
+		return fmt.Errorf("input %s: %w", l.digest, err)
+	}
+	return nil
+}
+
+// touched are times by which the store finds that a file is not as it left it.
+func touched() []unix.Timespec {
+	return []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
 }
 
 // eachFile calls visit for each file that is there, with its path below rel.
@@ -100,7 +144,8 @@ type fileLook uint8
 
 const (
 	fileSound   fileLook = iota // it is what it was
-	fileChanged                 // it is not there, or looks different
+	fileGone                    // it is not there
+	fileChanged                 // it looks different, or can't be looked at
 	fileOther                   // it looks as it did, and has other bytes
 )
 
@@ -110,7 +155,10 @@ const (
 // bytes tell.
 func (f *fileState) look(at int, path string, want *fileNode) fileLook {
 	var st unix.Stat_t
-	if err := unix.Fstatat(at, path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || !f.isLike(&st, want) {
+	if err := unix.Fstatat(at, path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Ino != f.ino {
+		return fileGone
+	}
+	if !f.isLike(&st, want) {
 		return fileChanged
 	}
 	if f.ctime != 0 && st.Ctim.Nano() == f.ctime {
@@ -147,13 +195,14 @@ func (f *fileState) holds(at int, path string, want *fileNode) (bool, error) {
 	if err := unix.Fstat(fd, &st); err != nil || !f.isLike(&st, want) {
 		return false, fmt.Errorf("stat %s: it was replaced: %w", path, err)
 	}
-	if n, err := unix.Flistxattr(fd, nil); err == nil && n > 0 && !onlyLabels(fd) {
-		return false, fmt.Errorf("%s: %w", path, errNotAsBuilt)
-	}
 	if _, err := io.Copy(io.Discard, digest.NewVerifier(file, want.digest.Plain())); errors.Is(err, digest.ErrMismatch) {
 		return false, nil
 	} else if err != nil {
 		return false, fmt.Errorf("read %s: %w", path, err)
+	}
+	// Not before the bytes: it would keep us from reading them.
+	if n, err := unix.Flistxattr(fd, nil); err == nil && n > 0 && !onlyLabels(fd) {
+		return false, fmt.Errorf("%s: %w", path, errNotAsBuilt)
 	}
 	return true, nil
 }

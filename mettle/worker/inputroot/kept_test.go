@@ -3,6 +3,7 @@
 package inputroot_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -430,5 +431,55 @@ func TestRoot_Audit_of_a_root_that_is_not_kept(t *testing.T) {
 	}
 	if left := list(t, filepath.Join(filepath.Dir(f.dir), "shelf")); len(left) > 1 {
 		t.Errorf("the shelf has %q", left)
+	}
+}
+
+// A command that has written to an input can't hide it by removing its own link, nor is
+// it held against one that removes an input that the store does without meanwhile.
+func TestRoot_Audit_of_removed_inputs(t *testing.T) {
+	const write = "touch -r a ref && chmod 644 a && printf 9 > a && chmod 444 a && touch -r ref a && rm ref"
+	for name, tc := range map[string]struct {
+		script  string
+		evicted bool
+		wrong   bool
+	}{
+		"removed":              {"rm a; mv b c", false, false},
+		"written and removed":  {write + "; rm a", false, true},
+		"written and renamed":  {write + "; mv a other", false, true},
+		"written and labelled": {write + "; touch label", false, true},
+		"evicted":              {"rm a", true, false},
+		"evicted, written":     {write, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newSlot(t, inputroot.LinkAndAudit, inputroot.Owner{})
+			needCtimes(t, filepath.Dir(f.dir))
+			var files []*repb.FileNode
+			for _, n := range []string{"a", "b", "c0", "d", "e"} {
+				files = append(files, &repb.FileNode{Name: n, Digest: f.put(t, n)})
+			}
+			if err := f.build(t, f.putMessage(t, &repb.Directory{Files: files})); err != nil {
+				t.Fatal(err)
+			}
+			f.run(t, tc.script)
+			if _, err := os.Lstat(filepath.Join(f.dir, "label")); err == nil {
+				if err := unix.Setxattr(filepath.Join(f.dir, "a"), "user.label", []byte("1"), 0); err != nil {
+					t.Skipf("no extended attributes here: %v", err)
+				}
+			}
+			d := digest.Of(digest.SHA256, []byte("a"))
+			if tc.evicted {
+				if err := f.store.(interface {
+					Remove(ctx context.Context, d digest.Digest) error
+				}).Remove(t.Context(), d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := f.root.Audit(t.Context()); errors.Is(err, blob.ErrCorrupt) != tc.wrong || err != nil && !tc.wrong {
+				t.Errorf("Audit after %q: %v", tc.script, err)
+			}
+			if data, err := blob.ReadAll(t.Context(), f.store, d, 1); err == nil && string(data) != "a" {
+				t.Errorf("the store has %q", data)
+			}
+		})
 	}
 }
