@@ -148,6 +148,9 @@ func (g *Guard) reload() {
 	g.o.Logger.Info("the policy was read again", "policy", g.o.Policy)
 }
 
+// Files are the files that the policy was made of, beside itself.
+func (g *Guard) Files() []string { return slices.Clone(g.policy.Load().files) }
+
 // HasTokens reports whether the policy has identities with tokens, which take TLS.
 func (g *Guard) HasTokens() bool {
 	p := g.policy.Load()

@@ -130,6 +130,7 @@ func TestGuard(t *testing.T) {
 		"eve":    s.dialWith(t, grpc.WithPerRPCCredentials(header("bearer  "+evesToken))),
 		"root":   s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer "+rootToken))),
 		"a liar": s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer nothing-of-that-kind"))),
+		"a bore": s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer "+strings.Repeat("x", 64<<10+1)))),
 		"basic":  s.dialWith(t, grpc.WithPerRPCCredentials(header("Basic dXNlcjpwYXNz"))),
 	}
 	for _, tc := range []struct {
@@ -142,6 +143,7 @@ func TestGuard(t *testing.T) {
 		{"nobody", "find in main", find("main"), codes.PermissionDenied, `anonymous lacks the right cas:read or cas:write at instance "main"`},
 		{"nobody", "write in public", batch("public"), codes.PermissionDenied, "anonymous lacks the right cas:write"},
 		{"nobody", "upload to public", upload("public/uploads/1/blobs/" + aBlob), codes.PermissionDenied, "cas:write"},
+		{"a bore", "find in public", find("public"), codes.Unauthenticated, "the token has 65537 bytes, want 65536 at most"},
 		{"ci", "find in main", find("main"), codes.OK, ""},
 		{"ci", "write below team", batch("team/a/b"), codes.OK, ""},
 		{"ci", "write in team", batch("team"), codes.PermissionDenied, `at instance "team"`},
@@ -255,6 +257,11 @@ func TestGuard_reload(t *testing.T) {
 		return "identities: [{name: ci, token_file: tokens, rights: [" + rights + "]}]"
 	}
 	path := credstest.Write(t, dir, "policy.yaml", policy("cas:read"))
+	if g, err := creds.New(creds.Options{Policy: path}); err != nil {
+		t.Fatal(err)
+	} else if diff := cmp.Diff([]string{tokens}, g.Files()); diff != "" {
+		t.Errorf("files: %s", diff)
+	}
 	s := serve(t, creds.Options{Policy: path, ReloadEvery: 5 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(log, nil))}, creds.ServerTLS{}, &service{})
 	c := s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer "+ciToken)))
 	becomes := func(what string, do func(context.Context, *caller) error, want codes.Code) {
@@ -291,7 +298,6 @@ func TestGuard_reload(t *testing.T) {
 	if n := strings.Count(log.String(), "the last good one stays"); n != 2 {
 		t.Errorf("two mistakes were logged %d times\n%s", n, log.String())
 	}
-	_ = tokens
 }
 
 func TestGuard_limits(t *testing.T) {

@@ -237,6 +237,9 @@ func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string) (*Iden
 	if !ok || token == "" {
 		return nil, status.Error(codes.Unauthenticated, "the authorization header is not of the form \"Bearer TOKEN\"")
 	}
+	if len(token) > maxTokenBytes {
+		return nil, status.Errorf(codes.Unauthenticated, "the token has %d bytes, want %d at most", len(token), maxTokenBytes)
+	}
 	if !g.o.PlaintextTokens && !isPrivate(ctx) {
 		return nil, status.Error(codes.Unauthenticated, "the token came without TLS over a network, where others can read it, so it is not taken: call by grpcs://, and replace the token")
 	}
@@ -261,6 +264,9 @@ func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string) (*Iden
 	p.remembered.put(hash, id, now, expiry)
 	return id, nil
 }
+
+// maxTokenBytes bounds what is parsed for callers whom nobody knows yet.
+const maxTokenBytes = 64 << 10
 
 // isPrivate reports whether nobody can have listened: the call came by TLS, or from
 // this machine.

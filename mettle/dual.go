@@ -260,7 +260,7 @@ func (d *dual) wireWorker(properties []platform.Property) (err error) {
 		MaxTimeout:     c.MaxTimeout,
 		// Less than what the store leaves free, so that a full store stops nothing.
 		MinFreeDiskBytes: int64(c.MinFree) / 4,
-		Hide:             append(secretFiles(c.TLSKey, c.Policy, c.AuditLog, c.ImageAuth), d.dir),
+		Hide:             append(secretFiles(append(d.guard.Files(), c.TLSKey, c.Policy, c.AuditLog, c.ImageAuth)...), d.dir),
 		Addr:             c.Address(d.listener.Addr()),
 		Logger:           d.log,
 		Registerer:       d.registry,

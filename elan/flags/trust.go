@@ -143,6 +143,14 @@ func (g *Guarded) Caller(ctx context.Context) string {
 	return ""
 }
 
+// Files are those that the policy names, with tokens for instance.
+func (g *Guarded) Files() []string {
+	if g.guard == nil {
+		return nil
+	}
+	return g.guard.Files()
+}
+
 // Close closes the audit log.
 func (g *Guarded) Close() error {
 	if g.closeAudit == nil {
