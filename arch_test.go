@@ -25,10 +25,11 @@ const module = "github.com/mettle-build/mettle"
 //
 //nolint:gochecknoglobals // an immutable table
 var arrows = map[string][]string{
-	"proto/...": {},
-	"metrics":   {},
-	"creds":     {"elan/digest", "elan/resource", "elan/wire"},
-	"creds/...": {},
+	"proto/...":   {},
+	"metrics":     {},
+	"metrics/...": {},
+	"creds":       {"elan/digest", "elan/resource", "elan/wire"},
+	"creds/...":   {},
 
 	"elan/digest":              {},
 	"elan/resource":            {"elan/digest"},

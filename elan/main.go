@@ -39,6 +39,10 @@ func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 // run is main with its effects as parameters. It returns the exit status.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return program(stdin, stdout, stderr).Run(&cli{}, args)
+}
+
+func program(stdin io.Reader, stdout, stderr io.Writer) flags.Program {
 	return flags.Program{
 		Name:        "elan",
 		Description: "Storage for the Bazel Remote Execution API: CAS, ActionCache and ByteStream.",
@@ -48,5 +52,5 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		Stdin:       stdin,
 		Stdout:      stdout,
 		Stderr:      stderr,
-	}.Run(&cli{}, args)
+	}
 }

@@ -55,6 +55,10 @@ func main() {
 
 // run is main with its effects as parameters. It returns the exit status.
 func run(args []string, stdout, stderr io.Writer) int {
+	return program(stdout, stderr).Run(&cli{}, args)
+}
+
+func program(stdout, stderr io.Writer) flags.Program {
 	return flags.Program{
 		Name:        "mettle",
 		Description: "Remote execution for Bazel, Please, Buck2 and everything else that speaks the Bazel Remote Execution API.",
@@ -63,5 +67,5 @@ func run(args []string, stdout, stderr io.Writer) int {
 		Stdin:       os.Stdin,
 		Stdout:      stdout,
 		Stderr:      stderr,
-	}.Run(&cli{}, args)
+	}
 }

@@ -69,24 +69,12 @@ type Program struct {
 // error to Stderr.
 func (p Program) Run(c Commands, args []string) int {
 	status := -1
-	parser, err := kong.New(
-		c,
-		kong.Name(p.Name),
-		kong.Description(p.Description),
-		kong.ShortUsageOnError(),
-		kong.FlagNamer(SnakeCase),
-		kong.DefaultEnvars(p.Env),
-		kong.PostBuild(withoutLinks),
-		kong.Vars{"version": p.Version},
-		kong.Vars(p.Vars),
-		kong.Writers(p.Stdout, p.Stderr),
-		// After --help and --version, which leave the parser running.
-		kong.Exit(func(code int) {
-			if status < 0 {
-				status = code
-			}
-		}),
-	)
+	// After --help and --version, which leave the parser running.
+	parser, err := p.Parser(c, func(code int) {
+		if status < 0 {
+			status = code
+		}
+	})
 	if err != nil {
 		return p.fail(err, ExitFailed)
 	}
@@ -109,6 +97,24 @@ func (p Program) Run(c Commands, args []string) int {
 	kctx.BindTo(p.Stdin, (*io.Reader)(nil))
 	kctx.BindTo(p.Stdout, (*io.Writer)(nil))
 	return p.status(kctx.Run(log))
+}
+
+// Parser parses command lines into c. It calls exit after --help and --version,
+// and goes on when that returns.
+func (p Program) Parser(c Commands, exit func(code int)) (*kong.Kong, error) {
+	return kong.New(
+		c,
+		kong.Name(p.Name),
+		kong.Description(p.Description),
+		kong.ShortUsageOnError(),
+		kong.FlagNamer(SnakeCase),
+		kong.DefaultEnvars(p.Env),
+		kong.PostBuild(withoutLinks),
+		kong.Vars{"version": p.Version},
+		kong.Vars(p.Vars),
+		kong.Writers(p.Stdout, p.Stderr),
+		kong.Exit(exit),
+	)
 }
 
 // withoutLinks has the parser overlook variables that Kubernetes sets in every

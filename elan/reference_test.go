@@ -1,0 +1,140 @@
+package main
+
+import (
+	"flag"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mettle-build/mettle/elan/blob/open"
+	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/metrics/catalog"
+)
+
+var update = flag.Bool("update", false, "rewrite METRICS.md and FLAGS.md")
+
+// golden compares a file with what it should be.
+func golden(t *testing.T, file, want string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(want), 0o644); err != nil { //nolint:gosec // a page for everyone
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, string(got)); d != "" {
+		t.Errorf("%s is out of date, run this test with -update (-want +got):\n%s", file, d)
+	}
+}
+
+// FLAGS.md is what the command line is.
+func TestFlags(t *testing.T) {
+	got, err := program(nil, io.Discard, io.Discard).Reference(&cli{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "FLAGS.md", got)
+}
+
+// metricsIntro begins METRICS.md.
+const metricsIntro = `# The metrics of elan
+
+What ` + "`/metrics`" + ` of ` + "`--http_port`" + ` has, over all kinds of storage, beside what the Prometheus client library tells of every Go program
+(` + "`go_*`, `process_*`" + `). Every series has the labels that Prometheus adds, such as ` + "`instance`" + `; the label ` + "`tier`" + ` is
+there where the storage has several. Of metrics with labels a series is there from
+its first event on. This page is made from the programs (` + "`go test ./elan -run Metrics -update`" + `).
+
+`
+
+// METRICS.md is what elan exports, over every kind of storage, and promlint finds
+// nothing in it.
+func TestMetrics(t *testing.T) {
+	bucket := httptest.NewServer(http.HandlerFunc(emptyBucket))
+	defer bucket.Close()
+	t.Setenv("AWS_ENDPOINT_URL", bucket.URL)
+	t.Setenv("AWS_ACCESS_KEY_ID", "id")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	t.Setenv("STORAGE_EMULATOR_HOST", bucket.URL)
+	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(policy, []byte("anonymous: {rights: [cas:read]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var lists [][]catalog.Metric
+	for _, urls := range [][]string{
+		{"file://" + t.TempDir()},
+		{"mem://", "file://" + t.TempDir()},
+		{"s3://bucket/x?compress=zstd"},
+		{"gs://bucket/x"},
+	} {
+		lists = append(lists, metricsOver(t, policy, urls))
+	}
+	all, err := catalog.Merge(lists...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems, err := catalog.Lint(all, catalog.Labels())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Error(p)
+	}
+	golden(t, "METRICS.md", metricsIntro+catalog.Markdown(all))
+}
+
+// emptyBucket answers as a bucket that is there, and has nothing.
+func emptyBucket(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.URL.Path == "/bucket" || r.URL.Path == "/bucket/": // S3
+	case r.URL.Path == "/storage/v1/b/bucket/o": // Google's
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(`{"items": []}`)) // the client may have gone
+	default:
+		w.WriteHeader(http.StatusNotFound)
+	}
+}
+
+// metricsOver are those of a server over stores.
+func metricsOver(t *testing.T, policy string, urls []string) []catalog.Metric {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	c := &cli{}
+	parser, err := program(nil, io.Discard, io.Discard).Parser(c, func(int) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parser.Parse([]string{"serve", "--policy=" + policy}); err != nil {
+		t.Fatal(err)
+	}
+	s := &server{cmd: &c.Serve, log: log, registry: metrics.NewRegistry()}
+	if s.storage, err = open.Open(t.Context(), open.Options{Logger: log, Registerer: s.registry}, urls...); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.storage.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := s.wire(t.Context(), &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	all, err := catalog.Of("elan", s.registry)
+	if err != nil {
+		t.Error(err)
+	}
+	s.grpc.Stop()
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+	return all
+}
