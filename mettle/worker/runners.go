@@ -79,8 +79,7 @@ func (rs *runners) has(p place) bool {
 // which is the one of the place, if that has one. Afterwards comes rest.
 func (rs *runners) of(p place, img *image.Image) (runner.Runner, error) {
 	if p == (place{}) {
-		err := rs.freshen()
-		return rs.usual, err
+		return rs.usual, nil
 	}
 	found, oldest := rs.use(p)
 	if found != nil {
@@ -113,38 +112,14 @@ func (rs *runners) of(p place, img *image.Image) (runner.Runner, error) {
 	return at.Runner, nil
 }
 
-// stale reports whether commands could see what is to be hidden from them.
-func stale(r runner.Runner) bool {
-	s, ok := r.(interface{ Stale() bool })
-	return ok && s.Stale()
-}
-
-// freshen replaces the usual runner if it is stale.
-func (rs *runners) freshen() error {
-	if !stale(rs.usual) {
-		return nil
-	}
-	fresh, err := rs.make(place{}, nil)
-	if err != nil {
-		return fmt.Errorf("hide files that were replaced: %w", err)
-	}
-	old := rs.usual
-	rs.usual = fresh
-	return old.Close()
-}
-
-// use finds the runner for a place, or else, where it is stale or there are too many to
-// make it, that one or the one that was not used for the longest time, which is no longer one of them.
+// use finds the runner for a place, or else, where there are too many to make it,
+// the one that was not used for the longest time, which is no longer one of them.
 func (rs *runners) use(p place) (found runner.Runner, oldest *runnerAt) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	if i := rs.find(p); i >= 0 {
 		r := rs.others[i]
-		rs.others = slices.Delete(rs.others, i, i+1)
-		if stale(r.Runner) {
-			return nil, &r
-		}
-		rs.others = append(rs.others, r)
+		rs.others = append(slices.Delete(rs.others, i, i+1), r)
 		rs.busy = &r
 		return r.Runner, nil
 	}

@@ -147,7 +147,6 @@ func AlwaysHidden() []string {
 type Runner struct {
 	*helper.Runner
 	filtered bool // by package seccomp
-	covers   []cover
 }
 
 var _ runner.Runner = (*Runner)(nil)
@@ -188,7 +187,6 @@ func New(opts Options) (*Runner, error) {
 	if err := c.check(); err != nil {
 		return nil, errors.Join(err, opts.Bounds.Group.Close())
 	}
-	covers := c.covers() // before they are covered: what comes between is found later
 	data, err := json.Marshal(c)
 	if err != nil {
 		return nil, err
@@ -200,7 +198,7 @@ func New(opts Options) (*Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
-	return &Runner{Runner: r, filtered: opts.Syscalls == UsualSyscalls, covers: covers}, nil
+	return &Runner{Runner: r, filtered: opts.Syscalls == UsualSyscalls}, nil
 }
 
 // exitFiltered is the exit code of what the filter of system calls has killed: 128 and
