@@ -45,15 +45,11 @@ func (c *conformCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) e
 		return nil
 	}
 	o := conform.Options{Instance: c.Instance, NoExecution: c.NoExecution, Parallel: c.Parallel, Timeout: c.Timeout}
-	for _, s := range c.Platform {
-		p, err := platform.ParseProperty(s)
-		if err != nil {
-			return fmt.Errorf("--platform: %w", err)
-		}
-		o.Platform = append(o.Platform, &repb.Platform_Property{Name: p.Name, Value: p.Value})
+	var err error
+	if o.Platform, err = wanted(c.Platform); err != nil {
+		return err
 	}
 	if c.Match != "" {
-		var err error
 		if o.Match, err = regexp.Compile(c.Match); err != nil {
 			return fmt.Errorf("--match: %w", err)
 		}
@@ -91,4 +87,17 @@ func (c *conformCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) e
 		return flags.Exit(flags.ExitFailed)
 	}
 	return nil
+}
+
+// wanted are the properties of --platform as an action asks for them.
+func wanted(values []string) ([]*repb.Platform_Property, error) {
+	props := make([]*repb.Platform_Property, 0, len(values))
+	for _, s := range values {
+		p, err := platform.ParseProperty(s)
+		if err != nil {
+			return nil, fmt.Errorf("--platform: %w", err)
+		}
+		props = append(props, &repb.Platform_Property{Name: p.Name, Value: p.Value})
+	}
+	return props, nil
 }

@@ -6,12 +6,9 @@ import (
 	"io"
 	"log/slog"
 
-	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
-
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/mettle/doctor"
-	"github.com/mettle-build/mettle/mettle/platform"
 )
 
 // doctorCmd looks at an endpoint as a client would.
@@ -31,12 +28,9 @@ func (c *doctorCmd) Help() string {
 // Run looks, and prints what it finds.
 func (c *doctorCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) error {
 	o := doctor.Options{Instance: c.Instance, NoExecution: c.NoExecution}
-	for _, s := range c.Platform {
-		p, err := platform.ParseProperty(s)
-		if err != nil {
-			return fmt.Errorf("--platform: %w", err)
-		}
-		o.Platform = append(o.Platform, &repb.Platform_Property{Name: p.Name, Value: p.Value})
+	var err error
+	if o.Platform, err = wanted(c.Platform); err != nil {
+		return err
 	}
 	addr, opts, err := c.Dial(c.Remote, log)
 	if err != nil {
