@@ -278,7 +278,7 @@ func takeDescriptor() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile("up", nil, 0o600); err != nil {
+	if err := os.WriteFile("listens", nil, 0o600); err != nil {
 		return err
 	}
 	conn, err := l.Accept()

@@ -68,7 +68,7 @@ func (m *machine) attackOther(t *testing.T) {
 // writes to it when the output is a blob.
 func (m *machine) accomplice(t *testing.T) {
 	taker := m.publish(t, &repb.Command{Arguments: []string{"./" + hostile.ProgramName, "take"}})
-	m.waitFor(t, "slot*/root/up")
+	m.waitFor(t, "slot*/root/listens")
 	giver := m.execute(t, &repb.Command{Arguments: []string{"./" + hostile.ProgramName, "give"}, OutputPaths: []string{"out"}})
 	if m.way == hostile.Sandbox {
 		if giver.Result.GetExitCode() != 1 {

@@ -91,7 +91,9 @@ func (q *quota) last(c *child, stop func() bool) bool {
 	if c.status.Signaled() && c.status.Signal() == unix.SIGXFSZ {
 		return true
 	}
-	if time.Since(q.started) < quotaLate && q.freeStart-freeBytes(q.root) < q.limit/4 {
+	// A shell tells of a program's signal by its own exit code.
+	told := c.status.Exited() && c.status.ExitStatus() == 128+int(unix.SIGXFSZ)
+	if !told && time.Since(q.started) < quotaLate && q.freeStart-freeBytes(q.root) < q.limit/4 {
 		return false
 	}
 	return q.walk(stop)
