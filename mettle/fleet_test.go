@@ -39,6 +39,8 @@ func TestRun_wrongFlags(t *testing.T) {
 		{"abandon", []string{"api", queue, storage, "--abandon_after=0s"}, []string{"--abandon_after: 0s is not above 0"}},
 		{"a relative path to hide", []string{"worker", queue, storage, "--sandbox_hide=x"}, []string{`--sandbox_hide: "x" is no clean absolute path`}},
 		{"nothing to show", []string{"worker", queue, storage, "--sandbox_show=/no/such"}, []string{"--sandbox_show", "/no/such"}},
+		{"a registry by URL", []string{"worker", queue, storage, "--image_registries=https://ghcr.io"}, []string{`--image_registries: "https://ghcr.io" is no HOST or HOST/PREFIX`}},
+		{"no credentials for registries", []string{"worker", queue, storage, "--image_auth=/no/such"}, []string{"--image_auth", "/no/such"}},
 		{"setup with nothing", []string{"setup"}, []string{"--queue"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,6 +37,16 @@ func (f imageFlags) check() error {
 		return fmt.Errorf("--image_timeout: %v is not above 0", f.ImageTimeout)
 	case f.ImageMaxSize <= 0:
 		return errors.New("--image_max_size: it is not above 0")
+	}
+	for _, r := range f.ImageRegistries {
+		if strings.Contains(r, "://") {
+			return fmt.Errorf("--image_registries: %q is no HOST or HOST/PREFIX", r)
+		}
+	}
+	if f.ImageAuth != "" {
+		if _, err := os.Stat(f.ImageAuth); err != nil {
+			return fmt.Errorf("--image_auth: %w", err)
+		}
 	}
 	return nil
 }
