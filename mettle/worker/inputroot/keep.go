@@ -142,19 +142,17 @@ func (w *work) look(s *step) error {
 // count finds out whether what the store has linked into a directory are its own
 // files: on another file system they are copies, and take room.
 func (w *work) count(fd int, s *step) error {
-	n, copies := s.node, false
+	n := s.node
 	for _, i := range s.files {
 		if !n.files[i].linked {
 			continue
 		}
-		if !copies {
-			var st unix.Stat_t
-			if err := unix.Fstatat(fd, n.dir.files[i].name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-				return &os.PathError{Op: "stat", Path: s.path + "/" + n.dir.files[i].name, Err: err}
-			}
-			if copies = st.Nlink == 1; !copies {
-				return nil // one tells of all
-			}
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, n.dir.files[i].name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &os.PathError{Op: "stat", Path: s.path + "/" + n.dir.files[i].name, Err: err}
+		}
+		if st.Nlink > 1 {
+			return nil // one tells of all: what has one name may have been evicted
 		}
 		n.files[i].linked = false
 		w.keep.copies += n.dir.files[i].digest.Size()

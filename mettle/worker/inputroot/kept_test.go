@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/blob/file"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
 )
@@ -481,5 +482,43 @@ func TestRoot_Audit_of_removed_inputs(t *testing.T) {
 				t.Errorf("the store has %q", data)
 			}
 		})
+	}
+}
+
+// evicting loses a blob as soon as it is linked.
+type evicting struct {
+	*file.Store
+	victim digest.Digest
+}
+
+func (e evicting) Link(ctx context.Context, d digest.Digest, dst string, mode blob.LinkMode) error {
+	err := e.Store.Link(ctx, d, dst, mode)
+	if d == e.victim {
+		err = errors.Join(err, e.Remove(ctx, d))
+	}
+	return err
+}
+
+// That a file has no other name says nothing of those beside it.
+func TestRoot_Audit_beside_an_evicted_input(t *testing.T) {
+	f := newSlot(t, inputroot.LinkAndAudit, inputroot.Owner{})
+	needCtimes(t, filepath.Dir(f.dir))
+	store := evicting{f.store.(*file.Store), digest.Of(digest.SHA256, []byte("a"))}
+	f.fixture = newFixture(t, store, inputroot.Options{Policy: inputroot.LinkAndAudit})
+	var err error
+	if f.shelf, err = inputroot.NewShelf(filepath.Join(filepath.Dir(f.dir), "shelf"), inputroot.Owner{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.shelf.Close() })
+	var files []*repb.FileNode
+	for _, n := range []string{"a", "b", "c", "d", "e"} {
+		files = append(files, &repb.FileNode{Name: n, Digest: f.put(t, n)})
+	}
+	if err := f.build(t, f.putMessage(t, &repb.Directory{Files: files})); err != nil {
+		t.Fatal(err)
+	}
+	f.run(t, "touch -r b ref && chmod 644 b && printf 9 > b && chmod 444 b && touch -r ref b")
+	if err := f.root.Audit(t.Context()); !errors.Is(err, blob.ErrCorrupt) {
+		t.Errorf("Audit: %v", err)
 	}
 }
