@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,6 +17,8 @@ import (
 	"go.yaml.in/yaml/v3"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
+
+	"github.com/mettle-build/mettle/creds/credstest"
 )
 
 // What operators make by hand, as kubernetes/README.md says: it is in no file.
@@ -112,7 +116,7 @@ func build(t *testing.T, fs filesys.FileSystem, dir string) cluster {
 func TestKubernetes(t *testing.T) {
 	for _, overlay := range []string{"gcp", "nats-s3"} {
 		t.Run(overlay, func(t *testing.T) {
-			c := build(t, filesys.MakeFsOnDisk(), "kubernetes/overlays/"+overlay)
+			c := buildOverlay(t, overlay)
 			for _, w := range append(c.kind("Deployment"), c.kind("Job")...) {
 				t.Run(w.Metadata.Name, func(t *testing.T) { checkWorkload(t, c, w.workload) })
 			}
@@ -353,6 +357,38 @@ func TestKubernetes_secretsAreDocumented(t *testing.T) {
 			if !strings.Contains(line, "--from-file="+key) {
 				t.Errorf("kubernetes/README.md does not say how the key %s of the Secret %s is made: %q", key, name, line)
 			}
+		}
+	}
+}
+
+func buildOverlay(t *testing.T, name string) cluster {
+	t.Helper()
+	return build(t, filesys.MakeFsOnDisk(), "kubernetes/overlays/"+name)
+}
+
+// mountManifest puts into an unpacked image of elan what its pod mounts: a
+// certificate, the policy as it is, and tokens.
+func mountManifest(t *testing.T, root string, c cluster) {
+	t.Helper()
+	dir := filepath.Join(root, "run/mettle")
+	for _, d := range []string{"tls", "policy", "callers"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil { //nolint:gosec // a pod's volumes are readable by its user
+			t.Fatal(err)
+		}
+	}
+	cert, key := credstest.NewAuthority(t, "site").Issue(t.TempDir(), "elan", credstest.Server())
+	files := map[string][]byte{
+		"tls/tls.crt": read(t, cert), "tls/tls.key": read(t, key),
+		"callers/api": []byte("api-0123456789abcdef\n"), "callers/worker": []byte("worker-0123456789abcdef\n"),
+	}
+	for name, m := range c {
+		if strings.HasPrefix(name, "ConfigMap/mettle-policy") {
+			files["policy/elan.yaml"] = []byte(m.data["elan.yaml"])
+		}
+	}
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil { //nolint:gosec // likewise
+			t.Fatal(err)
 		}
 	}
 }
