@@ -52,7 +52,8 @@ const metricsIntro = `# The metrics of elan
 What ` + "`/metrics`" + ` of ` + "`--http_port`" + ` has, over all kinds of storage, beside what the Prometheus client library tells of every Go program
 (` + "`go_*`, `process_*`" + `). Every series has the labels that Prometheus adds, such as ` + "`instance`" + `; the label ` + "`tier`" + ` is
 there where the storage has several. Of metrics with labels a series is there from
-its first event on. This page is made from the programs (` + "`go test ./elan -run Metrics -update`" + `).
+its first event on. This page is made from the programs (` + "`go test ./elan -run Metrics -update`" + `); a dashboard and alerts are in
+[deploy/MONITORING.md](../deploy/MONITORING.md).
 
 `
 

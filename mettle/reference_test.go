@@ -71,7 +71,8 @@ const metricsIntro = `# The metrics of mettle
 
 What ` + "`/metrics`" + ` of ` + "`--http_port`" + ` has, with either broker, beside what the Prometheus client library tells of every Go program
 (` + "`go_*`, `process_*`" + `). Every series has the labels that Prometheus adds, such as ` + "`instance`" + `. Of metrics with labels a series is there from
-its first event on. This page is made from the programs (` + "`go test ./mettle -run Metrics -update`" + `).
+its first event on. This page is made from the programs (` + "`go test ./mettle -run Metrics -update`" + `); a dashboard and alerts are in
+[deploy/MONITORING.md](../deploy/MONITORING.md).
 
 `
 
