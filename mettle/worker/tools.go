@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -177,10 +178,19 @@ func (e *Executor) attemptPersistent(ctx context.Context, r *run) (*repb.Execute
 	if resp == nil && context.Cause(ctx) == nil {
 		// It may be that the process still wrote to them.
 		e.persistent.Drop()
-		r.where = ""
+		r.untell(got)
 		return nil, fmt.Errorf("%w: its outputs could not be taken in: %w", persistent.ErrPlain, err)
 	}
 	return resp, err
+}
+
+// untell takes back what was told of a tool: the action runs plainly, in what is left
+// of its time.
+func (r *run) untell(got *persistent.Result) {
+	r.timeout = max(r.timeout-got.Spent, time.Millisecond)
+	m := r.metadata
+	m.AuxiliaryMetadata = slices.DeleteFunc(m.AuxiliaryMetadata, func(a *anypb.Any) bool { return a.MessageIs((*persistentpb.Use)(nil)) })
+	r.where = ""
 }
 
 // tell tells, in the result and in messages, that a tool was kept running.
