@@ -85,6 +85,8 @@ type checker struct {
 func newChecker(t *testing.T) checker { return checker{names: exported(t), source: source(t)} }
 
 // foreign are labels whose values are not of our code.
+//
+//nolint:gochecknoglobals // an immutable table
 var foreign = []string{"code", "method", "pool", "instance", "quantile"}
 
 // check returns what is wrong with an expression.

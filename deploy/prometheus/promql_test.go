@@ -24,6 +24,7 @@ type selected struct {
 
 type matcher struct{ label, value string }
 
+//nolint:gochecknoglobals // immutable tables
 var (
 	// tokens are the words of PromQL: strings, ranges, numbers, names, and marks.
 	tokens = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|\[[0-9a-z:]+\]|[0-9.]+|[a-zA-Z_:][a-zA-Z0-9_:]*|=~|!~|!=|==|>=|<=|[-+*/%^(){},=<>]`)
