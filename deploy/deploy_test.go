@@ -6,6 +6,7 @@ package deploy_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -111,7 +112,7 @@ func decode(t *testing.T, where string, data []byte, to any) {
 	t.Helper()
 	d := yaml.NewDecoder(bytes.NewReader(data))
 	d.KnownFields(true)
-	if err := d.Decode(to); err != nil && err != io.EOF {
+	if err := d.Decode(to); err != nil && !errors.Is(err, io.EOF) {
 		t.Fatalf("%s: %v", where, err)
 	}
 }

@@ -288,7 +288,9 @@ func TestDocker_serves(t *testing.T) {
 			t.Fatalf("it ended: %v: %s", err, out.String())
 		case <-ctx.Done():
 			_ = cmd.Process.Kill()
-			<-ended
+			if err := <-ended; err == nil {
+				t.Error("it ended well")
+			}
 			t.Fatalf("it does not serve: %s", out.String())
 		case <-time.After(50 * time.Millisecond):
 			ready = answers(ctx, t, admin)

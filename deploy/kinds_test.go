@@ -230,8 +230,8 @@ func absolute(t *testing.T, path string) string {
 
 func relative(t *testing.T, from, to string) string {
 	t.Helper()
-	if real, err := filepath.EvalSymlinks(from); err == nil {
-		from = real
+	if path, err := filepath.EvalSymlinks(from); err == nil {
+		from = path
 	}
 	rel, err := filepath.Rel(from, to)
 	if err != nil {
