@@ -95,9 +95,9 @@ func TestMetrics(t *testing.T) {
 
 // emptyBucket answers as a bucket that is there, and has nothing.
 func emptyBucket(w http.ResponseWriter, r *http.Request) {
-	switch {
-	case r.URL.Path == "/bucket" || r.URL.Path == "/bucket/": // S3
-	case r.URL.Path == "/storage/v1/b/bucket/o": // Google's
+	switch r.URL.Path {
+	case "/bucket", "/bucket/": // S3
+	case "/storage/v1/b/bucket/o": // Google's
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write([]byte(`{"items": []}`)) // the client may have gone
 	default:

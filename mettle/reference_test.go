@@ -247,7 +247,7 @@ func during(t *testing.T, program string, r *prometheus.Registry, l net.Listener
 		t.Error(err)
 		return nil
 	}
-	defer conn.Close() //nolint:errcheck // nothing was written
+	defer conn.Close()
 	// The last parts are made on the way to the first answer.
 	if _, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Error(err)
