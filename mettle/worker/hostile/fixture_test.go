@@ -31,8 +31,9 @@ import (
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
 
-// uidBase is apart from those of other tests that may run at the same time.
-const uidBase = 64300
+// uidBase is apart from those of other tests that may run at the same time, of this
+// package too: what has the same user can be seen.
+func uidBase() int { return 64300 + 4*(os.Getpid()%100) }
 
 // machine is a worker with one slot, its store, and what else of a host actions may
 // look for.
@@ -87,7 +88,7 @@ func newMachine(t *testing.T, way hostile.Way, slots int, changes ...func(*worke
 	later(func() { m.queue.Close() })
 	m.makeHost(t, later)
 	o := worker.Options{
-		Jobs: m.queue, Updates: m.queue, Store: m.store, Actions: actions, Dir: filepath.Join(m.base, "work"), Name: "tester", Slots: slots, UIDBase: uidBase,
+		Jobs: m.queue, Updates: m.queue, Store: m.store, Actions: actions, Dir: filepath.Join(m.base, "work"), Name: "tester", Slots: slots, UIDBase: uidBase(),
 		MinFreeDiskBytes: -1, MinFreeMemoryBytes: -1, MaxOutputBytes: 1 << 20, Hide: []string{m.base}, Isolation: worker.Bare, Logger: logger(t),
 	}
 	if way == hostile.Sandbox || way == hostile.PlainSandbox {
