@@ -73,6 +73,6 @@ func TestWork_entry_otherThanAFile(t *testing.T) {
 		if f, err := os.OpenFile(filepath.Join(dir, "out"), os.O_WRONLY, 0); err == nil {
 			f.Close() // so that the goroutine ends
 		}
-		<-done
+		<-done //nolint:errcheck // it may have been refused
 	}
 }
