@@ -400,7 +400,7 @@ func keys(path string, v any) []string {
 	case map[string]any:
 		var all []string
 		for k, e := range v {
-			if k != "children_cpu_ms_per_op" {
+			if k != "children_cpu_ms_per_op" && k != "over_floor_p50_ms" {
 				all = append(all, keys(path+"."+k, e)...)
 			}
 		}
