@@ -81,24 +81,6 @@ func TestWorker_isolation_namespaces(t *testing.T) {
 // nowhere is a place for input roots that no sandbox can have.
 const nowhere = "/usr/no-such-directory/build"
 
-func TestWorker_isolation_fallsBackLoudly(t *testing.T) {
-	var log bytes.Buffer
-	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
-		o.Isolation, o.SandboxRoot, o.Logger = worker.Auto, nowhere, slog.New(slog.NewTextHandler(&log, nil))
-	})
-	w, err := worker.New(f.opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	if notes := w.Notes(); len(notes) != 1 || !strings.Contains(notes[0], "not isolated") || !strings.Contains(notes[0], nowhere) {
-		t.Errorf("notes %q", notes)
-	}
-	if n := strings.Count(log.String(), "level=WARN msg=\"actions are not isolated"); n != 1 {
-		t.Errorf("%d warnings: %s", n, log.String())
-	}
-}
-
 func TestNew_isolationThatCannotBe(t *testing.T) {
 	for name, change := range map[string]worker.Options{
 		"namespace":          {Isolation: worker.Namespaces, SandboxRoot: nowhere},
