@@ -81,6 +81,35 @@ func TestWorker_isolation_namespaces(t *testing.T) {
 // nowhere is a place for input roots that no sandbox can have.
 const nowhere = "/usr/no-such-directory/build"
 
+const refusedVar = "WORKER_TEST_REFUSED"
+
+// Where the kernel refuses a sandbox, auto does without, and says so.
+func TestWorker_isolation_fallsBackLoudly(t *testing.T) {
+	if os.Getenv(refusedVar) == "" {
+		isolated(t)
+		inUserNamespace(t, refusedVar)
+		return
+	}
+	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil { // of this namespace
+		t.Skip(err)
+	}
+	var log bytes.Buffer
+	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
+		o.Isolation, o.Logger = worker.Auto, slog.New(slog.NewTextHandler(&log, nil))
+	})
+	w, err := worker.New(f.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if notes := w.Notes(); len(notes) != 1 || !strings.Contains(notes[0], "not isolated") || !strings.Contains(notes[0], "no space left on device") {
+		t.Errorf("notes %q", notes)
+	}
+	if n := strings.Count(log.String(), "level=WARN msg=\"actions are not isolated"); n != 1 {
+		t.Errorf("%d warnings: %s", n, log.String())
+	}
+}
+
 func TestNew_isolationThatCannotBe(t *testing.T) {
 	for name, change := range map[string]worker.Options{
 		"namespace":          {Isolation: worker.Namespaces, SandboxRoot: nowhere},
@@ -109,8 +138,15 @@ func TestWorker_isolation_rootOfOneUser(t *testing.T) {
 		return
 	}
 	isolated(t)
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.count=1", "-test.v", "-test.run=^TestWorker_isolation_rootOfOneUser$")
-	cmd.Env = append(os.Environ(), oneUserVar+"=1")
+	inUserNamespace(t, oneUserVar)
+}
+
+// inUserNamespace runs the test once more, with variable set, as the root of a user
+// namespace that has no other user.
+func inUserNamespace(t *testing.T, variable string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.count=1", "-test.v", "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), variable+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER,
 		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
