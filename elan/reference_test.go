@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/metrics/catalog"
@@ -20,30 +18,13 @@ import (
 
 var update = flag.Bool("update", false, "rewrite METRICS.md and FLAGS.md")
 
-// golden compares a file with what it should be.
-func golden(t *testing.T, file, want string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil { //nolint:gosec // a page for everyone
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(want, string(got)); d != "" {
-		t.Errorf("%s is out of date, run this test with -update (-want +got):\n%s", file, d)
-	}
-}
-
 // FLAGS.md is what the command line is.
 func TestFlags(t *testing.T) {
 	got, err := program(nil, io.Discard, io.Discard).Reference(&cli{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "FLAGS.md", got)
+	catalog.Golden(t, "FLAGS.md", *update, got)
 }
 
 // metricsIntro begins METRICS.md.
@@ -90,7 +71,7 @@ func TestMetrics(t *testing.T) {
 	for _, p := range problems {
 		t.Error(p)
 	}
-	golden(t, "METRICS.md", metricsIntro+catalog.Markdown(all))
+	catalog.Golden(t, "METRICS.md", *update, metricsIntro+catalog.Markdown(all))
 }
 
 // emptyBucket answers as a bucket that is there, and has nothing.

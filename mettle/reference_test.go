@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -41,30 +40,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// golden compares a file with what it should be.
-func golden(t *testing.T, file, want string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil { //nolint:gosec // a page for everyone
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(want, string(got)); d != "" {
-		t.Errorf("%s is out of date, run this test with -update (-want +got):\n%s", file, d)
-	}
-}
-
 // FLAGS.md is what the command line is.
 func TestFlags(t *testing.T) {
 	got, err := program(io.Discard, io.Discard).Reference(&cli{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "FLAGS.md", got)
+	catalog.Golden(t, "FLAGS.md", *update, got)
 }
 
 // metricsIntro begins METRICS.md.
@@ -101,7 +83,7 @@ func TestMetrics(t *testing.T) {
 	for _, p := range problems {
 		t.Error(p)
 	}
-	golden(t, "METRICS.md", metricsIntro+catalog.Markdown(all))
+	catalog.Golden(t, "METRICS.md", *update, metricsIntro+catalog.Markdown(all))
 }
 
 // metricsElsewhere are those of METRICS.md that a machine lacks on which no action
