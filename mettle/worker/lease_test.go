@@ -303,7 +303,7 @@ func TestWorker_withoutIsolation(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	var log strings.Builder
+	var log logBuffer
 	f := newFixture(t, isBare) // a sandbox is entered from within
 	f.opts.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	if err := os.Chmod(strings.TrimSuffix(f.dir, "/work"), 0o700); err != nil { //nolint:gosec // it is 0700

@@ -93,7 +93,7 @@ func TestWorker_isolation_fallsBackLoudly(t *testing.T) {
 	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil { // of this namespace
 		t.Skip(err)
 	}
-	var log bytes.Buffer
+	var log logBuffer
 	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
 		o.Isolation, o.Logger = worker.Auto, slog.New(slog.NewTextHandler(&log, nil))
 	})
@@ -167,7 +167,7 @@ func rootOfOneUser(t *testing.T) {
 	} else if err := r.Close(); err != nil {
 		t.Error(err)
 	}
-	var log bytes.Buffer
+	var log logBuffer
 	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
 		o.Isolation, o.Logger = worker.Namespaces, slog.New(slog.NewTextHandler(&log, nil))
 	})
