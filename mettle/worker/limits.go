@@ -28,7 +28,7 @@ const (
 
 // howToPermit is for the operator who asked for a limit that can't be held.
 const howToPermit = "a service of systemd needs Delegate=yes, a command in a terminal `systemd-run --user --scope -p Delegate=yes`, " +
-	"a container a /sys/fs/cgroup that it may write to; see Limits in the README"
+	"a container a /sys/fs/cgroup that it may write to; see mettle/worker/README.md, Limits"
 
 // settleLimits finds out which limits this machine can hold actions to. One that
 // Options ask for and that it can't is an error; the default one is dropped, of which
