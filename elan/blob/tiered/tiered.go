@@ -173,6 +173,9 @@ func New(ctx context.Context, o Options) (Closer, error) {
 	if s.metrics, err = newMetrics(o.Registerer); err != nil {
 		return nil, fmt.Errorf("tiered: %w", err)
 	}
+	for _, t := range s.uppers {
+		s.metrics.corrupt.WithLabelValues(t.Name) // from 0, so that an increase shows the first one
+	}
 	s.touches = newTouches(ctx, s, recent.New(maxTouched, o.TouchEvery))
 	return s.withAbilities(), nil
 }

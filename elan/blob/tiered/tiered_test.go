@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/mettle-build/mettle/elan/blob"
@@ -41,6 +42,17 @@ func TestStore(t *testing.T) {
 				return newTiered(t, tiered.Options{Tiers: tiers(t)})
 			}})
 		})
+	}
+}
+
+// An alert asks for the increase of what is damaged, which takes a series from the start.
+func TestNew_countsCorruptFromZero(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	newTiered(t, tiered.Options{Registerer: reg, Tiers: []tiered.Tier{
+		{Name: "up", Store: newMem(t, mem.Options{})}, {Name: "low", Store: newMem(t, mem.Options{})},
+	}})
+	if n, err := testutil.GatherAndCount(reg, "elan_tiered_corrupt_total"); err != nil || n != 1 {
+		t.Errorf("got %d series, %v, want that of the upper tier", n, err)
 	}
 }
 
