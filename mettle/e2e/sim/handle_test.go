@@ -37,7 +37,7 @@ func (o *port) begin(h *handle) *handle {
 func (h *handle) cancel() { h.once.Do(func() { close(h.cancelled) }) }
 
 // Job implements queue.Lease.
-func (h *handle) Job() *queuepb.Job { return h.l.job.msg }
+func (h *handle) Job() *queuepb.Job { return as(h.l.holder, h.l.job.msg) }
 
 // Attempt implements queue.Lease.
 func (h *handle) Attempt() uint32 { return h.l.attempt }

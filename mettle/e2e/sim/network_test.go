@@ -15,12 +15,14 @@ type process struct {
 	w    *world
 	node string // its place: the next process there has the same
 	name string // its own
+	peer *peer
 	dead chan struct{}
 	once sync.Once
 }
 
 func (w *world) newProcess(node string, life int) *process {
-	return &process{w: w, node: node, name: fmt.Sprintf("%s.%d", node, life), dead: make(chan struct{})}
+	name := fmt.Sprintf("%s.%d", node, life)
+	return &process{w: w, node: node, name: name, peer: w.newPeer(name), dead: make(chan struct{})}
 }
 
 // kill ends it as kill -9 does: nothing that it does from now on has an effect.

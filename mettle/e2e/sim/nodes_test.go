@@ -86,7 +86,7 @@ func (n *apiNode) start() error {
 	var ctx context.Context
 	ctx, p.stop = context.WithCancel(w.ctx)
 	go func() { p.ran <- p.server.Run(ctx) }()
-	w.trace(p.name, "starts")
+	w.trace(p.name, "starts, of release %s", p.peer)
 	n.mu.Lock()
 	n.now = p
 	n.mu.Unlock()
@@ -216,7 +216,7 @@ func (n *workerNode) start() error {
 	var ctx context.Context
 	ctx, p.stop = context.WithCancel(w.ctx)
 	go func() { p.ran <- p.worker.Run(ctx) }()
-	w.trace(p.name, "starts")
+	w.trace(p.name, "starts, of release %s", p.peer)
 	n.now = p
 	return nil
 }

@@ -80,6 +80,8 @@ type plan struct {
 	// patient says that calls of the store are tried again for a while, as in
 	// elan/blob/retry.
 	patient bool
+	// mixed says that each process is of some release, see peer.
+	mixed bool
 	// big says of each worker whether it is of the other pool, which some actions
 	// ask for.
 	big []bool
@@ -102,8 +104,8 @@ type visit struct {
 }
 
 func (p *plan) String() string {
-	return fmt.Sprintf("seed %d: %s jobs, %d api, %d worker × %d, %d actions, %d clients, until %v, abandon after %v, faults %v",
-		p.seed, p.kind, p.apis, p.workers, p.slots, len(p.actions), len(p.clients), p.horizon, p.abandonAfter, p.faults)
+	return fmt.Sprintf("seed %d: %s jobs, %d api, %d worker × %d, %d actions, %d clients, until %v, abandon after %v, mixed %v, faults %v",
+		p.seed, p.kind, p.apis, p.workers, p.slots, len(p.actions), len(p.clients), p.horizon, p.abandonAfter, p.mixed, p.faults)
 }
 
 // newPlan makes the plan of a seed. One seed in sixteen has no faults: then
@@ -117,6 +119,7 @@ func newPlan(d *dice) *plan {
 		slots:        1 + d.among("plan slots", 2),
 		abandonAfter: d.between("plan abandon", 10*time.Second, 3*time.Minute),
 		patient:      d.chance("plan patient", 0.5),
+		mixed:        d.chance("plan mixed", 0.5),
 		horizon:      d.between("plan horizon", time.Minute, 6*time.Minute),
 	}
 	if d.seed%16 != 0 {

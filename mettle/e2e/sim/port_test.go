@@ -86,7 +86,7 @@ func (o *port) Publish(ctx context.Context, msg *queuepb.Job) error {
 	if w.mutation == losePublish && w.dice.chance("mutation", 0.2) {
 		return nil
 	}
-	return o.do(ctx, "publish "+w.label(name), func() { o.b.publish(msg, publication, base) })
+	return o.do(ctx, "publish "+w.label(name), func() { o.b.publish(as(o.p, msg), publication, base) })
 }
 
 // operation finds or makes what is known of one. The mutex is held.
@@ -160,7 +160,7 @@ func (o *port) SendUpdate(ctx context.Context, replyTo string, u *queuepb.Update
 	if w.mutation == ackFirst && u.GetStage() == queuepb.Update_COMPLETED {
 		o.ackEarly(ctx, u)
 	}
-	return o.do(ctx, fmt.Sprintf("update %s %s", w.label(u.GetOperation()), u.GetStage()), func() { o.b.update(replyTo, u) })
+	return o.do(ctx, fmt.Sprintf("update %s %s", w.label(u.GetOperation()), u.GetStage()), func() { o.b.update(replyTo, as(o.p, u)) })
 }
 
 // ReceiveUpdates implements queue.Receiver.
@@ -181,7 +181,7 @@ func (o *port) ReceiveUpdates(ctx context.Context, id string, handle func(*queue
 			o.b.w.checkStale(o.p, u)
 			if u = o.fresh(u); u != nil {
 				o.b.w.trace(o.p.name, "hears of %s, attempt %d: %s", o.b.w.label(u.GetOperation()), u.GetAttempt(), u.GetStage())
-				handle(u)
+				handle(as(o.p, u))
 			}
 		}
 		select {
@@ -231,6 +231,7 @@ func (o *port) fresh(u *queuepb.Update) *queuepb.Update {
 // Notify implements queue.Notifier. What the broker can be told, it need not
 // confirm.
 func (o *port) Notify(ctx context.Context, n *queuepb.Notice) error {
+	n = as(o.p, n)
 	if o.b.w.isCut(o.p.node, &o.b.service) || o.b.w.isDown(&o.b.service) || !o.p.alive() {
 		return o.do(ctx, "notify in vain", func() { o.b.notify(o.p.name, n) })
 	}
@@ -251,7 +252,7 @@ func (o *port) ListenNotices(ctx context.Context, _ string, handle func(*queuepb
 	for {
 		select {
 		case n := <-e.said:
-			handle(n)
+			handle(as(o.p, n))
 		case <-o.p.dead:
 			return fmt.Errorf("listen: %w: %w", queue.ErrClosed, errGone)
 		case <-ctx.Done():
