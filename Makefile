@@ -13,7 +13,7 @@ PROTOS    = $(shell git ls-files --cached --others --exclude-standard -- 'proto/
 PROTO_OUT = proto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint fmt fuzz crash sim chaos hostile bench cover proto check check-fmt check-tidy check-proto
+.PHONY: help build test race lint fmt fuzz crash sim chaos upgrade hostile bench cover proto check check-fmt check-tidy check-proto
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -47,6 +47,13 @@ crash: ## kill a process that writes to a store CRASHES (300) times, and compare
 
 chaos: ## build ROUNDS (10) times over each broker while processes of a fleet are killed
 	METTLE_CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout=2h -run='^TestFleet_chaos$$' ./mettle/e2e
+
+upgrade: ## build with fleets of this tree and of the programs of the commit RELEASE, see deploy/UPGRADES.md
+	@test -n "$(RELEASE)" || { echo "RELEASE names no commit or tag"; exit 2; }
+	@set -e; dir="$$(mktemp -d)"; trap 'git worktree remove --force "$$dir/tree"; rm -rf "$$dir"' EXIT; \
+	git worktree add --quiet --detach "$$dir/tree" "$(RELEASE)"; \
+	(cd "$$dir/tree" && $(GO) build -ldflags '-X main.version=$(RELEASE)' -o "$$dir/" ./mettle ./elan); \
+	METTLE_E2E_RELEASE="$$dir" $(GO) test -count=1 -v -timeout=1h -run='^TestFleet_(mixed|rolling)$$' ./mettle/e2e
 
 hostile: ## run all that actions could do to harm others, see mettle/worker/hostile
 	METTLE_TEST_HOSTILE_LARGE=1 $(GO) test -count=1 -v -timeout=1h ./mettle/worker/hostile

@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"syscall"
@@ -10,9 +9,10 @@ import (
 )
 
 // TestFleet_rolling replaces all that a fleet consists of in the middle of a
-// build, and has each thing that it stands on go away for a while. Nothing fails,
-// and no action runs twice because of it.
+// build, by programs of another version, and has each thing that it stands on go
+// away for a while. Nothing fails, and no action runs twice because of it.
 func TestFleet_rolling(t *testing.T) {
+	other := otherVersion(t)
 	c := newCity(t, func(t *testing.T) (meeting, *server) {
 		t.Helper()
 		// The lease of a worker that this machine keeps waiting is not to lapse.
@@ -24,16 +24,7 @@ func TestFleet_rolling(t *testing.T) {
 		name string
 		do   func()
 	}{
-		{"workers drain and are replaced", func() {
-			for _, worker := range c.workers {
-				ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
-				if err := worker.Terminate(ctx); err != nil {
-					t.Errorf("a worker ended with %v after SIGTERM", err)
-				}
-				cancel()
-				worker.Start()
-			}
-		}},
+		{"all is upgraded, part by part", func() { c.upgrade(other) }},
 		{"all API servers are killed at once", func() {
 			for _, s := range c.apis {
 				s.Kill()

@@ -74,6 +74,7 @@ func TestMain(m *testing.M) {
 type server struct {
 	t       *testing.T
 	program string // mettle or elan, or the path of another
+	version string // the directory that mettle or elan is in; empty: that of this tree
 	args    []string
 	env     []string // beside our own
 	within  []string // a command that executes the program, with its arguments; nil: none
@@ -143,7 +144,10 @@ func newSelf(t *testing.T, says string) *server {
 func (s *server) Start() {
 	s.t.Helper()
 	path := s.program
-	if !filepath.IsAbs(path) {
+	switch {
+	case s.version != "":
+		path = filepath.Join(s.version, path)
+	case !filepath.IsAbs(path):
 		path = binary(s.t, path)
 	}
 	argv := slices.Concat(s.within, []string{path}, s.args)
