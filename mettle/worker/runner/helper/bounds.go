@@ -66,7 +66,7 @@ func (h *helper) bound(arg string, first int) (err error) {
 		if h.cred == nil {
 			n += ownThreads
 		}
-		if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: n, Max: n}); err != nil {
+		if err := lower(unix.RLIMIT_NPROC, n); err != nil {
 			return fmt.Errorf("bound processes: %w", err)
 		}
 	}
@@ -74,7 +74,7 @@ func (h *helper) bound(arg string, first int) (err error) {
 		// Caught, it is no end of the helper, and the default in commands.
 		signal.Notify(make(chan os.Signal, 1), unix.SIGXFSZ)
 		size := uint64(n) + fileSlack
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size}); err != nil {
+		if err := lower(unix.RLIMIT_FSIZE, size); err != nil {
 			return fmt.Errorf("bound the length of files: %w", err)
 		}
 		h.quota = quota{limit: n, uid: h.uid}
@@ -83,6 +83,18 @@ func (h *helper) bound(arg string, first int) (err error) {
 		}
 	}
 	return nil
+}
+
+// lower bounds this process and its children to n of a resource, or to what the
+// worker was started with where that is less: container engines and login shells
+// set bounds that only the machine's root may raise.
+func lower(resource int, n uint64) error {
+	var now unix.Rlimit
+	if err := unix.Getrlimit(resource, &now); err != nil {
+		return err
+	}
+	n = min(n, now.Max)
+	return unix.Setrlimit(resource, &unix.Rlimit{Cur: n, Max: n})
 }
 
 // ending is which limit ended a command.

@@ -5,11 +5,14 @@ package runnertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mettle-build/mettle/mettle/worker/cgroup"
 	"github.com/mettle-build/mettle/mettle/worker/runner"
@@ -33,6 +36,7 @@ func RunLimits(t *testing.T, s Subject) {
 		{"peakMemory", s.peakMemory},
 		{"processes", s.processes},
 		{"processesByUser", s.processesByUser},
+		{"boundedWorker", s.boundedWorker},
 		{"cpuTimeOfAll", s.cpuTimeOfAll},
 		{"cpuLimit", s.cpuLimit},
 		{"diskByOneFile", s.diskByOneFile},
@@ -167,6 +171,25 @@ func (s Subject) processesByUser(t *testing.T) {
 		t.Errorf("exit code %d, stdout %q", res.ExitCode, b.StdoutText(t))
 	}
 	b.wantUnharmed(t)
+}
+
+// A worker that may have fewer processes than an action should, as in a container
+// with a ulimit, runs actions within its own bound, which it can not raise.
+func (s Subject) boundedWorker(t *testing.T) {
+	var now unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &now); err != nil {
+		t.Fatal(err)
+	}
+	// One less than before, for all of this process, and far from what tests need.
+	now.Max = min(now.Max-1, 1<<20)
+	now.Cur = min(now.Cur, now.Max)
+	if err := unix.Setrlimit(unix.RLIMIT_NPROC, &now); err != nil {
+		t.Fatal(err)
+	}
+	b := s.NewBoundedBench(t, helper.Bounds{Limits: runner.Limits{Processes: int(now.Max) + 100}, CountUser: true}) //nolint:gosec // at most 1<<20
+	if res := b.Do(t, "sh", "-c", "ulimit -p 2>/dev/null || ulimit -u"); b.StdoutText(t) != fmt.Sprintln(now.Max) {
+		t.Errorf("exit code %d, bound %q, want the worker's own, %d", res.ExitCode, b.StdoutText(t), now.Max)
+	}
 }
 
 // What nobody waited for counts as well.
