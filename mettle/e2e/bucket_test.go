@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -37,9 +38,23 @@ func bucketMain(addr string) int {
 	return 1
 }
 
+// gatewayVar is set to the path of Versity's S3 gateway to have that as the object
+// store, over a directory. What is in it outlives its process.
+const gatewayVar = "METTLE_E2E_VERSITYGW"
+
 // newBucket is such a process, which has yet to be started.
 func newBucket(t *testing.T) *server {
 	t.Helper()
+	if gateway := os.Getenv(gatewayVar); gateway != "" {
+		s, dir := newServer(t, gateway, nil), storeDir(t)
+		if err := os.MkdirAll(filepath.Join(dir, bucketName), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		s.args = []string{"--port=" + s.Addr(), "--region=here", "--keep-alive", "--quiet", "posix", dir}
+		s.env = []string{"ROOT_ACCESS_KEY=id", "ROOT_SECRET_KEY=secret"}
+		s.says = "single account mode"
+		return s
+	}
 	s := newSelf(t, "bucket at")
 	s.env = []string{bucketVar + "=" + s.Addr()}
 	return s

@@ -174,6 +174,9 @@ func (c *city) disturb(ended <-chan bazelResult, rng *rand.Rand) (bazelResult, m
 	if c.broker != nil {
 		victims = append(victims, c.broker)
 	}
+	if os.Getenv(gatewayVar) != "" { // else what is in it would be gone
+		victims = append(victims, c.bucket)
+	}
 	kills := map[string]int{}
 	for {
 		select {

@@ -263,11 +263,13 @@ func (b *logBuffer) String() string {
 
 var _ io.Writer = (*logBuffer)(nil)
 
-// kind says what a server is: api, worker, elan, or something else.
+// kind says what a server is: api, worker, elan, bucket, or the broker.
 func (s *server) kind() string {
 	switch {
 	case s.program == "mettle":
 		return s.args[0]
+	case s.program == os.Getenv(gatewayVar):
+		return "bucket"
 	case filepath.IsAbs(s.program):
 		return "broker"
 	}

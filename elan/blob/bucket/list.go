@@ -32,7 +32,7 @@ func (s *Store) Blobs(ctx context.Context) iter.Seq2[blob.Info, error] {
 }
 
 // EntryInfos implements blob.EntryLister: one request for each 1,000 objects.
-// Entries of instances whose names have over 240 bytes are left out: the
+// Entries of instances whose names have over 190 bytes are left out: the
 // objects' names tell no more than a hash of them.
 func (s *Store) EntryInfos(ctx context.Context) iter.Seq2[blob.EntryInfo, error] {
 	return func(yield func(blob.EntryInfo, error) bool) {

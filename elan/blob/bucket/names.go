@@ -21,7 +21,7 @@ import (
 //
 // INSTANCE is the name itself where that is made of letters, digits, - and _
 // only, and at most 100 of them; "~" for the empty name; "~" and the name in
-// base64 (that of URLs, without padding) for other names of at most 240 bytes; and
+// base64 (that of URLs, without padding) for other names of at most 190 bytes; and
 // "~~" and the name's SHA-256 in hexadecimal for longer ones.
 
 // maxPrefix keeps the longest name, with a SHA-512, within the 1,024 bytes that
@@ -72,8 +72,9 @@ func (s *Store) entryName(k blob.EntryKey) string {
 }
 
 // maxEncoded is the length of the longest instance name that an object's name
-// tells: longer ones could make it too long.
-const maxEncoded = 240
+// tells: servers that keep objects as files (MinIO, Versity's gateway) take no more
+// than 255 bytes between slashes, which is what base64 makes of 190.
+const maxEncoded = 190
 
 func appendInstance(b []byte, instance string) []byte {
 	switch {
