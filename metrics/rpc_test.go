@@ -327,7 +327,7 @@ func values(t *testing.T, reg prometheus.Gatherer) map[string]float64 {
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
 			k := f.GetName()
-			for _, want := range []string{"code", "service", "method"} {
+			for _, want := range []string{"code", "service", "method", "direction"} {
 				for _, l := range m.GetLabel() {
 					if l.GetName() == want {
 						k += fmt.Sprintf(" %s=%q", want, l.GetValue())

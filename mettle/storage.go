@@ -22,6 +22,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/tiered"
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/flags"
+	"github.com/mettle-build/mettle/metrics"
 )
 
 // storageFlags are those of all whose storage is another server.
@@ -96,7 +97,11 @@ func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*r
 	if err != nil {
 		return nil, err
 	}
-	conn, err := f.connect()
+	calls, err := metrics.NewClient(metrics.ClientOptions{Prefix: "mettle_storage", Registerer: registry})
+	if err != nil {
+		return nil, err
+	}
+	conn, err := f.connect(grpc.WithStatsHandler(calls))
 	if err != nil {
 		return nil, err
 	}

@@ -57,10 +57,12 @@ func (s *Server) Execute(req *repb.ExecuteRequest, st stream) error {
 func (s *Server) execute(c *call, req *repb.ExecuteRequest) error {
 	defer s.metrics.begun()()
 	if s.isDraining() {
+		s.metrics.refuse(errDraining)
 		return toStatus(errDraining)
 	}
 	n, err := nameOf(req)
 	if err != nil {
+		s.metrics.refuse(err)
 		return toStatus(err)
 	}
 	c.setName(operation.NewName(n))
@@ -175,8 +177,10 @@ func (c *call) run() error {
 // grown already: another one's would have to, which takes a tenth of a call.
 func (c *call) runOnce() error {
 	f := fillIn{c: c}
+	begun := time.Now()
 	f.start()
 	a := c.s.beginSafely(c.stream.Context(), c)
+	c.s.metrics.accepted(c, &a, begun)
 	if ended, err := f.stop(); ended {
 		return c.leave(a, err)
 	}

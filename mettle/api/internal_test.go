@@ -240,20 +240,28 @@ func TestMetrics_lint(t *testing.T) {
 			}
 		}
 	}
+	for reason := range refusals {
+		if name := "mettle_executes_refused_total " + reason.String(); got[name] != 0 {
+			t.Errorf("%s is %v, and nothing was refused", name, got[name])
+		} else {
+			delete(got, name)
+		}
+	}
 	want := map[string]float64{
 		"mettle_executes_total cached": 1, "mettle_executes_total left": 1, "mettle_executes_total refused": 1,
 		"mettle_executes_total unavailable": 1, "mettle_executes_total executed": 0, "mettle_executes_total failed": 0, "mettle_executes_total cancelled": 0,
 		"mettle_operations queued": 0, "mettle_operations executing": 0, "mettle_executes_in_flight": 0,
-		"mettle_pool_desired_workers default":      0,
-		"mettle_pool_operations default executing": 0,
-		"mettle_pool_operations default queued":    0,
-		"mettle_pool_slots default":                0,
-		"mettle_pool_slots_idle default":           0,
-		"mettle_pool_slots_running default":        0,
-		"mettle_pool_workers default draining":     0,
-		"mettle_pool_workers default paused":       0,
-		"mettle_pool_workers default taking":       0,
-		"mettle_history_keys":                      0, "mettle_history_unknown_total": 0,
+		"mettle_pool_desired_workers default":       0,
+		"mettle_pool_operations default executing":  0,
+		"mettle_pool_operations default queued":     0,
+		"mettle_pool_oldest_queued_seconds default": 0,
+		"mettle_pool_slots default":                 0,
+		"mettle_pool_slots_idle default":            0,
+		"mettle_pool_slots_running default":         0,
+		"mettle_pool_workers default draining":      0,
+		"mettle_pool_workers default paused":        0,
+		"mettle_pool_workers default taking":        0,
+		"mettle_history_keys":                       0, "mettle_history_unknown_total": 0,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("metrics (-want +got):\n%s", diff)

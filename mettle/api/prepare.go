@@ -225,6 +225,7 @@ func (s *Server) publish(ctx context.Context, w *operation.Wait, job *queuepb.Jo
 	err := s.publishPatiently(ctx, w, job)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", errPublish, err)
+		s.metrics.refuse(err)
 	}
 	s.ops.Published(w, err)
 	if u, ok := s.ops.Raised(w); ok && err == nil {
@@ -267,7 +268,9 @@ func (s *Server) publishPatiently(ctx context.Context, w *operation.Wait, job *q
 func (s *Server) tryPublish(ctx context.Context, job *queuepb.Job) (away bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
+	start := time.Now()
 	err = s.opts.Jobs.Publish(ctx, job)
+	s.metrics.publish.Observe(time.Since(start).Seconds())
 	if err == nil {
 		return false, nil
 	}

@@ -1,5 +1,7 @@
 package operation
 
+import "time"
+
 // A Load is how many operations of a pool are in flight.
 type Load struct{ Queued, Executing int }
 
@@ -40,6 +42,48 @@ func (r *Registry) Loads() map[string]Load {
 		out[pool] = Load{Queued: l.stages[Queued], Executing: l.stages[Executing]}
 	}
 	return out
+}
+
+// OldestQueued tells for each pool that operations wait for when the client of the
+// one first came that has waited longest. It looks at some hundred operations
+// at a time without letting others in. The caller owns the map.
+func (r *Registry) OldestQueued() map[string]time.Time {
+	oldest := map[string]time.Time{}
+	for after, more := uint64(0), true; more; {
+		after, more = r.oldestQueued(after, oldest)
+	}
+	return oldest
+}
+
+// oldestQueued looks at the operations that came after the place. It reports the
+// place of the last one, and whether there are more that are worth a look.
+func (r *Registry) oldestQueued(after uint64, oldest map[string]time.Time) (last uint64, more bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pools := 0 // of those that operations wait for
+	for _, l := range r.loads {
+		if l.stages[Queued] > 0 {
+			pools++
+		}
+	}
+	for i, e := range r.order.after(after) {
+		if i == batchSize {
+			return last, true
+		}
+		if last = e.seq; e.op == nil || e.op.load == nil || e.op.machine.snap.Stage != Queued {
+			continue
+		}
+		if _, ok := oldest[e.op.load.pool]; ok {
+			continue
+		}
+		if n, err := ParseName(e.op.text); err == nil {
+			oldest[e.op.load.pool] = n.Created
+		}
+		if len(oldest) >= pools {
+			return last, false
+		}
+	}
+	return last, false
 }
 
 // QueuedFor lists the jobs of the operations that wait for a worker of the pool.

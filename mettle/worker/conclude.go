@@ -23,6 +23,7 @@ func (s *slot) conclude(ctx context.Context, lease queue.Lease, resp *repb.Execu
 	ctx, stop := context.WithTimeout(ctx, reportTimeout)
 	defer stop()
 	data, err := proto.Marshal(resp)
+	start := time.Now()
 	if err == nil {
 		err = s.w.o.Updates.SendUpdate(ctx, lease.Job().GetReplyTo(), &queuepb.Update{
 			Operation: lease.Job().GetOperation(), Attempt: lease.Attempt(), Worker: s.w.o.Name,
@@ -34,7 +35,11 @@ func (s *slot) conclude(ctx context.Context, lease queue.Lease, resp *repb.Execu
 		s.release(context.WithoutCancel(ctx), lease)
 		return
 	}
-	if err := lease.Ack(ctx); err != nil {
+	reported := time.Now()
+	s.w.metrics.report.Observe(reported.Sub(start).Seconds())
+	err = lease.Ack(ctx)
+	s.w.metrics.ack.Observe(time.Since(reported).Seconds())
+	if err != nil {
 		s.jobLog(lease).Warn("could not acknowledge a job", "error", err)
 	}
 }

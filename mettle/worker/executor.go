@@ -96,6 +96,8 @@ type run struct {
 	announce func(context.Context, livelog.Names)
 	metadata *repb.ExecutedActionMetadata
 	notes    []string // for a person
+	// entries are those of its input root, made those of them that were not there.
+	entries, made int
 }
 
 // key is that of the run's result.
@@ -224,6 +226,7 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 		return nil, err
 	}
 	m.InputFetchCompletedTimestamp = r.clock.stamp()
+	r.entries, r.made = root.Entries, root.Made
 	live := e.follow(ctx, r)
 	defer live.Wait()
 	res, runErr := e.runCommand(ctx, r)

@@ -226,8 +226,12 @@ func TestWorker_waitsForDisk(t *testing.T) {
 func TestWorker_metrics(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
 	f := newFixture(t, func(o *worker.Options, _ *mem.Options) { o.Registerer = registry }).start(t)
-	f.run(t, request{script: "true"}, 0)
+	f.run(t, request{
+		script: "cp in out; cp in out2", command: &repb.Command{OutputPaths: []string{"out", "out2"}},
+		root: &repb.Directory{Files: []*repb.FileNode{{Name: "in", Digest: f.put(t, "input")}}},
+	}, 0)
 	f.run(t, request{script: "false"}, 1)
+	waitFor(t, func() bool { return acknowledged(t, registry) == 2 }) // what is counted last
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -239,7 +243,7 @@ func TestWorker_metrics(t *testing.T) {
 	counts := map[string]float64{}
 	for _, f := range families {
 		for _, m := range f.Metric {
-			counts[f.GetName()+labels(m)] = m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			counts[f.GetName()+labels(m)] = m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
 	}
 	for name, want := range map[string]float64{
@@ -248,11 +252,36 @@ func TestWorker_metrics(t *testing.T) {
 		"mettle_worker_stage_duration_seconds execution":     2,
 		"mettle_worker_stage_duration_seconds input_fetch":   2,
 		"mettle_worker_stage_duration_seconds output_upload": 2,
+		"mettle_worker_queue_wait_seconds default":           2,
+		"mettle_worker_lease_wait_seconds":                   2,
+		"mettle_worker_queue_call_seconds report":            2,
+		"mettle_worker_queue_call_seconds ack":               2,
+		"mettle_worker_input_entries_total made":             1,
+		"mettle_worker_output_files_total":                   2,
+		"mettle_worker_output_bytes_total":                   10,
+		"mettle_worker_slots":                                2,
 	} {
 		if counts[name] != want {
 			t.Errorf("%s is %v, want %v", name, counts[name], want)
 		}
 	}
+}
+
+// acknowledged is how many jobs the worker has acknowledged.
+func acknowledged(t *testing.T, r prometheus.Gatherer) (n uint64) {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			if f.GetName()+labels(m) == "mettle_worker_queue_call_seconds ack" {
+				n += m.GetHistogram().GetSampleCount()
+			}
+		}
+	}
+	return n
 }
 
 func labels(m *dto.Metric) (s string) {

@@ -58,6 +58,7 @@ func (s *slot) run(ctx context.Context) error {
 		if !ok {
 			return nil
 		}
+		free := time.Now()
 		lease, err := s.lease(taking)
 		switch {
 		case err != nil && ctx.Err() != nil:
@@ -74,6 +75,7 @@ func (s *slot) run(ctx context.Context) error {
 		default:
 			// What runs when ctx is done runs to its end.
 			begun := time.Now()
+			s.w.metrics.idle.Observe(begun.Sub(free).Seconds())
 			s.handle(context.WithoutCancel(ctx), lease)
 			s.clean(ctx)
 			s.observeOverhead(begun)
@@ -154,7 +156,7 @@ func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 		s.w.faults.Store(0)
 	}
 	s.w.metrics.actions.WithLabelValues(outcome(resp)).Inc()
-	s.w.metrics.observe(resp.Result.GetExecutionMetadata())
+	s.w.metrics.observe(s.ran, resp.GetResult())
 	if peak := usageIn(resp).GetPeakMemoryBytes(); peak > 0 {
 		s.w.metrics.peak.Observe(float64(peak))
 	}
@@ -217,7 +219,10 @@ const minExtendTimeout = 5 * time.Second
 func (s *slot) extend(ctx context.Context, lease queue.Lease) error {
 	ctx, stop := context.WithTimeout(ctx, max(s.w.o.LeaseExtendEvery, minExtendTimeout))
 	defer stop()
-	return lease.Extend(ctx)
+	start := time.Now()
+	err := lease.Extend(ctx)
+	s.w.metrics.extend.Observe(time.Since(start).Seconds())
+	return err
 }
 
 // execute is the way from a job to a response. An error says that there is to be
@@ -231,6 +236,7 @@ func (s *slot) execute(ctx context.Context, lease queue.Lease) (resp *repb.Execu
 		}
 	}()
 	r, err = s.exec.load(ctx, lease.Job(), lease.Attempt())
+	s.w.metrics.leased(r)
 	if err != nil {
 		return s.endEarly(ctx, r, lease, err)
 	}

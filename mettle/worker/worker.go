@@ -269,7 +269,7 @@ func New(o Options) (*Worker, error) {
 
 func newWorker(o Options) (*Worker, error) {
 	o.offerNetwork()
-	m, err := newMetrics(o.Registerer, o.isolation())
+	m, err := newMetrics(&o)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -14,6 +15,7 @@ import (
 type metrics struct {
 	reg   prometheus.Registerer
 	calls *prometheus.CounterVec
+	times *prometheus.HistogramVec
 
 	redelivered, twice, lost, released, rejected, usedUp, dead, surplus, reconnected prometheus.Counter
 }
@@ -27,6 +29,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "mettle", Subsystem: "pubsub", Name: "calls_total", Help: "Calls to Pub/Sub, by method and status code; streams once, when they are opened.",
 		}, []string{"method", "code"}),
+		times: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "mettle", Subsystem: "pubsub", Name: "call_seconds", Help: "How long calls to Pub/Sub took, each try counted, without streams.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 3, 10), // 1 ms to 20 s
+		}, []string{"method"}),
 		redelivered: counter("redelivered_total", "Jobs that came here after another delivery of them had lapsed or was handed back."),
 		twice:       counter("delivered_twice_total", "Jobs that were delivered to this process while it had them already; they do not run again."),
 		released:    counter("released_total", "Jobs that a worker here has handed back because it ends."),
@@ -51,7 +57,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.calls, m.redelivered, m.twice, m.released, m.rejected, m.lost, m.usedUp, m.dead, m.surplus, m.reconnected}
+	return []prometheus.Collector{m.calls, m.times, m.redelivered, m.twice, m.released, m.rejected, m.lost, m.usedUp, m.dead, m.surplus, m.reconnected}
 }
 
 func (m *metrics) unregister() {
@@ -63,9 +69,11 @@ func (m *metrics) unregister() {
 	}
 }
 
-// unary counts calls.
+// unary counts and times calls.
 func (m *metrics) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error { //nolint:revive // gRPC's signature
+	start := time.Now()
 	err := call(ctx, method, req, reply, cc, opts...)
+	m.times.WithLabelValues(path.Base(method)).Observe(time.Since(start).Seconds())
 	m.calls.WithLabelValues(path.Base(method), status.Code(err).String()).Inc()
 	return err
 }

@@ -153,6 +153,10 @@ type Request struct {
 
 // Root is an input root that was built.
 type Root struct {
+	// Entries counts its files, directories and symlinks, and Made those of them that
+	// were made for it: the others were there, in a root of the Shelf.
+	Entries, Made int
+
 	auditor blob.Auditor
 	linked  []link
 	kept    *kept     // nil: linked has all of them
@@ -184,6 +188,7 @@ func (b *Builder) build(ctx context.Context, req Request) (*Root, error) {
 	}
 	w := &work{b: b, t: t, owner: req.Owner, shelf: req.Shelf, root: &Root{auditor: b.auditor, begun: time.Now()}, plan: plan{t: t}}
 	node, base := w.prepare(&req)
+	w.root.Entries, w.root.Made = t.entries, w.plan.made()
 	if err := b.haveFiles(ctx, &w.plan); err != nil {
 		return nil, err
 	}

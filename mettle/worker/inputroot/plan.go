@@ -143,6 +143,17 @@ func (s *step) unlinkSymlink(i int) {
 	}
 }
 
+// made counts what is to be made.
+func (p *plan) made() (n int) {
+	for i := range p.steps {
+		s := &p.steps[i]
+		if n += len(s.files) + len(s.symlinks); s.make {
+			n++
+		}
+	}
+	return n
+}
+
 // newFiles are the digests of all files that are to be made, each once.
 func (p *plan) newFiles() []digest.Digest {
 	var ds []digest.Digest
