@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/mettle-build/mettle/creds/credstest"
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/metrics/catalog"
@@ -51,6 +52,8 @@ func TestMetrics(t *testing.T) {
 	if err := os.WriteFile(policy, []byte("anonymous: {rights: [cas:read]}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	cert, key := credstest.NewAuthority(t, "ours").Issue(t.TempDir(), "server", credstest.Server())
+	trust := []string{"--policy=" + policy, "--tls_cert=" + cert, "--tls_key=" + key}
 	var lists [][]catalog.Metric
 	for _, urls := range [][]string{
 		{"file://" + t.TempDir()},
@@ -58,7 +61,7 @@ func TestMetrics(t *testing.T) {
 		{"s3://bucket/x?compress=zstd"},
 		{"gs://bucket/x"},
 	} {
-		lists = append(lists, metricsOver(t, policy, urls))
+		lists = append(lists, metricsOver(t, trust, urls))
 	}
 	all, err := catalog.Merge(lists...)
 	if err != nil {
@@ -87,7 +90,7 @@ func emptyBucket(w http.ResponseWriter, r *http.Request) {
 }
 
 // metricsOver are those of a server over stores.
-func metricsOver(t *testing.T, policy string, urls []string) []catalog.Metric {
+func metricsOver(t *testing.T, trust, urls []string) []catalog.Metric {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	c := &cli{}
@@ -95,7 +98,7 @@ func metricsOver(t *testing.T, policy string, urls []string) []catalog.Metric {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := parser.Parse([]string{"serve", "--policy=" + policy}); err != nil {
+	if _, err := parser.Parse(append([]string{"serve"}, trust...)); err != nil {
 		t.Fatal(err)
 	}
 	s := &server{cmd: &c.Serve, log: log, registry: metrics.NewRegistry()}

@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mettle-build/mettle/creds"
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/queue/open"
 )
@@ -44,7 +47,22 @@ type queueOptions struct {
 // open connects to the broker, which the caller closes. One that is away is
 // waited for in the background.
 func (f *queueFlags) open(ctx context.Context, o queueOptions) (queue.Broker, error) {
+	if err := f.watch(o.registry); err != nil {
+		return nil, err
+	}
 	return f.url.Open(ctx, open.Options{Name: o.worker, Logger: o.log, Registerer: o.registry})
+}
+
+// watch has metrics tell of the files that --queue names.
+func (f *queueFlags) watch(registry *prometheus.Registry) error {
+	_, query, _ := strings.Cut(f.Queue, "?")
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return err
+	}
+	return creds.Watch(registry,
+		creds.File{Use: "queue", Path: values.Get("cert"), Key: values.Get("key")}, creds.File{Use: "queue_ca", Path: values.Get("ca")},
+		creds.File{Use: "queue_credentials", Path: values.Get("credentials"), Opaque: true})
 }
 
 // needs are what a process can't do its work without.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"flag"
 	"io"
 	"log/slog"
@@ -16,9 +17,10 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/mettle-build/mettle/creds/credstest"
 	"github.com/mettle-build/mettle/metrics"
 	"github.com/mettle-build/mettle/metrics/catalog"
 	"github.com/mettle-build/mettle/mettle/queue"
@@ -67,10 +69,13 @@ func TestMetrics(t *testing.T) {
 	if err := os.WriteFile(policy, []byte("anonymous: {rights: [execute]}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	trust := "--policy=" + policy
-	lists := [][]catalog.Metric{dualMetrics(t, trust)}
+	a := credstest.NewAuthority(t, "ours")
+	cert, key := a.Issue(t.TempDir(), "server", credstest.Server())
+	trust := []string{"--policy=" + policy, "--tls_cert=" + cert, "--tls_key=" + key}
+	storage := "--storage_tls_ca=" + credstest.Write(t, t.TempDir(), "ca.pem", a.PEM)
+	lists := [][]catalog.Metric{dualMetrics(t, trust...)}
 	for _, queue := range []string{"--queue=" + startNATS(t), "--queue=gcppubsub://project/x"} {
-		lists = append(lists, apiMetrics(t, queue, trust), workerMetrics(t, queue))
+		lists = append(lists, apiMetrics(t, append(trust, queue, storage)...), workerMetrics(t, queue, storage))
 	}
 	all, err := catalog.Merge(append(lists, metricsElsewhere(t))...)
 	if err != nil {
@@ -224,7 +229,7 @@ func during(t *testing.T, program string, r *prometheus.Registry, l net.Listener
 			t.Error(err)
 		}
 	}()
-	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}))) //nolint:gosec // it is only to answer
 	if err != nil {
 		t.Error(err)
 		return nil

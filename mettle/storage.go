@@ -97,6 +97,9 @@ func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*r
 	if err != nil {
 		return nil, err
 	}
+	if err := f.Watch(registry, "storage"); err != nil {
+		return nil, err
+	}
 	calls, err := metrics.NewClient(metrics.ClientOptions{Prefix: "mettle_storage", Registerer: registry})
 	if err != nil {
 		return nil, err

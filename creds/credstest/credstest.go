@@ -44,9 +44,15 @@ type Authority struct {
 // NewAuthority makes one.
 func NewAuthority(t testing.TB, name string) *Authority {
 	t.Helper()
+	return NewAuthorityUntil(t, name, time.Time{})
+}
+
+// NewAuthorityUntil makes one that is good until then; the zero time is in an hour.
+func NewAuthorityUntil(t testing.TB, name string, until time.Time) *Authority {
+	t.Helper()
 	a := &Authority{t: t}
 	a.crt, a.key, a.PEM = a.sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, NotAfter: until,
 	})
 	return a
 }
@@ -59,7 +65,10 @@ func (a *Authority) sign(c *x509.Certificate) (*x509.Certificate, *ecdsa.Private
 	}
 	a.n++
 	c.SerialNumber = big.NewInt(a.n)
-	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	c.NotBefore = time.Now().Add(-time.Hour)
+	if c.NotAfter.IsZero() {
+		c.NotAfter = time.Now().Add(time.Hour)
+	}
 	parent, signer := a.crt, a.key
 	if parent == nil {
 		parent, signer = c, key

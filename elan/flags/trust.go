@@ -84,6 +84,11 @@ type Guarded struct {
 // Guard reads the files.
 func (t Trust) Guard(o GuardOptions) (*Guarded, error) {
 	g := &Guarded{}
+	if err := creds.Watch(o.Registerer,
+		creds.File{Use: "server", Path: t.TLSCert, Key: t.TLSKey}, creds.File{Use: "client_ca", Path: t.TLSClientCA}, creds.File{Use: "policy", Path: t.Policy, Opaque: true},
+	); err != nil {
+		return nil, err
+	}
 	tls, err := t.server(o.Logger).Credentials()
 	if err != nil {
 		return nil, err
@@ -188,6 +193,12 @@ func (c Caller) Dial(addr string, log *slog.Logger) (target string, opts []grpc.
 	}
 	opts, err = client.DialOptions()
 	return strings.Join(targets, ","), opts, err
+}
+
+// Watch has metrics tell of the files, which are for calls of what use names.
+func (c Caller) Watch(r prometheus.Registerer, use string) error {
+	return creds.Watch(r,
+		creds.File{Use: use, Path: c.TLSCert, Key: c.TLSKey}, creds.File{Use: use + "_ca", Path: c.TLSCA}, creds.File{Use: use + "_token", Path: c.TokenFile, Opaque: true})
 }
 
 // Encrypted reports whether all servers of an address are called over TLS.
