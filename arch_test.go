@@ -44,7 +44,8 @@ var arrows = map[string][]string{
 	"elan/blob/known":          {"elan/digest", "elan/blob", "elan/blob/recent"},
 	"elan/blob/tiered":         {"elan/digest", "elan/blob", "elan/blob/recent"},
 	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client", "elan/flags"},
-	"elan/flags":               {"elan/action", "metrics", "creds"},
+	"elan/flags":               {"elan/action", "elan/gate", "metrics", "creds"},
+	"elan/gate":                {},
 	"elan/compress":            {"elan/digest"},
 	"elan/logstream":           {"elan/resource"},
 	"elan/wire":                {},
@@ -56,7 +57,7 @@ var arrows = map[string][]string{
 	"elan/status":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action"},
 	"elan/client":              {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
 	"elan/relay":               {"elan/wire"},
-	"elan/rpc":                 {"elan/digest", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/asset", "elan/logstream", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
+	"elan/rpc":                 {"elan/digest", "elan/gate", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/asset", "elan/logstream", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
 	"elan/overview":            {"elan/flags", "metrics"},
 	"elan/tool":                {"elan/digest", "elan/blob", "elan/tree", "elan/inventory"},
 	"elan":                     {"elan/...", "metrics", "creds"},
@@ -109,7 +110,7 @@ var arrows = map[string][]string{
 //
 //nolint:gochecknoglobals // an immutable table
 var edges = []string{
-	"elan", "elan/flags", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/conform", "mettle/doctor", "mettle/e2e", "metrics", "creds",
+	"elan", "elan/flags", "elan/gate", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/conform", "mettle/doctor", "mettle/e2e", "metrics", "creds",
 	"proto/store",
 	"mettle/queue/pubsub", "mettle/queue/pubsub/pubsubtest", // Pub/Sub is called by gRPC, and a fake of it serves that
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/instances"
 	"github.com/mettle-build/mettle/elan/blob/open"
 	"github.com/mettle-build/mettle/elan/flags"
+	"github.com/mettle-build/mettle/elan/gate"
 	"github.com/mettle-build/mettle/elan/inventory"
 	"github.com/mettle-build/mettle/elan/logstream"
 	"github.com/mettle-build/mettle/elan/overview"
@@ -42,6 +44,7 @@ type serveCmd struct {
 
 	flags.Serving
 	flags.Trust
+	flags.Connections
 
 	Host     string `help:"The address to listen on. Without --policy, anyone who reaches it can read and write." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7777"`
@@ -53,7 +56,7 @@ type serveCmd struct {
 
 // Validate is called by kong, before Run.
 func (c *serveCmd) Validate() error {
-	return errors.Join(c.Serving.Check(rpc.MaxBatch), c.Trust.Check())
+	return errors.Join(c.Serving.Check(rpc.MaxBatch), c.Trust.Check(), c.Connections.Check())
 }
 
 // Run serves until ctx is done.
@@ -114,6 +117,7 @@ type server struct {
 	health *health.Server
 	admin  *metrics.Server
 	guard  *flags.Guarded
+	gate   *gate.Gate
 }
 
 // wire makes the parts, for a server at addr, in the order in which they need
@@ -147,6 +151,9 @@ func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
 		return err
 	}
 	options.Caller = s.guard.Caller
+	if s.gate, err = c.Gate("elan", s.log, s.registry); err != nil {
+		return err
+	}
 	// Last, since it is the one part that is to be closed.
 	if c.Served(addr) {
 		if s.assets, err = asset.New(asset.Options{
@@ -158,11 +165,11 @@ func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
 		}
 		options.Assets = s.assets
 	}
-	s.grpc, s.health = rpc.NewServer(append(observed.ServerOptions(), s.guard.ServerOptions...)...)
-	if err := rpc.Register(s.grpc, options); err != nil {
+	s.grpc, s.health = rpc.NewServer(slices.Concat(s.gate.ServerOptions(), observed.ServerOptions(), s.guard.ServerOptions)...)
+	if err := rpc.Register(s.gate.Registrar(s.grpc), options); err != nil {
 		return errors.Join(err, s.close())
 	}
-	rpc.RegisterAdmin(s.grpc, rpc.AdminOptions{Inventory: inv, Addr: addr, Anywhere: c.Admin || s.guard.Enforced()})
+	rpc.RegisterAdmin(s.gate.Registrar(s.grpc), rpc.AdminOptions{Inventory: inv, Addr: addr, Anywhere: c.Admin || s.guard.Enforced()})
 	return nil
 }
 
@@ -185,8 +192,9 @@ func (s *server) serve(ctx context.Context, listener, admin net.Listener) error 
 		group.Go(func() error { return s.admin.Serve(ctx, admin) })
 	}
 	group.Go(func() error { return s.guard.Run(ctx) })
+	group.Go(func() error { return s.gate.Run(ctx) })
 	group.Go(func() error {
-		return rpc.Serve(ctx, s.grpc, rpc.ServeOptions{Listener: listener, Health: s.health, Drain: s.endLogs, Grace: closeGrace})
+		return rpc.Serve(ctx, s.grpc, rpc.ServeOptions{Listener: s.gate.Listener(listener), Health: s.health, Drain: s.endLogs, Grace: closeGrace})
 	})
 	return group.Wait()
 }

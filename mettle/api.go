@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/mettle-build/mettle/elan/flags"
+	"github.com/mettle-build/mettle/elan/gate"
 	"github.com/mettle-build/mettle/elan/relay"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
@@ -35,11 +37,12 @@ type apiCmd struct {
 	executeFlags
 	poolFlags
 	flags.Trust
+	flags.Connections
 }
 
 // Validate is called by kong, before Run.
 func (c *apiCmd) Validate() error {
-	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check(), c.poolFlags.check(), c.Check())
+	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check(), c.poolFlags.check(), c.Trust.Check(), c.Connections.Check())
 }
 
 // Run serves until ctx is done.
@@ -75,6 +78,7 @@ type apiServer struct {
 	api     *api.Server
 	needs   needs
 	guard   *flags.Guarded
+	gate    *gate.Gate
 	closers closers
 }
 
@@ -90,6 +94,9 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 		return err
 	}
 	s.closers.add(s.guard.Close)
+	if s.gate, err = c.Gate("mettle", s.log, s.registry); err != nil {
+		return err
+	}
 	if s.jobs, err = c.queueFlags.open(ctx, queueOptions{log: s.log, registry: s.registry}); err != nil {
 		return err
 	}
@@ -172,6 +179,7 @@ func (s *apiServer) serve(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(parts)
 	group.Go(func() error { return s.api.Run(groupCtx) })
 	group.Go(func() error { return s.guard.Run(groupCtx) })
+	group.Go(func() error { return s.gate.Run(groupCtx) })
 	group.Go(func() error { return s.admin.serve(groupCtx, readyDuring(ctx, s.needs.ready), nil) })
 	group.Go(func() error { return s.needs.report(groupCtx, s.log) })
 	group.Go(func() error {
@@ -192,10 +200,11 @@ func (s *apiServer) serveRPC(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server, health := rpc.NewServer(append(observed.ServerOptions(), s.guard.ServerOptions...)...)
-	s.relay.Register(server) //nolint:contextcheck // streams have contexts of their own
-	s.api.Register(server)
-	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: s.listener, Health: health, Drain: s.shutdown, Grace: apiGrace})
+	server, health := rpc.NewServer(slices.Concat(s.gate.ServerOptions(), observed.ServerOptions(), s.guard.ServerOptions)...)
+	gated := s.gate.Registrar(server)
+	s.relay.Register(gated) //nolint:contextcheck // streams have contexts of their own
+	s.api.Register(gated)
+	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: s.gate.Listener(s.listener), Health: health, Drain: s.shutdown, Grace: apiGrace})
 }
 
 // shutdown sends those away who would wait for longer than this server can.

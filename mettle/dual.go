@@ -23,6 +23,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob/file"
 	"github.com/mettle-build/mettle/elan/blob/instances"
 	"github.com/mettle-build/mettle/elan/flags"
+	"github.com/mettle-build/mettle/elan/gate"
 	"github.com/mettle-build/mettle/elan/inventory"
 	"github.com/mettle-build/mettle/elan/logstream"
 	"github.com/mettle-build/mettle/elan/rpc"
@@ -52,6 +53,7 @@ type dualCmd struct {
 	flags.Serving
 	flags.Assets
 	flags.Trust
+	flags.Connections
 
 	slotFlags
 	imageFlags
@@ -60,7 +62,7 @@ type dualCmd struct {
 
 // Validate is called by kong, before Run.
 func (c *dualCmd) Validate() error {
-	return errors.Join(c.slotFlags.check(), c.imageFlags.check(), c.executeFlags.check(), c.Serving.Check(rpc.MaxBatch), c.Trust.Check())
+	return errors.Join(c.slotFlags.check(), c.imageFlags.check(), c.executeFlags.check(), c.Serving.Check(rpc.MaxBatch), c.Trust.Check(), c.Connections.Check())
 }
 
 // Run serves until ctx is done and everything has been brought to an end.
@@ -133,6 +135,7 @@ type dual struct {
 	images   *image.Cache // nil: actions run in none
 	worker   *worker.Worker
 	guard    *flags.Guarded
+	gate     *gate.Gate
 }
 
 // wire makes the parts, in the order in which they need each other.
@@ -144,6 +147,9 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	if d.guard, err = c.Guard(flags.GuardOptions{
 		Addr: d.listener.Addr(), OperationInstance: operationInstance, Logger: d.log, Registerer: d.registry,
 	}); err != nil {
+		return err
+	}
+	if d.gate, err = c.Gate("mettle", d.log, d.registry); err != nil {
 		return err
 	}
 	if err := makeDir(d.dir); err != nil {
@@ -297,6 +303,7 @@ func (d *dual) serve(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(parts)
 	group.Go(func() error { return d.api.Run(groupCtx) })
 	group.Go(func() error { return d.guard.Run(groupCtx) })
+	group.Go(func() error { return d.gate.Run(groupCtx) })
 	group.Go(func() error { return d.admin.serve(groupCtx, d.ready, d.notes) })
 	working, stopWork := context.WithCancel(groupCtx)
 	worked := make(chan struct{})
@@ -351,7 +358,8 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 	if err != nil {
 		return err
 	}
-	server, health := rpc.NewServer(append(observed.ServerOptions(), d.guard.ServerOptions...)...)
+	server, health := rpc.NewServer(slices.Concat(d.gate.ServerOptions(), observed.ServerOptions(), d.guard.ServerOptions)...)
+	gated := d.gate.Registrar(server)
 	options := rpc.Options{
 		Store:         d.blobs,
 		Stores:        d.stores,
@@ -369,16 +377,16 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 	if d.assets != nil {
 		options.Assets = d.assets
 	}
-	if err := rpc.Register(server, options); err != nil {
+	if err := rpc.Register(gated, options); err != nil {
 		return err
 	}
 	inv, err := inventory.NewLocal(inventory.Options{Store: d.blobs, Entries: d.blobs})
 	if err != nil {
 		return err
 	}
-	rpc.RegisterAdmin(server, rpc.AdminOptions{Inventory: inv, Addr: d.listener.Addr(), Anywhere: d.cmd.Admin || d.guard.Enforced()})
-	d.api.Register(server)
-	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: d.listener, Health: health, Drain: drain, Grace: closeGrace})
+	rpc.RegisterAdmin(gated, rpc.AdminOptions{Inventory: inv, Addr: d.listener.Addr(), Anywhere: d.cmd.Admin || d.guard.Enforced()})
+	d.api.Register(gated)
+	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: d.gate.Listener(d.listener), Health: health, Drain: drain, Grace: closeGrace})
 }
 
 // ready tells whether the worker takes jobs.

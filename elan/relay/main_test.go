@@ -119,7 +119,7 @@ func relayTo(t testing.TB, o relay.Options, backends ...*backend) *side {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := started(t, r.Register)
+	b := started(t, func(s *grpc.Server) { r.Register(s) })
 	conn := connect(t, []string{b.addr})
 	return &side{relay: r, conn: conn, cas: repb.NewContentAddressableStorageClient(conn), streams: bytestream.NewByteStreamClient(conn)}
 }

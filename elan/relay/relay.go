@@ -164,7 +164,7 @@ type method struct {
 // Register registers the services that are passed on, and Capabilities, with s,
 // which has the codec of elan/wire, as servers of elan/rpc do. To its interceptors
 // what is passed on are *wire.Raw.
-func (r *Relay) Register(s *grpc.Server) {
+func (r *Relay) Register(s grpc.ServiceRegistrar) {
 	repb.RegisterCapabilitiesServer(s, &capabilitiesServer{r: r})
 	reapi := repb.File_build_bazel_remote_execution_v2_remote_execution_proto.Services()
 	assets := assetpb.File_build_bazel_remote_asset_v1_remote_asset_proto.Services()
@@ -179,7 +179,7 @@ func (r *Relay) Register(s *grpc.Server) {
 }
 
 // register registers one service, whose methods are all like m.
-func (r *Relay) register(s *grpc.Server, service protoreflect.ServiceDescriptor, m method) {
+func (r *Relay) register(s grpc.ServiceRegistrar, service protoreflect.ServiceDescriptor, m method) {
 	desc := &grpc.ServiceDesc{ServiceName: string(service.FullName()), Metadata: service.ParentFile().Path()}
 	for i := range service.Methods().Len() {
 		d := service.Methods().Get(i)

@@ -47,7 +47,7 @@ type AdminOptions struct {
 // RegisterAdmin registers mettle.store.v1.Store with s: listing, removing,
 // adding up and verifying, for `elan ls` and its like. Where the options do not
 // let it be served, each call is answered with PERMISSION_DENIED, and why.
-func RegisterAdmin(s *grpc.Server, o AdminOptions) {
+func RegisterAdmin(s grpc.ServiceRegistrar, o AdminOptions) {
 	if tcp, ok := o.Addr.(*net.TCPAddr); o.Anywhere || ok && tcp.IP.IsLoopback() {
 		storepb.RegisterStoreServer(s, &adminServer{inv: o.Inventory, calls: make(chan struct{}, maxAdminCalls)})
 		return

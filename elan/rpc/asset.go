@@ -34,7 +34,7 @@ type Assets interface {
 }
 
 // registerAssets registers both services of the Remote Asset API.
-func registerAssets(s *grpc.Server, a Assets) {
+func registerAssets(s grpc.ServiceRegistrar, a Assets) {
 	assetpb.RegisterFetchServer(s, &fetchServer{a: a})
 	assetpb.RegisterPushServer(s, &pushServer{a: a})
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 )
 
@@ -43,5 +44,30 @@ func handler[S, Req, Resp any](name string, call func(S, context.Context, *Req) 
 		}
 		info := &grpc.UnaryServerInfo{Server: srv, FullMethod: name}
 		return interceptor(ctx, req, info, func(ctx context.Context, _ any) (any, error) { return call(server, ctx, req) })
+	}
+}
+
+// byteStreamService is what the generated code registers with a *grpc.Server alone.
+func byteStreamService() *grpc.ServiceDesc {
+	return &grpc.ServiceDesc{
+		ServiceName: "google.bytestream.ByteStream",
+		HandlerType: (*bytestream.ByteStreamServer)(nil),
+		Methods: []grpc.MethodDesc{{
+			MethodName: "QueryWriteStatus",
+			Handler:    handler("/google.bytestream.ByteStream/QueryWriteStatus", (*byteStreamServer).QueryWriteStatus),
+		}},
+		Streams: []grpc.StreamDesc{
+			{StreamName: "Read", ServerStreams: true, Handler: func(srv any, ss grpc.ServerStream) error {
+				req := &bytestream.ReadRequest{}
+				if err := ss.RecvMsg(req); err != nil {
+					return err //nolint:wrapcheck // a status already
+				}
+				return srv.(bytestream.ByteStreamServer).Read(req, &grpc.GenericServerStream[bytestream.ReadRequest, bytestream.ReadResponse]{ServerStream: ss}) //nolint:forcetypeassert // gRPC has checked it
+			}},
+			{StreamName: "Write", ClientStreams: true, Handler: func(srv any, ss grpc.ServerStream) error {
+				return srv.(bytestream.ByteStreamServer).Write(&grpc.GenericServerStream[bytestream.WriteRequest, bytestream.WriteResponse]{ServerStream: ss}) //nolint:forcetypeassert // as above
+			}},
+		},
+		Metadata: "google/bytestream/bytestream.proto",
 	}
 }

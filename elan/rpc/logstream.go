@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	gstatus "google.golang.org/grpc/status"
 
+	"github.com/mettle-build/mettle/elan/gate"
 	"github.com/mettle-build/mettle/elan/logstream"
 	"github.com/mettle-build/mettle/elan/resource"
 	"github.com/mettle-build/mettle/elan/status"
@@ -116,6 +117,7 @@ func (s *byteStreamServer) writeLog(stream writeStream, req *wire.WriteRequest) 
 		return logStatus(stream.SetTrailer, err)
 	}
 	defer release()
+	gate.Patient(stream.Context()) // a command may print nothing for hours
 	for {
 		committed, err := s.appendLog(stream.Context(), name, req)
 		if err != nil {

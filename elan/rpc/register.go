@@ -22,7 +22,6 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	logpb "github.com/bazelbuild/remote-apis/build/bazel/remote/logstream/v1"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
 
@@ -181,7 +180,7 @@ func (o *Options) storeOf(instance string) (blob.Store, error) {
 // Register checks the options, and registers the services with s before it
 // serves. They are safe for concurrent use and start no goroutines that outlive
 // a call.
-func Register(s *grpc.Server, o Options) error {
+func Register(s grpc.ServiceRegistrar, o Options) error {
 	o, err := o.withDefaults()
 	if err != nil {
 		return err
@@ -199,6 +198,6 @@ func Register(s *grpc.Server, o Options) error {
 	if o.LogStreams != nil {
 		logpb.RegisterLogStreamServiceServer(s, &logStreamServer{logs: o.LogStreams})
 	}
-	bytestream.RegisterByteStreamServer(s, &byteStreamServer{o: o, codec: codec, uploads: newUploads(o)})
+	s.RegisterService(byteStreamService(), &byteStreamServer{o: o, codec: codec, uploads: newUploads(o)})
 	return nil
 }

@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"fmt"
-	"math"
 	"net"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/mettle-build/mettle/elan/gate"
 	"github.com/mettle-build/mettle/elan/wire"
 )
 
@@ -27,9 +27,14 @@ const (
 	// minPing is how often a client may ping. Clients ping every 20 to 30 s;
 	// gRPC's default of 5 min answers them with GOAWAY too_many_pings.
 	minPing = 10 * time.Second
-	// serverPing and pingTimeout find clients that are gone without a word.
-	serverPing  = 60 * time.Second
-	pingTimeout = 20 * time.Second
+	// maxStreams is how many calls a connection has at once; what is beyond waits at
+	// the client, which is told. Bazel makes up to 10,000.
+	maxStreams = 16_384
+	// maxHeaderBytes bounds the metadata of a call: tokens of some KiB, and what
+	// proxies add.
+	maxHeaderBytes = 64 << 10
+	// handshakeTimeout is for TLS, the preface of HTTP/2 and its settings.
+	handshakeTimeout = 20 * time.Second
 
 	// streamWindow and connWindow are the flow control windows. Fixed ones
 	// cost less than gRPC's estimate, which sends a ping with most reads; these
@@ -55,11 +60,12 @@ func NewServer(opts ...grpc.ServerOption) (*grpc.Server, *health.Server) {
 		// Frames are received into its buffers, which gRPC's own would clear first.
 		experimental.BufferPool(pool),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: serverPing, Timeout: pingTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: gate.Ping, Timeout: gate.PingTimeout}),
 		grpc.MaxRecvMsgSize(MaxMessageBytes),
 		grpc.MaxSendMsgSize(MaxMessageBytes),
-		// Bazel opens up to 10,000 streams at once on one connection.
-		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.InitialWindowSize(streamWindow),
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.ReadBufferSize(bufferBytes),

@@ -1,0 +1,353 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+)
+
+// errStalled is why a call was ended.
+var errStalled = errors.New("the client has neither sent nor taken anything for too long")
+
+// memoryError is why another one was.
+type memoryError struct{}
+
+func (memoryError) Error() string {
+	return "the server's memory is short, and this client has the most calls that wait; try again later, with fewer at once"
+}
+
+// Is has it be a cancellation to those who look.
+func (memoryError) Is(target error) bool { return target == context.Canceled }
+
+func batchMethods() []string {
+	return []string{
+		repb.ContentAddressableStorage_FindMissingBlobs_FullMethodName,
+		repb.ContentAddressableStorage_BatchUpdateBlobs_FullMethodName,
+		repb.ContentAddressableStorage_BatchReadBlobs_FullMethodName,
+	}
+}
+
+// conn is what is known of one connection.
+type conn struct {
+	client  *client
+	gate    *Gate
+	batches chan struct{} // has a value for each call that works on a batch
+
+	mu          sync.Mutex // guards the list
+	first, last *call      // in the order in which they came
+}
+
+func newConn(g *Gate, c *client) *conn {
+	return &conn{client: c, gate: g, batches: make(chan struct{}, maxBatches)}
+}
+
+// call is one that is going on.
+type call struct {
+	conn   *conn
+	ctx    context.Context //nolint:containedctx // that of the call, to see its end
+	cancel context.CancelCauseFunc
+	batch  bool
+
+	// since when it waits for its client to send or to take something, in ticks; 0
+	// where it does not.
+	receives, sends atomic.Int64
+	queued          atomic.Bool // it waits for its turn, and its message in gRPC's buffers
+	patient         atomic.Bool
+
+	prev, next *call // in the conn's list, guarded by its mu
+	ended      bool  // likewise
+}
+
+type callKey struct{}
+
+// callContext is the context of a call. What gRPC sends to the client, where it
+// waits for it when the call is ended, is made of Err: DEADLINE_EXCEEDED, or
+// INTERNAL with the reason.
+type callContext struct {
+	context.Context //nolint:containedctx // it is one
+	call            *call
+}
+
+// Err implements context.Context.
+func (c *callContext) Err() error {
+	err := c.Context.Err()
+	if err == nil {
+		return nil
+	}
+	switch cause := context.Cause(c.Context); {
+	case errors.Is(cause, errStalled):
+		return context.DeadlineExceeded
+	case errors.Is(cause, memoryError{}):
+		return cause
+	}
+	return err
+}
+
+// Value implements context.Context.
+func (c *callContext) Value(key any) any {
+	if key == (callKey{}) {
+		return c.call
+	}
+	return c.Context.Value(key)
+}
+
+func callOf(ctx context.Context) *call {
+	c, _ := ctx.Value(callKey{}).(*call)
+	return c
+}
+
+// Patient lets the client of the call of ctx be silent for as long as it likes.
+func Patient(ctx context.Context) {
+	if c := callOf(ctx); c != nil {
+		c.patient.Store(true)
+	}
+}
+
+// tap sees a call before its first message is received. It runs in the goroutine
+// that reads the connection.
+func (g *Gate) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	batch, served := g.methods[info.FullMethodName]
+	if !served {
+		return ctx, nil
+	}
+	cn := g.connOf(ctx)
+	if g.short.Load() && cn.client.calls.Load() >= g.share.Load() {
+		g.metrics.turnedAway.Inc()
+		return ctx, status.Error(codes.ResourceExhausted, memoryError{}.Error())
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	c := &call{conn: cn, ctx: ctx, cancel: cancel, batch: batch}
+	cn.add(c)
+	return &callContext{ctx, c}, nil
+}
+
+// connOf is the connection of a call.
+func (g *Gate) connOf(ctx context.Context) *conn {
+	if p, ok := peer.FromContext(ctx); ok {
+		if tcp, ok := p.Addr.(*net.TCPAddr); ok {
+			g.mu.RLock()
+			defer g.mu.RUnlock()
+			if c := g.conns[tcp.AddrPort()]; c != nil {
+				return c
+			}
+		}
+	}
+	return g.others
+}
+
+// add takes c into the list. Until it is handled, it waits for its client.
+func (cn *conn) add(c *call) {
+	c.receives.Store(cn.gate.ticks.Load())
+	cn.client.calls.Add(1)
+	cn.gate.calls.Add(1)
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	c.prev = cn.last
+	if cn.last != nil {
+		cn.last.next = c
+	} else {
+		cn.first = c
+	}
+	cn.last = c
+}
+
+// end takes c out of the list.
+func (c *call) end() {
+	c.conn.mu.Lock()
+	defer c.conn.mu.Unlock()
+	c.endLocked()
+}
+
+// endLocked is end for a caller that has the conn's mu.
+func (c *call) endLocked() {
+	if c.ended {
+		return
+	}
+	c.ended = true
+	if c.prev != nil {
+		c.prev.next = c.next
+	} else {
+		c.conn.first = c.next
+	}
+	if c.next != nil {
+		c.next.prev = c.prev
+	} else {
+		c.conn.last = c.prev
+	}
+	c.conn.client.calls.Add(-1)
+	c.conn.gate.calls.Add(-1)
+}
+
+// waitsSince is since when the client keeps the call waiting; 0: it does not.
+func (c *call) waitsSince() int64 {
+	r, s := c.receives.Load(), c.sends.Load()
+	switch {
+	case r == 0 || s != 0 && s < r:
+		return s
+	default:
+		return r
+	}
+}
+
+// stalled are the calls that wait since limit or before. Those that have ended
+// without having been handled are taken out.
+func (cn *conn) stalled(limit int64) []*call {
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	var stalled []*call
+	for c := cn.first; c != nil; {
+		next := c.next
+		switch since := c.waitsSince(); {
+		case c.ctx.Err() != nil:
+			c.endLocked()
+		case since != 0 && since <= limit && !c.patient.Load():
+			stalled = append(stalled, c)
+		}
+		c = next
+	}
+	return stalled
+}
+
+// youngest are the calls of a kind, the youngest first.
+func (cn *conn) youngest(kind func(*call) bool) []*call {
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	var calls []*call
+	for c := cn.last; c != nil; c = c.prev {
+		if c.ctx.Err() == nil && kind(c) {
+			calls = append(calls, c)
+		}
+	}
+	return calls
+}
+
+// waits reports whether c waits for its client or for its turn, and so has nothing
+// but what it has received, or what it has to send.
+func waits(c *call) bool { return c.queued.Load() || c.waitsSince() != 0 }
+
+// receive calls f, which waits for the client to send something.
+func (c *call) receive(f func() error) error {
+	c.receives.Store(c.conn.gate.ticks.Load())
+	err := f()
+	c.receives.Store(0)
+	return c.explain(err)
+}
+
+// explain is err, or the status that says why the call was ended.
+func (c *call) explain(err error) error {
+	if err == nil || c.ctx.Err() == nil {
+		return err
+	}
+	switch cause := context.Cause(c.ctx); {
+	case errors.Is(cause, errStalled):
+		return status.Errorf(codes.DeadlineExceeded, "%v: %v", cause, c.conn.gate.o.Stall.Round(time.Second))
+	case errors.Is(cause, memoryError{}):
+		return status.Error(codes.ResourceExhausted, cause.Error())
+	}
+	return err
+}
+
+// enter waits until the call may work on its batch. The error is a status.
+func (c *call) enter() (leave func(), err error) {
+	c.receives.Store(0)
+	if !c.batch {
+		return func() {}, nil
+	}
+	c.queued.Store(true)
+	defer c.queued.Store(false)
+	select {
+	case c.conn.batches <- struct{}{}:
+		return func() { <-c.conn.batches }, nil
+	case <-c.ctx.Done():
+		return nil, c.explain(status.FromContextError(c.ctx.Err()).Err())
+	}
+}
+
+// Registrar registers services with s so that their calls pass the gate. All are
+// registered before s serves.
+func (g *Gate) Registrar(s grpc.ServiceRegistrar) grpc.ServiceRegistrar { return registrar{g, s} }
+
+type registrar struct {
+	gate *Gate
+	next grpc.ServiceRegistrar
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	d := *desc
+	d.Methods, d.Streams = slices.Clone(desc.Methods), slices.Clone(desc.Streams)
+	for i := range d.Methods {
+		r.know(d.ServiceName, d.Methods[i].MethodName)
+		d.Methods[i].Handler = unary(d.Methods[i].Handler)
+	}
+	for i := range d.Streams {
+		r.know(d.ServiceName, d.Streams[i].StreamName)
+		d.Streams[i].Handler = streaming(d.Streams[i].Handler)
+	}
+	r.next.RegisterService(&d, impl)
+}
+
+func (r registrar) know(service, method string) {
+	full := "/" + service + "/" + method
+	r.gate.methods[full] = slices.Contains(r.gate.o.Batches, full)
+}
+
+// unary is h behind the gate: it is there before the message is received.
+func unary(h grpc.MethodHandler) grpc.MethodHandler {
+	return func(srv any, ctx context.Context, dec func(any) error, i grpc.UnaryServerInterceptor) (any, error) {
+		c := callOf(ctx)
+		if c == nil {
+			return h(srv, ctx, dec, i)
+		}
+		defer c.end()
+		leave, err := c.enter()
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+		return h(srv, ctx, func(m any) error { return c.receive(func() error { return dec(m) }) }, i)
+	}
+}
+
+// streaming is h behind the gate.
+func streaming(h grpc.StreamHandler) grpc.StreamHandler {
+	return func(srv any, ss grpc.ServerStream) error {
+		c := callOf(ss.Context())
+		if c == nil {
+			return h(srv, ss)
+		}
+		defer c.end()
+		c.receives.Store(0)
+		return c.explain(h(srv, &stream{ss, c}))
+	}
+}
+
+// stream notes when it waits for the client.
+type stream struct {
+	grpc.ServerStream
+	call *call
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (s *stream) RecvMsg(m any) error {
+	return s.call.receive(func() error { return s.ServerStream.RecvMsg(m) })
+}
+
+// SendMsg implements grpc.ServerStream.
+func (s *stream) SendMsg(m any) error {
+	s.call.sends.Store(s.call.conn.gate.ticks.Load())
+	err := s.ServerStream.SendMsg(m)
+	s.call.sends.Store(0)
+	return s.call.explain(err)
+}

@@ -1,0 +1,120 @@
+package gate
+
+import (
+	"runtime"
+	rtmetrics "runtime/metrics"
+	"time"
+)
+
+const (
+	// weighEvery is how often the memory is looked at while there are calls. What
+	// comes in meanwhile is what the limit is overshot by: a fast machine's loopback
+	// brings 100 MB in that time.
+	weighEvery = 50 * time.Millisecond
+	// shortPart and easedPart are the parts of the limit, in percent, from which on
+	// what is alive is too much, and below which it is not any more.
+	shortPart, easedPart = 75, 60
+	// collectPart is the part of the limit at which it is looked what is alive.
+	collectPart = 90
+	// collectEvery is how often that is done at most.
+	collectEvery = 250 * time.Millisecond
+	// minShare is how many calls each client may have, however short memory is.
+	minShare = 16
+	// minCut is how many calls of a client are not ended for the memory they take:
+	// with as many it can't be theirs.
+	minCut = 4
+)
+
+// memory tells what is in use on the heap.
+type memory struct {
+	samples   []rtmetrics.Sample
+	collected time.Time
+}
+
+func newMemory() *memory {
+	return &memory{samples: []rtmetrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}}
+}
+
+// read is what was alive when the garbage was last collected, and what is in use
+// now, with the garbage.
+func (m *memory) read() (live, used int64) {
+	rtmetrics.Read(m.samples)
+	return int64(m.samples[0].Value.Uint64()), int64(m.samples[1].Value.Uint64()) //nolint:gosec // sizes of memory
+}
+
+// weigh is what is alive, where that may be over the limit, and otherwise an
+// estimate of it. It may have the garbage collected.
+func (m *memory) weigh(limit int64) int64 {
+	live, used := m.read()
+	// Where too much is alive, nothing else tells what has become of it.
+	if (used >= limit/100*collectPart || live >= limit/100*easedPart) && time.Since(m.collected) >= collectEvery {
+		runtime.GC()
+		m.collected = time.Now()
+		live, _ = m.read()
+	}
+	return live
+}
+
+// relieve ends calls where what is alive is too much: of the client that has the
+// most of them waiting, the younger half. The next look shows whether that
+// was enough.
+func (g *Gate) relieve() {
+	limit := g.o.MaxMemoryBytes
+	live := g.weigh(limit)
+	switch {
+	case live >= limit/100*shortPart:
+		g.shorten(live)
+	case live < limit/100*easedPart && g.short.Swap(false):
+		g.log.Info("memory is not short any more", "heap_bytes", live)
+	}
+}
+
+// shorten has memory be short.
+func (g *Gate) shorten(live int64) {
+	cut, clients := g.heaviest(waits)
+	if cut == nil {
+		// Nobody hoards messages: it is the number of calls.
+		cut, clients = g.heaviest(func(*call) bool { return true })
+	}
+	g.share.Store(max(minShare, g.calls.Load()/int64(2*max(1, clients))))
+	if !g.short.Swap(true) {
+		g.log.Warn("memory is short: new calls of those who have many are turned away, and calls that wait for their clients are ended", "heap_bytes", live, "limit_bytes", g.o.MaxMemoryBytes)
+	}
+	for _, c := range cut {
+		c.cancel(memoryError{})
+	}
+	g.metrics.ended.Add(float64(len(cut)))
+}
+
+// heaviest are the younger half of the calls of a kind of the client that has the
+// most of them, if those are more than a few, and how many clients have some. Of
+// a client with several connections, as a proxy is, it is those with the most.
+func (g *Gate) heaviest(kind func(*call) bool) (cut []*call, clients int) {
+	size := map[*client]int{}
+	byClient := map[*client][][]*call{}
+	for _, cn := range g.connections() {
+		if calls := cn.youngest(kind); len(calls) > 0 {
+			size[cn.client] += len(calls)
+			byClient[cn.client] = append(byClient[cn.client], calls)
+		}
+	}
+	var most *client
+	for c, n := range size {
+		if most == nil || n > size[most] {
+			most = c
+		}
+	}
+	if size[most] <= minCut {
+		return nil, len(size)
+	}
+	largest := 0
+	for _, calls := range byClient[most] {
+		largest = max(largest, len(calls))
+	}
+	for _, calls := range byClient[most] {
+		if 2*len(calls) >= largest {
+			cut = append(cut, calls[:(len(calls)+1)/2]...)
+		}
+	}
+	return cut[:min(len(cut), size[most]-minCut)], len(size)
+}
