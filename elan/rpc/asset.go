@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	assetpb "github.com/bazelbuild/remote-apis/build/bazel/remote/asset/v1"
@@ -51,7 +52,7 @@ func (s *fetchServer) FetchBlob(ctx context.Context, req *assetpb.FetchBlobReque
 		return nil, err
 	}
 	got, err := s.a.FetchBlob(ctx, r)
-	inline, err := fetchStatus(ctx, err)
+	inline, err := fetchStatus(ctx, req.Uris, err)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +72,7 @@ func (s *fetchServer) FetchDirectory(ctx context.Context, req *assetpb.FetchDire
 		return nil, err
 	}
 	got, err := s.a.FetchDirectory(ctx, r)
-	inline, err := fetchStatus(ctx, err)
+	inline, err := fetchStatus(ctx, req.Uris, err)
 	if err != nil {
 		return nil, err
 	}
@@ -159,13 +160,13 @@ type inlined struct {
 
 // fetchStatus tells failures of origins, which stand within the response, from
 // those of the call.
-func fetchStatus(ctx context.Context, err error) (inlined, error) {
+func fetchStatus(ctx context.Context, uris []string, err error) (inlined, error) {
 	f, ok := errors.AsType[*asset.FetchError](err)
 	if !ok {
 		return inlined{status: &spb.Status{}}, assetStatus(err)
 	}
 	code := reasonCode(f.Reason)
-	if !overlooksStatus(ctx) {
+	if !overlooksStatus(ctx) && !ofBuildStream(uris) {
 		return inlined{status: gstatus.New(code, cutMessage(f.Error())).Proto(), uri: f.URI}, nil
 	}
 	if code == codes.Aborted {
@@ -186,6 +187,13 @@ func overlooksStatus(ctx context.Context) bool {
 	var major, minor int
 	n, err := fmt.Sscanf(m.ToolDetails.ToolVersion, "%d.%d", &major, &minor)
 	return err != nil || n != 2 || major < 8 || (major == 8 && minor < 2)
+}
+
+// ofBuildStream tells whether the asset is one of BuildStream's, of which version 1 looks
+// at the call's status alone and takes the digest of any response for the artifact's;
+// version 2 takes NOT_FOUND from either place.
+func ofBuildStream(uris []string) bool {
+	return len(uris) != 0 && strings.HasPrefix(uris[0], "urn:fdc:buildstream.build:")
 }
 
 // maxReasonBytes bounds what is told of a failed fetch.

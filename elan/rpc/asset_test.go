@@ -179,6 +179,17 @@ func TestFetch_failures(t *testing.T) {
 	}
 }
 
+// TestFetch_unknownToBuildStream: BuildStream 1.6 sends no metadata, and pulls the digest
+// of whatever response it gets.
+func TestFetch_unknownToBuildStream(t *testing.T) {
+	const urn = "urn:fdc:buildstream.build:2020:v1:project/element/0123abcd"
+	fetch, _ := startAssets(t, &fakeAssets{err: &asset.FetchError{Reason: asset.NotFound, URI: urn, Err: errors.New("nobody pushed it")}})
+	_, err := fetch.FetchDirectory(t.Context(), &assetpb.FetchDirectoryRequest{Uris: []string{urn}})
+	wantCode(t, "FetchDirectory", err, codes.NotFound)
+	_, err = fetch.FetchBlob(t.Context(), &assetpb.FetchBlobRequest{Uris: []string{urn}})
+	wantCode(t, "FetchBlob", err, codes.NotFound)
+}
+
 func TestAsset_errors(t *testing.T) {
 	f := &fakeAssets{}
 	fetch, push := startAssets(t, f)
