@@ -119,11 +119,20 @@ func (r *run) start() {
 	r.metadata.WorkerStartTimestamp = r.clock.stamp()
 }
 
+// timedOut is the status of a command that its timeout ended, word for word as siso
+// wants it: any other DEADLINE_EXCEEDED it takes for that of its own call, and executes
+// again at once. Words for people stand in the response's message.
+const timedOut = "execution timeout exceeded"
+
 // finish completes the metadata and puts them and err into resp.
 func (r *run) finish(resp *repb.ExecuteResponse, err error) {
 	r.metadata.WorkerCompletedTimestamp = r.clock.stamp()
 	r.describeOverhead()
 	resp.Status = statusOf(err)
+	if errors.Is(err, errTimeout) {
+		r.notes = append(r.notes, err.Error())
+		resp.Status.Message = timedOut
+	}
 	if resp.Result == nil && err != nil {
 		// Even where there is nothing else to tell, when and where it was.
 		resp.Result = &repb.ActionResult{}

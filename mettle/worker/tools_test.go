@@ -173,8 +173,8 @@ func TestWorker_persistent_timeout(t *testing.T) {
 		t.Errorf("status %v", resp.Status)
 	}
 	for _, want := range []string{"ran for longer than 300ms", "process was killed"} {
-		if !strings.Contains(resp.Status.GetMessage(), want) {
-			t.Errorf("status %v does not say %q", resp.Status, want)
+		if !strings.Contains(resp.Message, want) {
+			t.Errorf("message %q does not say %q", resp.Message, want)
 		}
 	}
 	r := f.run(t, f.toolRequest(t, "x", "", "0"), 0)

@@ -103,8 +103,12 @@ func TestWorker_timeout(t *testing.T) {
 		command: &repb.Command{OutputPaths: []string{"out"}},
 		job:     &queuepb.Job{Timeout: durationpb.New(300 * time.Millisecond)},
 	})
-	if codes.Code(resp.Status.GetCode()) != codes.DeadlineExceeded || !strings.Contains(resp.Status.Message, "longer than 300ms") {
+	// siso knows a timeout of the action by these words alone.
+	if codes.Code(resp.Status.GetCode()) != codes.DeadlineExceeded || resp.Status.Message != "execution timeout exceeded" {
 		t.Errorf("status %v, want DEADLINE_EXCEEDED", resp.Status)
+	}
+	if !strings.Contains(resp.Message, "longer than 300ms") {
+		t.Errorf("the message is %q", resp.Message)
 	}
 	if string(resp.Result.GetStdoutRaw()) != "partial\n" || len(resp.Result.GetOutputFiles()) != 1 || resp.Result.ExitCode == 0 {
 		t.Errorf("result %v, want what there was", resp.Result)
