@@ -43,8 +43,9 @@ func Dial(ctx context.Context, target string, opts ...grpc.DialOption) (*grpc.Cl
 	conn.Connect()
 	for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
 		if state == connectivity.TransientFailure {
+			why := reason(ctx, conn, target)
 			_ = conn.Close()
-			return nil, fmt.Errorf("dial %s: %w: no gRPC server answers there", target, blob.ErrUnavailable)
+			return nil, fmt.Errorf("dial %s: %w: no gRPC server answers there: %s", target, blob.ErrUnavailable, why)
 		}
 		if !conn.WaitForStateChange(ctx, state) {
 			_ = conn.Close()
