@@ -96,9 +96,9 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	fmt.Fprintf(out, "Elan %s stores in %s.\n  Bazel   build --remote_cache=%s://%s    (in .bazelrc)\n", version, strings.Join(urls, ", "), c.Scheme(), listener.Addr())
+	fmt.Fprintf(out, "Elan %s stores in %s.\n  Bazel   build --remote_cache=%s://%s    (in .bazelrc)\n", version, strings.Join(urls, ", "), c.Scheme(), flags.Reachable(listener.Addr()))
 	if adminListener != nil {
-		fmt.Fprintf(out, "  Metrics, health and profiles: http://%s/\n", adminListener.Addr())
+		fmt.Fprintf(out, "  Metrics, health and profiles: http://%s/\n", flags.Reachable(adminListener.Addr()))
 	}
 	return s.serve(ctx, listener, adminListener)
 }

@@ -161,7 +161,7 @@ func (s *apiServer) wireStorage() (err error) {
 
 // announce prints what the user puts into a configuration.
 func (s *apiServer) announce(out io.Writer) {
-	addr := s.listener.Addr()
+	addr := flags.Reachable(s.listener.Addr())
 	fmt.Fprintf(out, `Mettle %s takes actions for the workers of %s, with the storage of %s.
   Bazel   build --remote_executor=%s://%s    (in .bazelrc)
   Please  [remote]

@@ -282,7 +282,7 @@ func loopback(addr net.Addr) bool {
 
 // announce prints what the user puts into a configuration.
 func (d *dual) announce(out io.Writer) {
-	addr := d.listener.Addr()
+	addr := flags.Reachable(d.listener.Addr())
 	fmt.Fprintf(out, `Mettle %s executes and stores, with %d slots and %s. Actions are %s.
   Bazel   build --remote_executor=%s://%s    (in .bazelrc)
   Please  [remote]

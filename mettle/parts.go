@@ -161,7 +161,7 @@ func (a *adminPage) serve(ctx context.Context, ready func(context.Context) error
 // announce prints where the page is.
 func (a *adminPage) announce(out io.Writer) {
 	if a.listener != nil {
-		fmt.Fprintf(out, "  Metrics, health and profiles: http://%s/\n", a.listener.Addr())
+		fmt.Fprintf(out, "  Metrics, health and profiles: http://%s/\n", flags.Reachable(a.listener.Addr()))
 	}
 }
 

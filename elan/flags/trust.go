@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -58,9 +60,24 @@ func (t Trust) Scheme() string {
 // Address is how commands of ours name a server that listens at addr.
 func (t Trust) Address(addr net.Addr) string {
 	if t.Scheme() == "grpcs" {
-		return "grpcs://" + addr.String()
+		return "grpcs://" + Reachable(addr)
 	}
-	return addr.String()
+	return Reachable(addr)
+}
+
+// Reachable is where clients find a server that listens at addr: one that listens
+// at all addresses of its machine, as by --host=0.0.0.0, goes by the machine's name,
+// since 0.0.0.0 and [::] stand for no machine that a client could call.
+func Reachable(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok || len(tcp.IP) > 0 && !tcp.IP.IsUnspecified() {
+		return addr.String()
+	}
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
 }
 
 // GuardOptions are those of Trust.Guard.
