@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/flags"
@@ -50,6 +51,11 @@ func (c *doctorCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) er
 		return err
 	}
 	o.Conn = conn
+	if !c.Encrypted(c.Remote) {
+		o.SpeaksTLS = func(ctx context.Context) bool {
+			return slices.ContainsFunc(targets, func(t string) bool { return client.SpeaksTLS(ctx, t) })
+		}
+	}
 	o.Found = func(f doctor.Finding) {
 		fmt.Fprintf(out, "%-4s  %-22s %s\n", f.Outcome, f.What, f.Found)
 		if f.Advice != "" {

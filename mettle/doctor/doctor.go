@@ -70,6 +70,9 @@ type Options struct {
 	// second of a stream, are worth a word; 0: 50 ms and 5 MB.
 	SlowCall    time.Duration
 	NarrowBytes float64
+	// SpeaksTLS, if set, looks whether the server's port answers a TLS handshake. It
+	// is asked where a connection without TLS does not come about.
+	SpeaksTLS func(context.Context) bool
 	// Found, if set, is called with each finding as it comes.
 	Found func(Finding)
 }
@@ -163,6 +166,10 @@ func (p *patient) answers(ctx context.Context) bool {
 	var from peer.Peer
 	start := time.Now()
 	caps, err := repb.NewCapabilitiesClient(p.o.Conn).GetCapabilities(ctx, &repb.GetCapabilitiesRequest{InstanceName: p.o.Instance}, grpc.Peer(&from))
+	if err != nil && status.Code(err) == codes.Unavailable && p.o.SpeaksTLS != nil && p.o.SpeaksTLS(ctx) {
+		p.add(Failure, "answers", "call it by grpcs://, as in grpcs://HOST:PORT; with a certificate by an authority of your own, give --tls_ca too", "the server speaks TLS there, and was called without")
+		return false
+	}
 	if err != nil {
 		return p.fail("answers", err)
 	}

@@ -117,6 +117,39 @@ func examine(t *testing.T, answer func(word string) *repb.ExecuteResponse, opts 
 	return doctor.Examine(t.Context(), doctor.Options{Conn: conn, Store: c, BandwidthBytes: 1 << 16, SlowCall: time.Hour, NarrowBytes: 1})
 }
 
+// TestExamine_noTLS: whoever calls a port with TLS without it sees no more of it than
+// a connection that ends.
+func TestExamine_noTLS(t *testing.T) {
+	l := bufconn.Listen(1 << 16)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	}()
+	conn, err := grpc.NewClient("passthrough:///server", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = conn.Close()
+		_ = l.Close()
+		<-ended
+	}()
+	for _, speaks := range []bool{true, false} {
+		fs := doctor.Examine(t.Context(), doctor.Options{Conn: conn, SpeaksTLS: func(context.Context) bool { return speaks }})
+		if len(fs) != 1 || fs[0].Outcome != doctor.Failure || strings.Contains(fs[0].Advice, "grpcs://") != speaks {
+			t.Errorf("a port of which a look says %v found %v", speaks, fs)
+		}
+	}
+}
+
 func well(word string) *repb.ExecuteResponse { return ran(word, time.Now()) }
 
 func TestExamine(t *testing.T) {
