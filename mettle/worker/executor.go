@@ -261,6 +261,9 @@ func (e *Executor) collect(ctx context.Context, r *run, c ran) (*repb.ExecuteRes
 		Root: c.root, Command: r.command, Owner: output.Owner(e.owner), Function: r.digest.Function(),
 		Stdout: e.stdout(), Stderr: c.stderr, StdoutBytes: res.StdoutBytes, StderrBytes: res.StderrBytes,
 	})
+	if errors.Is(err, blob.ErrTooLarge) {
+		err = fmt.Errorf("%w: %w", errNoRoom, err)
+	}
 	if got == nil {
 		return nil, err
 	}

@@ -27,6 +27,9 @@ import (
 var (
 	// errTampered: the command changed an input that is also the store's.
 	errTampered = errors.New("an input was changed while the command ran, and the store has dropped it; inputs are read-only, so let the action change a copy")
+	// errNoRoom: an output is larger than the store can ever hold. The action is
+	// sound; it is a resource that is lacking.
+	errNoRoom = errors.New("the storage has no room for an output")
 	// errCancelled: nobody wants the job any more.
 	errCancelled = errors.New("cancelled")
 	// errPanic: a fault in this program.
@@ -50,7 +53,7 @@ func statusOf(err error) *spb.Status {
 	case errors.Is(err, errTampered), errors.Is(err, command.ErrInvalid), errors.Is(err, runner.ErrOutputTooLarge),
 		errors.Is(err, image.ErrRefused):
 		code = codepb.Code_INVALID_ARGUMENT
-	case errors.Is(err, image.ErrFull):
+	case errors.Is(err, errNoRoom), errors.Is(err, image.ErrFull):
 		code = codepb.Code_RESOURCE_EXHAUSTED
 	case errors.Is(err, output.ErrUnusable), errors.Is(err, image.ErrUnusable):
 		code = codepb.Code_FAILED_PRECONDITION

@@ -3,6 +3,7 @@
 package worker_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
@@ -244,6 +246,37 @@ func TestWorker_outputTooLarge(t *testing.T) {
 	if codes.Code(resp.Status.GetCode()) != codes.InvalidArgument || resp.Result.StdoutDigest.GetSizeBytes() != 1000 {
 		t.Errorf("status %v, stdout of %d bytes", resp.Status, resp.Result.StdoutDigest.GetSizeBytes())
 	}
+}
+
+// smallStore is too small for a blob of maxBytes and more.
+type smallStore struct {
+	blob.Store
+	maxBytes int64
+}
+
+func (s smallStore) Create(ctx context.Context, d digest.Digest) (blob.Writer, error) {
+	if d.Size() >= s.maxBytes {
+		return nil, fmt.Errorf("create blob %s: %w: the store holds %d bytes", d, blob.ErrTooLarge, s.maxBytes)
+	}
+	return s.Store.Create(ctx, d)
+}
+
+// TestWorker_storeTooSmall: no client could put an action right for which the store
+// has too little room, so that it is not told that its arguments are invalid.
+func TestWorker_storeTooSmall(t *testing.T) {
+	f := newFixture(t, func(o *worker.Options, _ *mem.Options) { o.Store = smallStore{o.Store, 100_000} }).start(t)
+	for name, r := range map[string]request{
+		"a file":      {script: "head -c 100000 /dev/zero >out; echo log", command: &repb.Command{OutputPaths: []string{"out"}}},
+		"a directory": {script: "mkdir out; head -c 100000 /dev/zero >out/a; echo log", command: &repb.Command{OutputPaths: []string{"out"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			resp := f.execute(t, r)
+			if codes.Code(resp.Status.GetCode()) != codes.ResourceExhausted || !strings.Contains(resp.Status.GetMessage(), "the storage has no room for an output") {
+				t.Errorf("status %v, want RESOURCE_EXHAUSTED and why", resp.Status)
+			}
+		})
+	}
+	f.run(t, request{script: "true"}, 0)
 }
 
 func TestWorker_typeMismatch(t *testing.T) {
