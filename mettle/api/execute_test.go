@@ -1,8 +1,10 @@
 package api_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +23,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/mettle/api"
 	"github.com/mettle-build/mettle/mettle/queue"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
@@ -339,4 +342,45 @@ func TestExecute_manyClients(t *testing.T) {
 		wg.Wait()
 		b.noLease()
 	})
+}
+
+// TestExecute_large: a result that clients don't take by default is not lost without
+// a word.
+func TestExecute_large(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log syncBuffer
+		b := newBench(t, func(o *api.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		path := strings.Repeat("x", 1<<10)
+		res := &repb.ActionResult{}
+		for range 5 << 10 {
+			res.OutputFiles = append(res.OutputFiles, &repb.OutputFile{Path: path})
+		}
+		w := b.executeAction(b.store.action("a"))
+		b.complete(b.lease(), &repb.ExecuteResponse{Result: res})
+		if s := w.err(codes.ResourceExhausted); !strings.Contains(s.Message(), "larger than max") {
+			t.Errorf("the client is told %q", s.Message())
+		}
+		synctest.Wait()
+		if got := log.String(); !strings.Contains(got, "larger than clients take by default") || !strings.Contains(got, "limit_bytes=4194304") {
+			t.Errorf("the log says %q", got)
+		}
+	})
+}
+
+// syncBuffer is a buffer that is read while it is written to.
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.String()
 }

@@ -6,6 +6,7 @@ import (
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/mettle-build/mettle/mettle/operation"
@@ -14,6 +15,10 @@ import (
 // drainGrace is how long a stream waits, when the server shuts down, for a
 // result that a worker has sent and that is still on its way.
 const drainGrace = 250 * time.Millisecond
+
+// clientLimit is the largest message, in bytes, that gRPC's clients take unless they
+// are told otherwise, in all languages.
+const clientLimit = 4 << 20
 
 // follow sends the client the states of what it waits for until that has ended.
 // The client is one of those that w counts. The error is operation.ErrWithdrawn
@@ -81,7 +86,21 @@ func (c *call) send(snap *operation.Snapshot) error {
 		snap = &with
 	}
 	c.sent = true
-	return c.stream.Send(c.message(snap))
+	msg := c.message(snap)
+	if len(snap.Response) > maxResultBytes {
+		c.tellLarge(msg)
+	}
+	return c.stream.Send(msg)
+}
+
+// tellLarge notes a message that most clients refuse: gRPC's own limit is 4 MiB, and
+// a client tells its user no more than that something was too large. It is sent all
+// the same, since some take more.
+func (c *call) tellLarge(msg *longrunningpb.Operation) {
+	if size := proto.Size(msg); size > clientLimit {
+		c.s.log.WarnContext(c.stream.Context(), "a result is larger than clients take by default, so that they fail with RESOURCE_EXHAUSTED: let the action have fewer outputs, or a directory as its output",
+			"operation", c.text, "size_bytes", size, "limit_bytes", clientLimit)
+	}
 }
 
 // message is a state as clients see it.
