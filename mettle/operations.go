@@ -23,7 +23,7 @@ import (
 
 // operationsCmd looks at the operations of an API server, and cancels some.
 type operationsCmd struct {
-	API string `name:"api" help:"The API server, HOST:PORT, with grpcs:// before it for TLS." default:"localhost:7778" placeholder:"HOST:PORT"`
+	Remote string `aliases:"api" env:"METTLE_REMOTE,METTLE_API" help:"The API server, HOST:PORT, with grpcs:// before it for TLS. --api is an older name of it." default:"localhost:7778" placeholder:"HOST:PORT"`
 	flags.Caller
 
 	List   listOperationsCmd   `cmd:"" default:"withargs" help:"List what the server's clients wait for, and what has ended in the last minutes."`
@@ -44,13 +44,13 @@ func (c *operationsCmd) with(ctx context.Context, f func(longrunningpb.Operation
 
 // dial connects to the server.
 func (c *operationsCmd) dial(ctx context.Context) (*grpc.ClientConn, error) {
-	addr, opts, err := c.Dial(c.API, nil)
+	addr, opts, err := c.Dial(c.Remote, nil)
 	if err != nil {
-		return nil, fmt.Errorf("--api: %w", err)
+		return nil, fmt.Errorf("--remote: %w", err)
 	}
 	conn, err := client.Dial(ctx, addr, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("%w (is an API server running there? --api names another)", err)
+		return nil, fmt.Errorf("%w (is an API server running there? --remote names another)", err)
 	}
 	return conn, nil
 }
