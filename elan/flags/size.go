@@ -39,7 +39,7 @@ func (s *Size) UnmarshalText(text []byte) error {
 			continue
 		}
 		n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-		if err != nil || n < 0 || n*float64(u.bytes) > math.MaxInt64/2 {
+		if err != nil || math.IsNaN(n) || n < 0 || n*float64(u.bytes) > math.MaxInt64/2 {
 			break
 		}
 		*s = Size(n * float64(u.bytes))
