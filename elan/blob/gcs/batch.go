@@ -82,6 +82,9 @@ func readStat(st *bucket.Stat, body []byte) error {
 	if err == nil {
 		st.SizeBytes, err = strconv.ParseInt(m.Size, 10, 64)
 	}
+	if err == nil && st.SizeBytes < 0 {
+		err = fmt.Errorf("a size of %s", m.Size)
+	}
 	if err == nil && m.Generation == "" {
 		err = errors.New("no generation")
 	}

@@ -152,7 +152,7 @@ func totalOf(contentRange string, offset int64) (int64, error) {
 	rest, ok := strings.CutPrefix(contentRange, fmt.Sprintf("bytes %d-", offset))
 	_, total, found := strings.Cut(rest, "/")
 	size, err := strconv.ParseInt(total, 10, 64)
-	if !ok || !found || err != nil {
+	if !ok || !found || err != nil || size < 0 {
 		return 0, fmt.Errorf("the bytes from %d were asked for, the answer has the range %.100q", offset, contentRange)
 	}
 	return size, nil
