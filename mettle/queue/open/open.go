@@ -105,7 +105,11 @@ func parseNATS(s, text string) (*URL, error) {
 func parsePubSub(s string) (*URL, error) {
 	parsedURL, err := url.Parse(s)
 	if err != nil {
-		return nil, err
+		// Its text has all of the address, with what somebody may take for the place of a password.
+		if parse, ok := errors.AsType[*url.Error](err); ok {
+			err = parse.Err
+		}
+		return nil, fmt.Errorf("the queue %q is no URL, want %s: %w", redact("gcppubsub://", strings.TrimPrefix(s, "gcppubsub://")), wanted, err)
 	}
 	parsed, err := pubsub.ParseURL(parsedURL)
 	if err != nil {
