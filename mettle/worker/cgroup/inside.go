@@ -159,8 +159,8 @@ func (in *Inside) End() Used {
 		u.PeakMemoryBytes = max(0, peak-a.usage)
 	}
 	if a.hasCPU && b.hasCPU {
-		u.User = max(0, time.Duration(b.userMicros-a.userMicros)) * time.Microsecond
-		u.System = max(0, time.Duration(b.systemMicros-a.systemMicros)) * time.Microsecond
+		u.User = max(0, time.Duration(b.userMicros-a.userMicros)*time.Microsecond)
+		u.System = max(0, time.Duration(b.systemMicros-a.systemMicros)*time.Microsecond)
 	}
 	return u
 }

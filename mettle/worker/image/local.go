@@ -237,6 +237,10 @@ func (t *tarball) saved(digest v1.Hash) (*record, error) {
 // savedName lists what docker save has saved.
 const savedName = "manifest.json"
 
+// maxSavedConfigs bounds the configurations of all images in a tarball, which are
+// some kilobytes each.
+const maxSavedConfigs = 8 * maxManifest
+
 type savedImage struct {
 	Config string
 	Layers []string
@@ -252,9 +256,14 @@ func (t *tarball) savedImages() ([]savedImage, error) {
 	if err := json.Unmarshal(data, &images); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrUnusable, savedName, err)
 	}
+	left := maxSavedConfigs
 	for i := range images {
 		if images[i].config, err = t.read(path.Clean(images[i].Config)); err != nil {
 			return nil, err
+		}
+		// A list of four megabytes could name the same large file very often.
+		if left -= len(images[i].config); left < 0 || i >= maxMembers {
+			return nil, fmt.Errorf("%w: the images of %s have configurations of more than %d bytes", ErrUnusable, savedName, maxSavedConfigs)
 		}
 	}
 	return images, nil
