@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/mettle-build/mettle/elan/asset"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/logstream"
 	"github.com/mettle-build/mettle/elan/rpc"
@@ -54,6 +55,14 @@ func calls(d *repb.Digest) []call {
 	}
 }
 
+// nothingFetched is told of each asset that it is not there, which the answer puts in
+// words that depend on the client.
+type nothingFetched struct{ fakeAssets }
+
+func (*nothingFetched) FetchBlob(context.Context, asset.Request) (asset.Response, error) {
+	return asset.Response{}, &asset.FetchError{Reason: asset.NotFound, Err: errors.New("gone")}
+}
+
 // FuzzRequests: whatever a message of a client says, the answer is one, or a status
 // that blames the client: nothing breaks, and nothing is said to be our fault, upon
 // which clients would try again for ever.
@@ -63,7 +72,7 @@ func FuzzRequests(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(logs.Shutdown)
-	s := start(f, rpc.Options{Assets: &fakeAssets{}, LogStreams: logs})
+	s := start(f, rpc.Options{Assets: &nothingFetched{}, LogStreams: logs})
 	d := digest.Of(digest.SHA256, []byte("x")).Proto()
 	all := calls(d)
 	for i, c := range all {
@@ -72,7 +81,7 @@ func FuzzRequests(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(uint8(i), data, []byte("\x0a\x07\x0a\x05bazel")) //nolint:gosec // a few
-		f.Add(uint8(i), []byte{}, []byte{})                     //nolint:gosec // as above
+		f.Add(uint8(i), []byte{}, []byte{})                    //nolint:gosec // as above
 	}
 	f.Fuzz(func(t *testing.T, which uint8, data, md []byte) {
 		c := all[int(which)%len(all)]

@@ -372,3 +372,33 @@ func FuzzIndex(f *testing.F) {
 		must(t, s.Close())
 	})
 }
+
+// FuzzSecret: the file that tells our records from foreign bytes may have any bytes.
+// A value is found by the right ones alone, and never a wrong one.
+func FuzzSecret(f *testing.F) {
+	o := pack.Options{Dir: f.TempDir(), SegmentBytes: 16 << 10}
+	s := open(f, o)
+	put(f, s, 1)
+	must(f, s.Close())
+	path := o.Dir + "/secret"
+	right, err := os.ReadFile(path)
+	must(f, err)
+	f.Add(right)
+	f.Add(right[:3])
+	f.Add(bytes.Repeat([]byte{0}, len(right)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		must(t, os.WriteFile(path, data, 0o600))
+		defer func() { must(t, os.WriteFile(path, right, 0o600)) }()
+		s, err := pack.New(o)
+		if err != nil {
+			if len(data) == len(right) {
+				t.Errorf("%x: %v", data, err)
+			}
+			return
+		}
+		if v, err := s.Get(t.Context(), key(1)); err == nil && !bytes.Equal(v, value(1)) || bytes.Equal(data, right) && err != nil {
+			t.Errorf("%x: the record is %.40q, %v", data, v, err)
+		}
+		must(t, s.Close())
+	})
+}
