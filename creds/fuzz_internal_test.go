@@ -132,7 +132,7 @@ func FuzzTokens(f *testing.F) {
 			return
 		}
 		seen := map[string]bool{}
-		for _, token := range strings.Fields(string(data)) {
+		for _, token := range strings.FieldsSeq(string(data)) {
 			if seen[token] || len(token) < minTokenBytes {
 				t.Errorf("token %q is taken", token)
 			}
