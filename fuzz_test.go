@@ -18,7 +18,7 @@ import (
 //
 //nolint:gochecknoglobals // an immutable table
 var fuzzed = map[string][]string{
-	"creds.FuzzCertificates":                       {"keyPair"},
+	"creds.FuzzCertificates":                       {"chainEnd", "keyPair", "latestEnd"},
 	"creds.FuzzPolicy":                             {"hashNode.UnmarshalYAML", "isLoopbackURL", "parsePolicy"},
 	"creds.FuzzStaticKeys":                         {"staticKeys"},
 	"creds.FuzzTokens":                             {"policyBuilder.tokens"},
@@ -97,6 +97,12 @@ var fuzzed = map[string][]string{
 //
 //nolint:gochecknoglobals // an immutable table
 var unfuzzed = map[string]string{
+	"elan/gate.lines":                              "the kernel's files",
+	"elan/gate.lower":                              "the kernel's files",
+	"mettle.queueFlags.watch":                      "the operator's own URL, which mettle/queue/open.FuzzParseURL is about",
+	"proto/releases.compareVersions":               "files of this repository",
+	"proto/releases.Release.AsKnown":               "files of this repository",
+	"proto/releases.Open":                          "files of this repository",
 	"creds.isLoopbackTarget":                       "the operator's own address",
 	"creds/credstest.Authority.sign":               "for tests",
 	"elan/asset.Guard.Check":                       "addresses that the resolver has found",

@@ -132,7 +132,7 @@ func FuzzTokens(f *testing.F) {
 			return
 		}
 		seen := map[string]bool{}
-		for _, token := range strings.FieldsSeq(string(data)) {
+		for token := range strings.FieldsSeq(string(data)) {
 			if seen[token] || len(token) < minTokenBytes {
 				t.Errorf("token %q is taken", token)
 			}
@@ -160,11 +160,18 @@ func FuzzCertificates(f *testing.F) {
 	f.Add(append(read(key), read(cert)...), append(read(cert), read(key)...))
 	f.Add([]byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"), []byte{})
 	f.Fuzz(func(t *testing.T, cert, key []byte) {
-		if pair, err := keyPair(cert, key, "c", "k"); err == nil && (pair.PrivateKey == nil || len(pair.Certificate) == 0) {
-			t.Errorf("a pair of %v and %d certificates", pair.PrivateKey, len(pair.Certificate))
+		if pair, err := keyPair(cert, key, "c", "k"); err == nil {
+			end, err := chainEnd(pair)
+			if pair.PrivateKey == nil || len(pair.Certificate) == 0 || err == nil && end.IsZero() {
+				t.Errorf("a pair of %v and %d certificates, until %v, %v", pair.PrivateKey, len(pair.Certificate), end, err)
+			}
 		}
-		if p, err := pool(cert, "c"); (p == nil) == (err == nil) {
+		p, err := pool(cert, "c")
+		if (p == nil) == (err == nil) {
 			t.Errorf("authorities %v with error %v", p, err)
+		}
+		if end, err := latestEnd(cert); (err == nil) == end.IsZero() || err == nil && p == nil {
+			t.Errorf("the authorities %v are good until %v, %v", p, end, err)
 		}
 	})
 }
