@@ -2,7 +2,9 @@ package creds
 
 import (
 	"crypto/x509"
+	"fmt"
 	"slices"
+	"time"
 )
 
 // certificateRule gives an identity to client certificates, which TLS has verified.
@@ -29,6 +31,18 @@ func (r *certificateRule) meets(c *x509.Certificate) bool {
 	return false
 }
 
+// stillGood looks at what may have changed since the connection was made, which may
+// have been days ago.
+func (p *policy) stillGood(c *x509.Certificate, now time.Time) error {
+	if now.After(c.NotAfter) {
+		return fmt.Errorf("the client certificate of %.200q has expired: connect with a new one", certificateName(c))
+	}
+	if p.revoked[c.SerialNumber.Text(16)] {
+		return fmt.Errorf("the client certificate of %.200q is revoked in the policy of this server", certificateName(c))
+	}
+	return nil
+}
+
 // ofCertificate joins what all rules give to a certificate. Nil: nothing.
 func (p *policy) ofCertificate(c *x509.Certificate) *Identity {
 	var id *Identity
@@ -37,16 +51,11 @@ func (p *policy) ofCertificate(c *x509.Certificate) *Identity {
 		if !r.meets(c) {
 			continue
 		}
-		if id == nil {
-			first := r.id
-			if name := certificateName(c); name != first.Name {
-				first.Name += ":" + name
-			}
-			first.grants = slices.Clone(first.grants)
-			id = &first
-			continue
+		name := r.id.Name
+		if subject := certificateName(c); subject != name {
+			name += ":" + subject
 		}
-		id.grants = append(id.grants, r.id.grants...)
+		id = id.join(&r.id, name)
 	}
 	return id
 }

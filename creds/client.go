@@ -77,6 +77,7 @@ func (o Client) DialOptions() ([]grpc.DialOption, error) {
 		}
 		return string(fields[0]), nil
 	})
+	r.secrets = []string{o.TokenFile}
 	if _, err := r.get(); err != nil {
 		return nil, err
 	}
@@ -131,6 +132,9 @@ func (o Client) handshakes() (*handshakes, error) {
 		}
 		return c, nil
 	})
+	if o.Key != "" {
+		r.secrets = []string{o.Key}
+	}
 	c, err := r.get()
 	if err != nil {
 		return nil, err

@@ -17,6 +17,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Right is something that a caller may do.
@@ -47,9 +49,28 @@ type Identity struct {
 	// Kind is how the caller has shown who it is: token, jwt, certificate, or
 	// anonymous.
 	Kind string
+	// For is on whose behalf the call is, as an identity says that may act for others;
+	// "" is its own.
+	For string
 
-	grants []grant
-	limits limits
+	grants  []grant
+	limits  limits
+	actsFor bool
+}
+
+// join adds what another rule gives to what id has by those before it, none at first:
+// all rights, and every limit. The name is that of those who have the first rule.
+func (id *Identity) join(rule *Identity, name string) *Identity {
+	if id == nil {
+		first := *rule
+		first.Name = name
+		first.grants = slices.Clone(first.grants)
+		return &first
+	}
+	id.grants = append(id.grants, rule.grants...)
+	id.limits = id.limits.and(rule.limits)
+	id.actsFor = id.actsFor || rule.actsFor
+	return id
 }
 
 // grant is rights at instances.
@@ -89,6 +110,11 @@ func matches(pattern, s string) bool {
 		return strings.HasPrefix(s, prefix)
 	}
 	return pattern == s
+}
+
+// printable reports whether s is text that can stand in logs and on pages.
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 func checkPattern(p string) error {

@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -46,8 +46,10 @@ type Guard struct {
 	o       Options
 	policy  atomic.Pointer[policy]
 	limits  limiters
+	audits  audits
 	metrics *guardMetrics
-	last    string // the mistake in what was read last; Run's
+	issuers atomic.Pointer[string] // what was wrong with one last
+	last    string                 // the mistake in what was read last; Run's
 }
 
 // New reads the policy. The error names the line that is wrong.
@@ -67,7 +69,7 @@ func New(o Options) (*Guard, error) {
 	if o.Canonical == nil {
 		o.Canonical = func(instance string) string { return instance }
 	}
-	g := &Guard{o: o}
+	g := &Guard{o: o, audits: newAudits()}
 	var err error
 	if g.metrics, err = newMetrics(o.Registerer); err != nil {
 		return nil, err
@@ -108,22 +110,46 @@ func contents(policy string, files []string) ([][sha256.Size]byte, error) {
 }
 
 func (g *Guard) adopt(p *policy) {
+	if before := g.policy.Load(); before != nil {
+		p.keepIssuers(before)
+	}
 	g.policy.Store(p)
 	g.last = ""
 	g.metrics.loaded.SetToCurrentTime()
+	for _, path := range p.secrets {
+		warnExposed(g.o.Logger, path)
+	}
 }
 
-// Run reads the policy again whenever it has changed, until ctx is done. A policy
-// with mistakes is reported, and the last good one stays.
+// Run reads the policy again whenever it has changed, and asks issuers for their keys
+// from time to time, until ctx is done. A policy with mistakes is reported, and the
+// last good one stays.
 func (g *Guard) Run(ctx context.Context) error {
+	var both sync.WaitGroup
+	both.Go(func() { g.every(ctx, g.reload) })
+	both.Go(func() {
+		g.every(ctx, func() {
+			for _, i := range g.policy.Load().issuers {
+				if i.asked != nil {
+					i.asked.refresh(g.o.Logger)
+				}
+			}
+		})
+	})
+	both.Wait()
+	return nil
+}
+
+// every does something each ReloadEvery until ctx is done.
+func (g *Guard) every(ctx context.Context, do func()) {
 	tick := time.NewTicker(g.o.ReloadEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
-			g.reload()
+			do()
 		}
 	}
 }
@@ -155,19 +181,6 @@ func (g *Guard) Files() []string { return slices.Clone(g.policy.Load().files) }
 func (g *Guard) HasTokens() bool {
 	p := g.policy.Load()
 	return len(p.tokens) > 0 || len(p.issuers) > 0
-}
-
-// AuditLog opens the log at path, as JSON lines; "-" is standard error. The caller
-// calls closeLog.
-func AuditLog(path string) (log *slog.Logger, closeLog func() error, err error) {
-	if path == "-" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, nil)), func() error { return nil }, nil
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600) //nolint:gosec // the operator's choice
-	if err != nil {
-		return nil, nil, fmt.Errorf("audit log: %w", err)
-	}
-	return slog.New(slog.NewJSONHandler(f, nil)), f.Close, nil
 }
 
 // bearer is the token of an authorization header.

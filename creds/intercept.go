@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/url"
 	"strings"
@@ -35,14 +34,15 @@ func (g *Guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 		return h(ctx, req)
 	}
 	defer func() { c.audit(ctx, err) }()
-	if err := c.begin(ctx); err != nil {
+	inner, err := c.begin(ctx)
+	if err != nil {
 		return nil, err
 	}
 	defer c.leave()
 	if err := c.allow(req); err != nil {
 		return nil, err
 	}
-	resp, err = h(with(ctx, c.id), req)
+	resp, err = h(inner, req)
 	if caps, ok := resp.(*repb.ServerCapabilities); ok && err == nil {
 		resp = c.id.capabilities(req, caps)
 	}
@@ -75,11 +75,12 @@ func (g *Guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	}
 	ctx := ss.Context()
 	defer func() { c.audit(ctx, err) }()
-	if err := c.begin(ctx); err != nil {
+	inner, err := c.begin(ctx)
+	if err != nil {
 		return err
 	}
 	defer c.leave()
-	guarded := &guardedStream{ServerStream: ss, ctx: with(ctx, c.id), call: &c}
+	guarded := &guardedStream{ServerStream: ss, ctx: inner, call: &c}
 	err = h(srv, guarded)
 	if guarded.refused != nil { // whatever the handler made of it
 		return guarded.refused
@@ -120,19 +121,23 @@ type call struct {
 	rule     rule
 	id       *Identity
 	instance string
+	allowed  bool // it came to the handler
 	leave    func()
 }
 
 // begin finds out who calls, and whether there is any way that the call could be
-// allowed.
-func (c *call) begin(ctx context.Context) error {
+// allowed. The context is for the handler.
+func (c *call) begin(ctx context.Context) (context.Context, error) {
 	var err error
-	if c.id, err = c.g.identify(ctx); err != nil {
+	if c.id, err = c.g.identify(ctx); err == nil {
+		ctx, c.id, err = onBehalf(ctx, c.id)
+	}
+	if err != nil {
 		c.g.metrics.refused.WithLabelValues("unauthenticated").Inc()
-		return err
+		return nil, err
 	}
 	if !c.rule.known && !c.id.mayAnywhere(c.rule.any) {
-		return c.deny("")
+		return nil, c.deny("")
 	}
 	leave, over := c.g.limits.enter(c.id)
 	if over != nil {
@@ -141,14 +146,20 @@ func (c *call) begin(ctx context.Context) error {
 		if d, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(over.after)}); err == nil {
 			s = d
 		}
-		return s.Err()
+		return nil, s.Err()
 	}
 	c.leave = leave
-	return nil
+	return with(ctx, c.id), nil
 }
 
 // allow looks at what a request names.
 func (c *call) allow(req any) error {
+	err := c.look(req)
+	c.allowed = err == nil
+	return err
+}
+
+func (c *call) look(req any) error {
 	if c.rule.known {
 		return nil
 	}
@@ -181,29 +192,6 @@ func (c *call) deny(where string) error {
 	return status.Errorf(codes.PermissionDenied, "%s lacks the right %s%s, which %s takes", c.id.Name, strings.Join(need, " or "), where, c.method)
 }
 
-// audit writes what became of a call that is to be kept in mind.
-func (c *call) audit(ctx context.Context, err error) {
-	if !c.rule.audit {
-		return
-	}
-	name, kind := "", ""
-	if c.id != nil {
-		name, kind = c.id.Name, c.id.Kind
-	}
-	from := ""
-	if p, ok := peer.FromContext(ctx); ok {
-		from = p.Addr.String()
-	}
-	attrs := []slog.Attr{
-		slog.String("identity", name), slog.String("by", kind), slog.String("peer", from), slog.String("method", c.method),
-		slog.String("instance", c.instance), slog.String("code", status.Code(err).String()),
-	}
-	if err != nil {
-		attrs = append(attrs, slog.String("error", status.Convert(err).Message()))
-	}
-	c.g.o.Audit.LogAttrs(ctx, slog.LevelInfo, "call", attrs...)
-}
-
 // identify finds out who calls. The error is a status.
 func (g *Guard) identify(ctx context.Context) (*Identity, error) {
 	p := g.policy.Load()
@@ -215,11 +203,14 @@ func (g *Guard) identify(ctx context.Context) (*Identity, error) {
 	if from != nil {
 		if info, ok := from.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
 			leaf := info.State.VerifiedChains[0][0]
+			if err := p.stillGood(leaf, time.Now()); err != nil {
+				return nil, status.Error(codes.Unauthenticated, err.Error())
+			}
 			if id := p.ofCertificate(leaf); id != nil {
 				return id, nil
 			}
 			if p.anonymous == nil {
-				return nil, status.Errorf(codes.Unauthenticated, "the client certificate of %q is good, and nothing is granted to it", certificateName(leaf))
+				return nil, status.Errorf(codes.Unauthenticated, "the client certificate of %.200q is good, and nothing is granted to it", certificateName(leaf))
 			}
 		}
 	}
@@ -257,12 +248,22 @@ func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string) (*Iden
 	id, expiry, err := p.verify(ctx, token)
 	switch {
 	case errors.Is(err, errUnavailable):
-		return nil, status.Error(codes.Unavailable, err.Error())
+		g.unavailable(ctx, err)
+		return nil, status.Errorf(codes.Unavailable, "%v now: the log of this server says why", errUnavailable)
 	case err != nil:
 		return nil, status.Error(codes.Unauthenticated, err.Error())
 	}
 	p.remembered.put(hash, id, now, expiry)
 	return id, nil
+}
+
+// unavailable logs what is wrong with an issuer, once, for it is not for callers whom
+// nobody knows.
+func (g *Guard) unavailable(ctx context.Context, err error) {
+	text := err.Error()
+	if before := g.issuers.Swap(&text); ctx.Err() == nil && (before == nil || *before != text) {
+		g.o.Logger.ErrorContext(ctx, "callers with tokens of an issuer can't be told", "error", err)
+	}
 }
 
 // maxTokenBytes bounds what is parsed for callers whom nobody knows yet.

@@ -1,35 +1,21 @@
 package creds
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-jose/go-jose/v4"
-	"golang.org/x/sync/singleflight"
 )
-
-// issuer makes JSON Web Tokens, whose signatures are checked by its keys: those of
-// a file, or those that it publishes (OpenID Connect Discovery 1.0).
-type issuer struct {
-	name     string
-	audience []string
-	subject  string
-	asking   singleflight.Group
-
-	mu    sync.Mutex
-	keys  oidc.KeySet // nil until the issuer was asked
-	asked time.Time   // when that failed last
-	err   error
-}
 
 // jwtRule gives an identity to tokens with certain claims.
 type jwtRule struct {
@@ -65,6 +51,7 @@ func (b *policyBuilder) issuer(n *issuerNode) error {
 		if !strings.HasPrefix(name, "https://") && !isLoopbackURL(name) {
 			return wrong(n.Issuer.line, "issuer %s: want https://, or a jwks_file", name)
 		}
+		i.asked = newPublished(name)
 		b.p.issuers = append(b.p.issuers, i)
 		return nil
 	}
@@ -72,32 +59,11 @@ func (b *policyBuilder) issuer(n *issuerNode) error {
 	if err != nil {
 		return err
 	}
-	if i.keys, err = staticKeys(data); err != nil {
+	if i.keys, err = parseKeys(data); err != nil {
 		return wrong(n.JWKSFile.line, "%s: %w", n.JWKSFile.text, err)
 	}
 	b.p.issuers = append(b.p.issuers, i)
 	return nil
-}
-
-// staticKeys are those of a JSON Web Key Set (RFC 7517).
-func staticKeys(data []byte) (oidc.KeySet, error) {
-	var set jose.JSONWebKeySet
-	if err := json.Unmarshal(data, &set); err != nil {
-		return nil, fmt.Errorf("not a JSON Web Key Set: %w", err)
-	}
-	keys := &oidc.StaticKeySet{}
-	for _, k := range set.Keys {
-		if !k.IsPublic() {
-			return nil, fmt.Errorf("key %q is no public key: private ones are for the issuer alone", k.KeyID)
-		}
-		if k.Use == "" || k.Use == "sig" {
-			keys.PublicKeys = append(keys.PublicKeys, k.Key)
-		}
-	}
-	if len(keys.PublicKeys) == 0 {
-		return nil, errors.New("there is no key for signatures in it")
-	}
-	return keys, nil
 }
 
 func (b *policyBuilder) jwt(n *identityNode, id Identity) error {
@@ -123,73 +89,9 @@ func (b *policyBuilder) jwt(n *identityNode, id Identity) error {
 	return nil
 }
 
-// askAgain is how long an issuer that could not be asked is left alone.
-const askAgain = 10 * time.Second
-
-// askTimeout bounds a call to an issuer.
-const askTimeout = 10 * time.Second
-
-// keySet is the issuer's keys, which it is asked for once, when its first token
-// comes. Later it is asked again for those that it has changed to.
-func (i *issuer) keySet(ctx context.Context) (oidc.KeySet, error) {
-	if keys, err := i.known(); keys != nil || err != nil {
-		return keys, err
-	}
-	select {
-	case r := <-i.asking.DoChan("", func() (any, error) { return nil, i.ask() }): //nolint:contextcheck // what is asked is for all callers
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		return i.known()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %s: %w", errUnavailable, i.name, ctx.Err())
-	}
-}
-
-// known is what is known of the keys; neither is set where nothing is.
-func (i *issuer) known() (oidc.KeySet, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.keys == nil && i.err != nil && time.Since(i.asked) < askAgain {
-		return nil, i.err
-	}
-	return i.keys, nil
-}
-
-// ask finds out where the issuer publishes its keys.
-func (i *issuer) ask() error {
-	keys, err := discover(i.name)
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.asked, i.keys, i.err = time.Now(), keys, nil
-	if err != nil {
-		i.keys, i.err = nil, fmt.Errorf("%w: %s: %w", errUnavailable, i.name, err)
-	}
-	return i.err
-}
-
-func discover(issuer string) (oidc.KeySet, error) {
-	// The provider keeps the context, for the calls that it makes later.
-	ctx := oidc.ClientContext(context.Background(), &http.Client{Timeout: askTimeout})
-	provider, err := oidc.NewProvider(ctx, issuer)
-	if err != nil {
-		return nil, err
-	}
-	var found struct {
-		JWKS string `json:"jwks_uri"`
-	}
-	if err := provider.Claims(&found); err != nil {
-		return nil, err
-	}
-	return oidc.NewRemoteKeySet(ctx, found.JWKS), nil
-}
-
-// errUnavailable: who the caller is can't be told now.
-var errUnavailable = errors.New("the issuer of the token can't be asked for its keys")
-
 // verify returns the identity of a token, and when it expires.
 func (p *policy) verify(ctx context.Context, raw string) (*Identity, time.Time, error) {
-	name, err := issuerOf(raw)
+	name, header, err := issuerOf(raw)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
@@ -198,11 +100,13 @@ func (p *policy) verify(ctx context.Context, raw string) (*Identity, time.Time, 
 		return nil, time.Time{}, errors.New("the token is of an issuer that is not known here")
 	}
 	iss := p.issuers[at]
-	keys, err := iss.keySet(ctx)
-	if err != nil {
-		return nil, time.Time{}, err
+	k := iss.keys
+	if iss.asked != nil {
+		if k, err = iss.asked.to(ctx, header); err != nil {
+			return nil, time.Time{}, err
+		}
 	}
-	verifier := oidc.NewVerifier(iss.name, keys, &oidc.Config{
+	verifier := oidc.NewVerifier(iss.name, k, &oidc.Config{
 		SkipClientIDCheck: true, // see below: there may be several
 		// Other clocks are ahead or behind a little.
 		Now:                  func() time.Time { return time.Now().Add(-clockSkew) },
@@ -213,54 +117,92 @@ func (p *policy) verify(ctx context.Context, raw string) (*Identity, time.Time, 
 		return nil, time.Time{}, fmt.Errorf("the token is not valid: %w", err)
 	}
 	if !slices.ContainsFunc(token.Audience, func(a string) bool { return slices.Contains(iss.audience, a) }) {
-		return nil, time.Time{}, fmt.Errorf("the token is for %q, want one for %q", token.Audience, iss.audience)
+		return nil, time.Time{}, fmt.Errorf("the token is for %.200q, want one for %q", token.Audience, iss.audience)
 	}
-	claims := map[string]any{}
-	if err := token.Claims(&claims); err != nil {
-		return nil, time.Time{}, fmt.Errorf("claims of the token: %w", err)
+	claims, err := claimsOf(token)
+	if err != nil {
+		return nil, time.Time{}, err
 	}
-	id := p.identityOf(iss, claims)
+	subject, err := iss.subjectOf(claims)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	id := p.identityOf(iss, subject, claims)
 	if id == nil {
-		return nil, time.Time{}, fmt.Errorf("nothing is granted to %s of %s", text(claims[iss.subject]), iss.name)
+		return nil, time.Time{}, fmt.Errorf("nothing is granted to %s of %s", subject, iss.name)
 	}
 	return id, token.Expiry.Add(clockSkew), nil
 }
 
-// issuerOf reads the issuer that a token names, before anything is known of it.
-func issuerOf(raw string) (string, error) {
+// claimsOf are the claims of a token, with numbers as they are written: two that
+// differ must not become one.
+func claimsOf(token *oidc.IDToken) (map[string]any, error) {
+	var raw json.RawMessage
+	if err := token.Claims(&raw); err != nil {
+		return nil, fmt.Errorf("claims of the token: %w", err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	claims := map[string]any{}
+	if err := dec.Decode(&claims); err != nil {
+		return nil, fmt.Errorf("claims of the token: %w", err)
+	}
+	return claims, nil
+}
+
+// maxSubjectBytes is what OpenID Connect allows for a subject.
+const maxSubjectBytes = 255
+
+// subjectOf is the name of the caller. It goes into logs and results.
+func (i *issuer) subjectOf(claims map[string]any) (string, error) {
+	s, ok := text(claims[i.subject])
+	switch {
+	case !ok || s == "":
+		return "", fmt.Errorf("the token has no claim %q, which names the caller", i.subject)
+	case len(s) > maxSubjectBytes:
+		return "", fmt.Errorf("the claim %q, which names the caller, has %d bytes, want %d at most", i.subject, len(s), maxSubjectBytes)
+	case !printable(s):
+		return "", fmt.Errorf("the claim %q, which names the caller, has characters that can't be printed: %q", i.subject, s)
+	}
+	return s, nil
+}
+
+// parseToken reads a token in its compact form, of which one signature is part.
+func parseToken(raw string) (*jose.JSONWebSignature, error) {
 	algs := make([]jose.SignatureAlgorithm, 0, len(algorithms()))
 	for _, a := range algorithms() {
 		algs = append(algs, jose.SignatureAlgorithm(a))
 	}
-	signed, err := jose.ParseSigned(raw, algs)
+	signed, err := jose.ParseSignedCompact(raw, algs)
+	if err != nil || len(signed.Signatures) != 1 {
+		return nil, errors.New("the token is neither one that is known here nor a JSON Web Token")
+	}
+	return signed, nil
+}
+
+// issuerOf reads the issuer that a token names, before anything is known of it, and
+// what it says of its key.
+func issuerOf(raw string) (string, jose.Header, error) {
+	signed, err := parseToken(raw)
 	if err != nil {
-		return "", errors.New("the token is neither one that is known here nor a JSON Web Token")
+		return "", jose.Header{}, err
 	}
 	var claims struct {
 		Issuer string `json:"iss"`
 	}
 	if err := json.Unmarshal(signed.UnsafePayloadWithoutVerification(), &claims); err != nil {
-		return "", errors.New("the token has no claims")
+		return "", jose.Header{}, errors.New("the token has no claims")
 	}
-	return claims.Issuer, nil
+	return claims.Issuer, signed.Signatures[0].Header, nil
 }
 
-// identityOf joins what all rules give to somebody with these claims. Nil: nothing.
-func (p *policy) identityOf(iss *issuer, claims map[string]any) *Identity {
+// identityOf joins what all rules give to a subject with these claims. Nil: nothing.
+func (p *policy) identityOf(iss *issuer, subject string, claims map[string]any) *Identity {
 	var id *Identity
 	for i := range p.jwts {
-		r := &p.jwts[i]
-		if r.issuer != iss.name || !r.meets(claims) {
-			continue
+		if r := &p.jwts[i]; r.issuer == iss.name && r.meets(claims) {
+			id = id.join(&r.id, r.id.Name+":"+subject)
 		}
-		if id == nil {
-			first := r.id
-			first.Name += ":" + text(claims[iss.subject])
-			first.grants = slices.Clone(first.grants)
-			id = &first
-			continue
-		}
-		id.grants = append(id.grants, r.id.grants...)
 	}
 	return id
 }
@@ -277,22 +219,27 @@ func (r *jwtRule) meets(claims map[string]any) bool {
 }
 
 func anyMatches(patterns []string, value any) bool {
-	switch v := value.(type) {
-	case nil:
-		return false
-	case []any:
-		return slices.ContainsFunc(v, func(one any) bool { return anyMatches(patterns, one) })
+	values, ok := value.([]any)
+	if !ok {
+		values = []any{value}
 	}
-	s := text(value)
-	return slices.ContainsFunc(patterns, func(p string) bool { return matches(p, s) })
+	return slices.ContainsFunc(values, func(v any) bool {
+		s, ok := text(v)
+		return ok && slices.ContainsFunc(patterns, func(p string) bool { return matches(p, s) })
+	})
 }
 
-// text is a claim as patterns see it: strings, numbers and booleans.
-func text(value any) string {
-	if s, ok := value.(string); ok {
-		return s
+// text is a claim as patterns see it, if it is a string, a number or a boolean.
+func text(value any) (string, bool) {
+	switch v := value.(type) {
+	case string:
+		return v, true
+	case json.Number:
+		return v.String(), true
+	case bool:
+		return strconv.FormatBool(v), true
 	}
-	return fmt.Sprint(value)
+	return "", false
 }
 
 // verified remembers tokens that were good, by their hashes: a signature takes

@@ -1,8 +1,8 @@
 package creds
 
 import (
+	"maps"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -14,11 +14,22 @@ type limits struct {
 	concurrent int
 }
 
+// and is what holds where both do: the lower of each.
+func (l limits) and(other limits) limits {
+	if l.perSecond == 0 || other.perSecond > 0 && other.perSecond < l.perSecond {
+		l.perSecond = other.perSecond
+	}
+	if l.concurrent == 0 || other.concurrent > 0 && other.concurrent < l.concurrent {
+		l.concurrent = other.concurrent
+	}
+	return l
+}
+
 // limiter holds one identity to its limits.
 type limiter struct {
 	limits  limits
 	rate    *rate.Limiter // nil: no limit
-	running atomic.Int64
+	running int
 }
 
 // limiters are those of all identities that call, by name: a subject with several
@@ -32,18 +43,12 @@ type limiters struct {
 // forgotten that have no call running.
 const maxLimiters = 10_000
 
-// of is the limiter of an identity that has limits.
+// of is the limiter of an identity that has limits. The caller holds mu.
 func (ls *limiters) of(id *Identity) *limiter {
-	ls.mu.Lock()
-	defer ls.mu.Unlock()
 	l := ls.byName[id.Name]
 	if l == nil {
 		if len(ls.byName) >= maxLimiters {
-			for name, other := range ls.byName {
-				if other.running.Load() == 0 {
-					delete(ls.byName, name)
-				}
-			}
+			maps.DeleteFunc(ls.byName, func(_ string, other *limiter) bool { return other.running == 0 })
 		}
 		if ls.byName == nil {
 			ls.byName = map[string]*limiter{}
@@ -72,18 +77,19 @@ func (ls *limiters) enter(id *Identity) (leave func(), over *exceeded) {
 	if id.limits == (limits{}) {
 		return func() {}, nil
 	}
-	l := ls.of(id)
-	if n := l.running.Add(1); id.limits.concurrent > 0 && n > int64(id.limits.concurrent) {
-		l.running.Add(-1)
-		return nil, &exceeded{"concurrent_calls", time.Second}
-	}
-	leave = func() { l.running.Add(-1) }
 	ls.mu.Lock()
-	r := l.rate
-	ls.mu.Unlock()
-	if r != nil && !r.Allow() {
-		leave()
+	defer ls.mu.Unlock()
+	l := ls.of(id)
+	switch {
+	case id.limits.concurrent > 0 && l.running >= id.limits.concurrent:
+		return nil, &exceeded{"concurrent_calls", time.Second}
+	case l.rate != nil && !l.rate.Allow():
 		return nil, &exceeded{"calls_per_second", time.Second}
 	}
-	return leave, nil
+	l.running++
+	return func() {
+		ls.mu.Lock()
+		defer ls.mu.Unlock()
+		l.running--
+	}, nil
 }

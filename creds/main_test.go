@@ -3,6 +3,7 @@ package creds_test
 import (
 	"context"
 	"net"
+	"sync/atomic"
 	"testing"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -12,9 +13,11 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/mettle-build/mettle/creds"
 	"github.com/mettle-build/mettle/elan/rpc"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -29,6 +32,8 @@ type service struct {
 	caps *repb.ServerCapabilities
 	hold chan struct{} // GetActionResult waits for it, where it is there
 	in   chan struct{}
+	// behind counts the calls with what a guard keeps from handlers.
+	behind atomic.Int32
 }
 
 func (s *service) GetCapabilities(context.Context, *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
@@ -51,7 +56,12 @@ func (s *service) GetActionResult(ctx context.Context, _ *repb.GetActionResultRe
 	}
 	name := ""
 	if id := creds.From(ctx); id != nil {
-		name = id.Name
+		if name = id.Name; id.For != "" {
+			name += " for " + id.For
+		}
+	}
+	if len(metadata.ValueFromIncomingContext(ctx, wire.ActsForHeader)) > 0 {
+		s.behind.Add(1)
 	}
 	return &repb.ActionResult{StdoutRaw: []byte(name)}, nil
 }

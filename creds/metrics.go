@@ -11,6 +11,8 @@ type guardMetrics struct {
 	refused  *prometheus.CounterVec
 	failures prometheus.Counter
 	loaded   prometheus.Gauge
+
+	unaudited, auditFailures prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) (*guardMetrics, error) {
@@ -27,11 +29,19 @@ func newMetrics(r prometheus.Registerer) (*guardMetrics, error) {
 			Name: "creds_policy_loaded_timestamp_seconds",
 			Help: "When the policy that is in force was read.",
 		}),
+		unaudited: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "creds_audit_left_out_total",
+			Help: "Refused calls of which the audit log has no record, since there were too many.",
+		}),
+		auditFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "creds_audit_failures_total",
+			Help: "Records that could not be written to the audit log.",
+		}),
 	}
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.refused, m.failures, m.loaded} {
+	for _, c := range []prometheus.Collector{m.refused, m.failures, m.loaded, m.unaudited, m.auditFailures} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register the metrics of credentials: %w", err)
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ type policyFile struct {
 	Identities []identityNode `yaml:"identities"`
 	Issuers    []issuerNode   `yaml:"issuers"`
 	Limits     limitsNode     `yaml:"limits"`
+	Revoked    []serialNode   `yaml:"revoked_certificates"`
 }
 
 // accessNode is what somebody may do.
@@ -43,6 +45,7 @@ type identityNode struct {
 	TokenFile   textNode         `yaml:"token_file"`
 	JWT         *jwtNode         `yaml:"jwt"`
 	Certificate *certificateNode `yaml:"certificate"`
+	ActsFor     bool             `yaml:"acts_for"`
 	accessNode  `yaml:",inline"`
 }
 
@@ -83,6 +86,7 @@ type (
 	rightNode   struct{ textNode }
 	patternNode struct{ textNode }
 	hashNode    struct{ textNode }
+	serialNode  struct{ textNode }
 )
 
 // lineError is a mistake in the file.
@@ -138,6 +142,19 @@ func (n *hashNode) UnmarshalYAML(node *yaml.Node) error {
 	if b, err := hex.DecodeString(n.text); err != nil || len(b) != sha256.Size {
 		return wrong(n.line, "want the SHA-256 of a token, 64 hexadecimal digits, as sha256sum prints it; never the token itself")
 	}
+	return nil
+}
+
+// UnmarshalYAML takes a serial number as openssl prints it, with colons or without.
+func (n *serialNode) UnmarshalYAML(node *yaml.Node) error {
+	if err := n.textNode.UnmarshalYAML(node); err != nil {
+		return err
+	}
+	serial, ok := new(big.Int).SetString(strings.ReplaceAll(n.text, ":", ""), 16)
+	if !ok {
+		return wrong(n.line, "%q is no serial number, want hexadecimal digits, as openssl x509 -serial prints them", n.text)
+	}
+	n.text = serial.Text(16)
 	return nil
 }
 
@@ -198,9 +215,35 @@ func readFile(path string) ([]byte, error) {
 	return data, err
 }
 
+// checkGiven refuses what is named and left empty, which would count as left out, and
+// so could be taken for nobody and be everybody. The nodes are those of a file of
+// bounded size.
+func checkGiven(n *yaml.Node) error {
+	for i, c := range n.Content {
+		empty := c.Kind == yaml.ScalarNode && c.Tag == "!!null" || c.Kind == yaml.SequenceNode && len(c.Content) == 0
+		switch {
+		case empty && n.Kind == yaml.MappingNode && i%2 == 1:
+			return wrong(n.Content[i-1].Line, "%s is empty: say what is meant, or leave it out", n.Content[i-1].Value)
+		case empty && n.Kind == yaml.SequenceNode:
+			return wrong(c.Line, "there is an empty value in a list")
+		}
+		if err := checkGiven(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // parsePolicy reads the text of a policy. Paths in it are relative to dir.
 func parsePolicy(data []byte, dir string) (*policy, error) {
 	var f policyFile
+	var tree yaml.Node
+	if err := yaml.Unmarshal(data, &tree); err != nil {
+		return nil, plainError(err)
+	}
+	if err := checkGiven(&tree); err != nil {
+		return nil, err
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
 	if err := dec.Decode(&f); err != nil && !errors.Is(err, io.EOF) {
@@ -209,7 +252,7 @@ func parsePolicy(data []byte, dir string) (*policy, error) {
 	if err := dec.Decode(&yaml.Node{}); !errors.Is(err, io.EOF) {
 		return nil, errors.New("want one document, there are several")
 	}
-	p := &policy{tokens: map[[sha256.Size]byte]*Identity{}, sums: [][sha256.Size]byte{sha256.Sum256(data)}}
+	p := &policy{tokens: map[[sha256.Size]byte]*Identity{}, revoked: map[string]bool{}, sums: [][sha256.Size]byte{sha256.Sum256(data)}}
 	b := policyBuilder{dir: dir, p: p, defaults: f.Limits}
 	return p, b.build(&f)
 }
@@ -232,7 +275,9 @@ type policy struct {
 	jwts         []jwtRule
 	certificates []certificateRule
 	issuers      []*issuer
+	revoked      map[string]bool     // serial numbers of certificates
 	files        []string            // that it was made of, beside itself
+	secrets      []string            // those of them that nobody else should read
 	sums         [][sha256.Size]byte // of itself and of those files, as they were read
 
 	// remembered are good tokens, with what they have by this policy: one that is read
@@ -260,7 +305,10 @@ func (b *policyBuilder) build(f *policyFile) error {
 		if err != nil {
 			return fmt.Errorf("anonymous: %w", err)
 		}
-		b.p.anonymous = &Identity{Name: "anonymous", Kind: "anonymous", grants: grants, limits: b.limits(f.Anonymous)}
+		b.p.anonymous = &Identity{Name: anonymousName, Kind: anonymousName, grants: grants, limits: b.limits(f.Anonymous)}
+	}
+	for _, serial := range f.Revoked {
+		b.p.revoked[serial.text] = true
 	}
 	for i := range f.Identities {
 		if err := b.identity(&f.Identities[i]); err != nil {
@@ -317,6 +365,9 @@ func (b *policyBuilder) identity(n *identityNode) error {
 	if n.Name.text == "" {
 		return errors.New("identities: each has a name")
 	}
+	if err := checkName(n.Name.text); err != nil {
+		return &lineError{line, err}
+	}
 	if first, ok := b.names[n.Name.text]; ok {
 		return wrong(line, "identity %s is there already, on line %d", n.Name.text, first)
 	}
@@ -328,7 +379,7 @@ func (b *policyBuilder) identity(n *identityNode) error {
 	if len(grants) == 0 {
 		return wrong(line, "identity %s has no rights; there are %v", n.Name.text, Rights())
 	}
-	id := Identity{Name: n.Name.text, grants: grants, limits: b.limits(&n.accessNode)}
+	id := Identity{Name: n.Name.text, grants: grants, limits: b.limits(&n.accessNode), actsFor: n.ActsFor}
 	if len(n.TokenSHA256) == 0 && n.TokenFile.text == "" && n.JWT == nil && n.Certificate == nil {
 		return wrong(line, "identity %s can't show itself: want token_sha256, token_file, jwt or certificate", id.Name)
 	}
@@ -343,6 +394,24 @@ func (b *policyBuilder) identity(n *identityNode) error {
 	}
 	return b.jwt(n, id)
 }
+
+// maxNameBytes bounds the name of an identity, which goes into results and logs.
+const maxNameBytes = 128
+
+// checkName sees to it that two identities are never taken for each other: what is
+// behind a colon is a subject of one of them.
+func checkName(name string) error {
+	switch {
+	case name == anonymousName:
+		return fmt.Errorf("the name %s is that of callers who show nothing", name)
+	case len(name) > maxNameBytes, !printable(name), strings.Contains(name, ":"):
+		return fmt.Errorf("the name %.200q: want %d bytes at most that can be printed, and no colon, behind which subjects stand", name, maxNameBytes)
+	}
+	return nil
+}
+
+// anonymousName is the Name, and the Kind, of callers who show nothing.
+const anonymousName = "anonymous"
 
 // tokens takes the identity's tokens, of which hashes are kept.
 func (b *policyBuilder) tokens(n *identityNode, id Identity) error {
@@ -367,6 +436,7 @@ func (b *policyBuilder) tokens(n *identityNode, id Identity) error {
 	if err != nil {
 		return err
 	}
+	b.p.secrets = append(b.p.secrets, b.p.files[len(b.p.files)-1])
 	tokens := 0
 	for token := range bytes.FieldsSeq(data) {
 		tokens++

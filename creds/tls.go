@@ -89,6 +89,7 @@ func (o ServerTLS) Config() (*tls.Config, error) {
 		}
 		return c, nil
 	})
+	r.secrets = []string{o.Key}
 	first, err := r.get()
 	if err != nil {
 		return nil, err
@@ -143,9 +144,10 @@ const lookEvery = time.Second
 
 // reloaded is something made of files, made anew when they change.
 type reloaded[T any] struct {
-	files []string
-	log   *slog.Logger
-	parse func(data [][]byte) (T, error)
+	files   []string
+	secrets []string // those of them that nobody else should read
+	log     *slog.Logger
+	parse   func(data [][]byte) (T, error)
 
 	mu     sync.Mutex
 	looked time.Time
@@ -199,6 +201,9 @@ func (r *reloaded[T]) look() error {
 	made, err := r.parse(data)
 	if err != nil {
 		return err
+	}
+	for _, path := range r.secrets {
+		warnExposed(r.log, path)
 	}
 	if r.there {
 		r.log.Info("files for TLS or tokens were read again", "files", r.files)

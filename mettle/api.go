@@ -133,8 +133,17 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 		// An elan that listens on loopback fetches assets for everyone who reaches it.
 		NoAssets:        c.here() && !loopback(s.listener.Addr()),
 		PassCredentials: c.passCredentials(),
+		Caller:          s.caller(),
 	})
 	return err
+}
+
+// caller names the client to the storage, where that is called in this server's name.
+func (s *apiServer) caller() func(context.Context) string {
+	if s.cmd.storageFlags.TokenFile == "" && s.cmd.storageFlags.TLSCert == "" {
+		return nil
+	}
+	return s.guard.CallerText
 }
 
 // maxConns is how many connections clients' calls are spread over: one is as much

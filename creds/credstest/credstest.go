@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -95,6 +96,9 @@ func (a *Authority) Issue(dir, name string, c *x509.Certificate) (cert, key stri
 	}
 	return Write(a.t, dir, name+".pem", text), Write(a.t, dir, name+".key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
 }
+
+// Serial is the serial number of what was issued last, in hexadecimal digits.
+func (a *Authority) Serial() string { return strconv.FormatInt(a.n, 16) }
 
 // Server is the certificate of a server on this machine.
 func Server() *x509.Certificate {

@@ -157,12 +157,26 @@ func (g *Guarded) Run(ctx context.Context) error {
 	return g.guard.Run(ctx)
 }
 
-// Caller is the name of who makes the call of ctx; "" where nobody asked.
-func (g *Guarded) Caller(ctx context.Context) string {
-	if id := creds.From(ctx); id != nil {
-		return id.Name
+// Caller is the name of whom the call of ctx is for, "" where nobody asked, and of the
+// server that makes it in that one's place, if one does.
+func (g *Guarded) Caller(ctx context.Context) (name, via string) {
+	id := creds.From(ctx)
+	switch {
+	case id == nil:
+		return "", ""
+	case id.For != "":
+		return id.For, id.Name
 	}
-	return ""
+	return id.Name, ""
+}
+
+// CallerText is Caller as one text, for a server that is called next.
+func (g *Guarded) CallerText(ctx context.Context) string {
+	name, via := g.Caller(ctx)
+	if via != "" {
+		name += " via " + via
+	}
+	return name
 }
 
 // Files are those that the policy names, with tokens for instance.

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/mettle-build/mettle/elan/relay"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 // missing is a status with all that a status can have.
@@ -383,8 +386,9 @@ func TestRelay_slowClient(t *testing.T) {
 	}
 }
 
-// TestRelay_keepsCredentials: what a client shows of itself is not for those who
-// may listen on the way to the storage.
+// TestRelay_keepsCredentials: what a client shows of itself, in whatever header, is not
+// for those who may listen on the way to the storage, and gives it nothing there where
+// this server calls in its own name.
 func TestRelay_keepsCredentials(t *testing.T) {
 	got := make(chan metadata.MD, 1)
 	f := &fake{}
@@ -393,13 +397,32 @@ func TestRelay_keepsCredentials(t *testing.T) {
 		got <- md
 		return &repb.FindMissingBlobsResponse{}, nil
 	}
-	s := relayTo(t, relay.Options{}, started(t, f.register))
-	ctx := metadata.NewOutgoingContext(t.Context(), metadata.Pairs("authorization", "Bearer abc", "x", "1"))
-	if _, err := s.cas.FindMissingBlobs(ctx, &repb.FindMissingBlobsRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	md := receive(t, got)
-	if len(md.Get("authorization")) > 0 || len(md.Get("x")) == 0 {
-		t.Errorf("metadata at the storage: %v", md)
+	sent := metadata.Pairs("authorization", "Bearer abc", "x-api-key", "k", "cookie", "c", "proxy-authorization", "p", "x-forwarded-client-cert", "By=admin",
+		wire.ActsForHeader, "somebody else", "traceparent", "00-1", "build.bazel.remote.execution.v2.requestmetadata-bin", "m")
+	caller := ""
+	for name, tc := range map[string]struct {
+		o      relay.Options
+		caller string
+		want   []string
+	}{
+		"in the name of this server": {relay.Options{}, "", []string{"build.bazel.remote.execution.v2.requestmetadata-bin", "traceparent"}},
+		"that says whom it is for":   {relay.Options{Caller: func(context.Context) string { return caller }}, "ci", []string{"build.bazel.remote.execution.v2.requestmetadata-bin", "mettle-acts-for-bin", "traceparent"}},
+		"that does not know":         {relay.Options{Caller: func(context.Context) string { return caller }}, "", []string{"build.bazel.remote.execution.v2.requestmetadata-bin", "traceparent"}},
+		"in the name of the client":  {relay.Options{PassCredentials: true}, "", []string{"authorization", "build.bazel.remote.execution.v2.requestmetadata-bin", "cookie", "proxy-authorization", "traceparent", "x-api-key", "x-forwarded-client-cert"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			caller = tc.caller
+			s := relayTo(t, tc.o, started(t, f.register))
+			if _, err := s.cas.FindMissingBlobs(metadata.NewOutgoingContext(t.Context(), sent), &repb.FindMissingBlobsRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			md := ours(receive(t, got))
+			if diff := cmp.Diff(tc.want, slices.Sorted(maps.Keys(md))); diff != "" {
+				t.Errorf("metadata at the storage (-want +got):\n%s", diff)
+			}
+			if tc.caller != "" && !slices.Equal(md[wire.ActsForHeader], []string{tc.caller}) {
+				t.Errorf("the call is for %q, want %q", md[wire.ActsForHeader], tc.caller)
+			}
+		})
 	}
 }

@@ -78,9 +78,13 @@ type Options struct {
 	// so takes this server's clients for that machine's.
 	NoAssets bool
 	// PassCredentials passes on what clients show of themselves: authorization
-	// headers. It is for connections on which nobody else can read them, and that have
-	// no credentials of their own.
+	// headers, and whatever else they send along. It is for connections on which nobody
+	// else can read them, and that have no credentials of their own. Without it,
+	// RequestMetadata and traces are passed on, and nothing else.
 	PassCredentials bool
+	// Caller names who makes the call of ctx, which the storage is told; "": nobody
+	// knows. nil: it is told of nobody. What clients say of that is never passed on.
+	Caller func(ctx context.Context) string
 	// Wait is for how long calls wait for storage that is away; 0 means a minute.
 	// A call with a deadline is answered somewhat before that in any case.
 	Wait time.Duration

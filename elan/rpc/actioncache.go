@@ -144,24 +144,25 @@ func (s *actionCacheServer) UpdateActionResult(ctx context.Context, req *repb.Up
 }
 
 // sign notes in a result who has set it, where that is known. What a client says
-// itself of it is dropped.
+// itself of it is dropped, also where nobody knows better.
 func (s *actionCacheServer) sign(ctx context.Context, r *repb.ActionResult) error {
+	if m := r.GetExecutionMetadata(); m != nil {
+		m.AuxiliaryMetadata = slices.DeleteFunc(m.AuxiliaryMetadata, func(a *anypb.Any) bool { return a.MessageIs((*storepb.Producer)(nil)) })
+	}
 	if s.o.Caller == nil || r == nil {
 		return nil
 	}
-	name := s.o.Caller(ctx)
+	name, via := s.o.Caller(ctx)
 	if name == "" {
 		return nil
 	}
-	producer, err := anypb.New(&storepb.Producer{Identity: name, Time: timestamppb.Now()})
+	producer, err := anypb.New(&storepb.Producer{Identity: name, Via: via, Time: timestamppb.Now()})
 	if err != nil {
 		return err
 	}
 	if r.ExecutionMetadata == nil {
 		r.ExecutionMetadata = &repb.ExecutedActionMetadata{}
 	}
-	m := r.ExecutionMetadata
-	m.AuxiliaryMetadata = slices.DeleteFunc(m.AuxiliaryMetadata, func(a *anypb.Any) bool { return a.MessageIs((*storepb.Producer)(nil)) })
-	m.AuxiliaryMetadata = append(m.AuxiliaryMetadata, producer)
+	r.ExecutionMetadata.AuxiliaryMetadata = append(r.ExecutionMetadata.AuxiliaryMetadata, producer)
 	return nil
 }

@@ -198,13 +198,14 @@ func TestLimits_store(t *testing.T) {
 // say that it was another.
 func TestUpdateActionResult_producer(t *testing.T) {
 	caller := ""
-	s := start(t, rpc.Options{Caller: func(context.Context) string { return caller }})
+	via := ""
+	s := start(t, rpc.Options{Caller: func(context.Context) (string, string) { return caller, via }})
 	forged, err := anypb.New(&storepb.Producer{Identity: "somebody else"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, who := range []string{"", "ci"} {
-		caller = who
+	for _, who := range []string{"", "ci", "ci via api"} {
+		caller, via, _ = strings.Cut(who, " via ")
 		key := of([]byte("action of " + who)).Proto()
 		if _, err := s.actions.UpdateActionResult(t.Context(), &repb.UpdateActionResultRequest{ActionDigest: key, ActionResult: &repb.ActionResult{
 			ExecutionMetadata: &repb.ExecutedActionMetadata{Worker: "w", AuxiliaryMetadata: []*anypb.Any{forged}},
@@ -221,9 +222,12 @@ func TestUpdateActionResult_producer(t *testing.T) {
 			if err := a.UnmarshalTo(p); err != nil {
 				t.Fatal(err)
 			}
+			if p.Via != "" {
+				p.Identity += " via " + p.Via
+			}
 			got = append(got, p.Identity)
 		}
-		want := []string{"somebody else"} // where nobody knows better
+		var want []string
 		if who != "" {
 			want = []string{who}
 		}

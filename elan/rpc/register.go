@@ -80,9 +80,10 @@ type Options struct {
 	LogStreams *logstream.Streams
 	// Updates decides who may call UpdateActionResult; nil lets everyone.
 	Updates action.Updates
-	// Caller names who makes the call of ctx, which is noted in results that clients
-	// set; "": it is not known. nil: it never is.
-	Caller func(ctx context.Context) string
+	// Caller names whom the call of ctx is for, and the server that makes it in that
+	// one's place, which are noted in results that clients set; "": it is not known, and
+	// nobody does. nil: it never is.
+	Caller func(ctx context.Context) (name, via string)
 	// Failures has the results of failed actions, which are served in the
 	// instances of action.FailedInstance; nil: there are none.
 	Failures Failures

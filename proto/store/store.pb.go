@@ -872,10 +872,13 @@ func (x *VerifyResponse) GetFinding() *VerifyResponse_Finding {
 // server has a policy that tells its callers apart.
 type Producer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The identity's name in the policy.
+	// The identity's name in the policy; where another server made the call for
+	// somebody, that one's name as that server knows it.
 	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
 	// When the server took the result.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// The identity of the server that made the call for somebody. Empty: nobody did.
+	Via           string `protobuf:"bytes,3,opt,name=via,proto3" json:"via,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -922,6 +925,13 @@ func (x *Producer) GetTime() *timestamppb.Timestamp {
 		return x.Time
 	}
 	return nil
+}
+
+func (x *Producer) GetVia() string {
+	if x != nil {
+		return x.Via
+	}
+	return ""
 }
 
 // Each is the sum over what is alike in the first four fields.
@@ -1153,10 +1163,11 @@ const file_store_store_proto_rawDesc = "" +
 	"\aCORRUPT\x10\x01\x12\v\n" +
 	"\aMISSING\x10\x02\x12\x0e\n" +
 	"\n" +
-	"UNREADABLE\x10\x03\"V\n" +
+	"UNREADABLE\x10\x03\"h\n" +
 	"\bProducer\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12.\n" +
-	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time2\xf3\x02\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
+	"\x03via\x18\x03 \x01(\tR\x03via2\xf3\x02\n" +
 	"\x05Store\x12E\n" +
 	"\x04List\x12\x1c.mettle.store.v1.ListRequest\x1a\x1d.mettle.store.v1.ListResponse0\x01\x12C\n" +
 	"\x04Stat\x12\x1c.mettle.store.v1.StatRequest\x1a\x1d.mettle.store.v1.StatResponse\x12I\n" +
