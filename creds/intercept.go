@@ -267,7 +267,7 @@ func (g *Guard) unavailable(ctx context.Context, err error) {
 }
 
 // maxTokenBytes bounds what is parsed for callers whom nobody knows yet.
-const maxTokenBytes = 64 << 10
+const maxTokenBytes = 32 << 10
 
 // isPrivate reports whether nobody can have listened: the call came by TLS, or from
 // this machine.
