@@ -20,9 +20,10 @@ import (
 var fuzzed = map[string][]string{
 	"creds.FuzzCertificates":                       {"chainEnd", "keyPair", "latestEnd"},
 	"creds.FuzzPolicy":                             {"hashNode.UnmarshalYAML", "isLoopbackURL", "parsePolicy"},
-	"creds.FuzzStaticKeys":                         {"staticKeys"},
+	"creds.FuzzKeys":                               {"parseKeys"},
+	"creds.FuzzKeysAt":                             {"keysAt"},
 	"creds.FuzzTokens":                             {"policyBuilder.tokens"},
-	"creds.FuzzVerify":                             {"issuerOf"},
+	"creds.FuzzVerify":                             {"claimsOf", "issuerOf", "parseToken"},
 	"elan.FuzzDigests":                             {"digestArgs.parse"},
 	"elan.FuzzEntryResults":                        {"entryResults.Get"},
 	"elan/action.FuzzEntries":                      {"Cache.get", "Failures.Get", "readListing"},

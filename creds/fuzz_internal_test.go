@@ -32,9 +32,9 @@ func signer(t testing.TB) (*ecdsa.PrivateKey, []byte) {
 	return key, set
 }
 
-// FuzzStaticKeys: a key set is read or refused, and what is read has public keys
+// FuzzKeys: a key set is read or refused, and what is read has public keys
 // that bear being used.
-func FuzzStaticKeys(f *testing.F) {
+func FuzzKeys(f *testing.F) {
 	key, set := signer(f)
 	private, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key, KeyID: "k"}}})
 	if err != nil {
@@ -45,7 +45,7 @@ func FuzzStaticKeys(f *testing.F) {
 	f.Add([]byte(`{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"},{"kty":"OKP","crv":"Ed25519","x":""}]}`))
 	f.Add([]byte(`{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		keys, err := staticKeys(data)
+		keys, err := parseKeys(data)
 		if (keys == nil) == (err == nil) {
 			t.Fatalf("keys %v with error %v", keys, err)
 		}
@@ -57,6 +57,20 @@ func FuzzStaticKeys(f *testing.F) {
 			if _, err := keys.VerifySignature(t.Context(), forged); err == nil {
 				t.Errorf("%s is taken for signed", forged)
 			}
+		}
+	})
+}
+
+// FuzzKeysAt: an issuer is believed where its keys are if it names itself, and then only
+// at an address at which nobody else can answer.
+func FuzzKeysAt(f *testing.F) {
+	f.Add([]byte(`{"issuer":"https://issuer","jwks_uri":"https://issuer/keys"}`))
+	f.Add([]byte(`{"issuer":"https://issuer","jwks_uri":"http://127.0.0.1/keys"}`))
+	f.Add([]byte(`{"issuer":"https://other","jwks_uri":"https://other/keys"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		at, err := keysAt("https://issuer", data)
+		if (at == "") == (err == nil) || err == nil && !strings.HasPrefix(at, "https://") {
+			t.Fatalf("%q with error %v", at, err)
 		}
 	})
 }

@@ -220,23 +220,32 @@ func (p *published) fetch(ctx context.Context) (*keys, error) {
 	if err != nil {
 		return nil, err
 	}
+	at, err := keysAt(p.name, data)
+	if err != nil {
+		return nil, err
+	}
+	if data, err = p.get(ctx, at); err != nil {
+		return nil, err
+	}
+	return parseKeys(data)
+}
+
+// keysAt is where the configuration of an issuer says that its keys are.
+func keysAt(issuer string, data []byte) (string, error) {
 	var found struct {
 		Issuer string `json:"issuer"`
 		JWKS   string `json:"jwks_uri"`
 	}
 	if err := json.Unmarshal(data, &found); err != nil {
-		return nil, fmt.Errorf("its configuration can't be read: %w", err)
+		return "", fmt.Errorf("its configuration can't be read: %w", err)
 	}
-	if found.Issuer != p.name {
-		return nil, fmt.Errorf("its configuration is that of %.200q", found.Issuer)
+	if found.Issuer != issuer {
+		return "", fmt.Errorf("its configuration is that of %.200q", found.Issuer)
 	}
-	if err := checkURL(p.name, found.JWKS); err != nil {
-		return nil, err
+	if err := checkURL(issuer, found.JWKS); err != nil {
+		return "", err
 	}
-	if data, err = p.get(ctx, found.JWKS); err != nil {
-		return nil, err
-	}
-	return parseKeys(data)
+	return found.JWKS, nil
 }
 
 func (p *published) get(ctx context.Context, url string) ([]byte, error) {
