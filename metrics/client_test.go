@@ -44,7 +44,9 @@ func TestClient_countsCalls(t *testing.T) {
 		t.Error(err)
 	}
 	s.Stop()
-	<-ended
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 	want := map[string]float64{
 		`mettle_storage_calls_total code="OK" method="QueryWriteStatus"`:       2,
 		`mettle_storage_calls_total code="NotFound" method="QueryWriteStatus"`: 1,

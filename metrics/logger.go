@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,7 +12,12 @@ import (
 // "json"; the level is debug, info, warn or error, in any case, with an offset
 // if wanted ("info+2"). Empty strings mean text and info. The error names the
 // value that is neither.
-func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
+//
+// Lines whose context is that of a call tell of it what Attrs does, and what the
+// fields give for their context. Of what is logged over and over, at info and
+// above, some lines are left out: the next of that message says how many, as
+// suppressed.
+func NewLogger(w io.Writer, format, level string, fields ...func(context.Context) []slog.Attr) (*slog.Logger, error) {
 	o := &slog.HandlerOptions{Level: slog.LevelInfo}
 	if level != "" {
 		var l slog.Level
@@ -20,12 +26,14 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 		}
 		o.Level = l
 	}
+	h := &handler{fields: append([]func(context.Context) []slog.Attr{Attrs}, fields...), repeats: &repeats{seen: map[string]*repeated{}}}
 	switch format {
 	case "", "text":
-		return slog.New(slog.NewTextHandler(w, o)), nil
+		h.Handler = slog.NewTextHandler(w, o)
 	case "json":
-		return slog.New(slog.NewJSONHandler(w, o)), nil
+		h.Handler = slog.NewJSONHandler(w, o)
 	default:
 		return nil, fmt.Errorf("log format %q is none of text, json", format)
 	}
+	return slog.New(h), nil
 }

@@ -53,6 +53,9 @@ type RPC struct {
 
 	methods sync.Map // full method name → *method, so that a call resolves no labels
 	known   atomic.Int32
+
+	prefix string        // of the names of calls
+	calls  atomic.Uint64 // that were named
 }
 
 // method holds the metrics of one method.
@@ -74,7 +77,8 @@ func NewRPC(o RPCOptions) (*RPC, error) {
 		return nil, errors.New("metrics of RPCs need a registerer")
 	}
 	r := &RPC{
-		log: o.Logger,
+		log:    o.Logger,
+		prefix: newPrefix(),
 		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: o.Prefix, Subsystem: "grpc", Name: "handled_total",
 			Help: "Calls that were answered, by the status code of the answer.",
@@ -117,11 +121,15 @@ func (r *RPC) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h 
 	m := r.method(info.FullMethod)
 	m.inFlight.Inc()
 	start := time.Now()
+	ctx = r.named(ctx) //nolint:contextcheck // it is made of ctx
 	defer func() {
 		if v := recover(); v != nil {
 			resp, err = nil, r.panicked(ctx, m, v)
 		}
-		r.done(ctx, m, start, err)
+		code := r.done(ctx, m, start, call{err: err, req: req})
+		if t := trailer(ctx, code); t != nil {
+			_ = grpc.SetTrailer(ctx, t) // the client may have gone
+		}
 	}()
 	return h(ctx, req)
 }
@@ -131,23 +139,50 @@ func (r *RPC) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
 	m := r.method(info.FullMethod)
 	m.inFlight.Inc()
 	start := time.Now()
+	s := &observedStream{ServerStream: ss, ctx: r.named(ss.Context())}
+	s.keep = r.log.Enabled(s.ctx, slog.LevelDebug)
 	defer func() {
 		if v := recover(); v != nil {
-			err = r.panicked(ss.Context(), m, v)
+			err = r.panicked(s.ctx, m, v)
 		}
-		r.done(ss.Context(), m, start, err)
+		code := r.done(s.ctx, m, start, call{err: err, req: s.first})
+		if t := trailer(s.ctx, code); t != nil {
+			ss.SetTrailer(t)
+		}
 	}()
-	return h(srv, ss)
+	return h(srv, s)
 }
 
-// done records the end of one call.
-func (r *RPC) done(ctx context.Context, m *method, start time.Time, err error) {
-	took := time.Since(start)
+// observedStream has the context in which the call has a name, and keeps the first
+// message where it is to be logged.
+type observedStream struct {
+	grpc.ServerStream
+	ctx   context.Context //nolint:containedctx // that of the stream, as gRPC has it
+	keep  bool
+	first any
+}
+
+// Context implements grpc.ServerStream.
+func (s *observedStream) Context() context.Context { return s.ctx }
+
+// RecvMsg implements grpc.ServerStream.
+func (s *observedStream) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	if s.keep && err == nil {
+		s.keep, s.first = false, onlyNames(m)
+	}
+	return err
+}
+
+// done records the end of one call, whose code it returns.
+func (r *RPC) done(ctx context.Context, m *method, start time.Time, c call) codes.Code {
+	c.took = time.Since(start)
 	m.inFlight.Dec()
-	m.seconds.Observe(took.Seconds())
-	code := codeOf(err)
-	r.counter(m, code).Inc()
-	r.logCall(ctx, m, call{code: code, took: took, err: err})
+	m.seconds.Observe(c.took.Seconds())
+	c.code = codeOf(c.err)
+	r.counter(m, c.code).Inc()
+	r.logCall(ctx, m, c)
+	return c.code
 }
 
 // counter is m's counter of code. Two calls may both make it: they get the

@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -32,14 +31,10 @@ const (
 // it; its strings are of any length up to gRPC's limit on headers.
 func RequestMetadata(ctx context.Context) *repb.RequestMetadata {
 	vs := metadata.ValueFromIncomingContext(ctx, metadataHeader)
-	if len(vs) == 0 || len(vs[0]) > maxMetadata {
+	if len(vs) == 0 {
 		return nil
 	}
-	m := new(repb.RequestMetadata)
-	if err := proto.Unmarshal([]byte(vs[0]), m); err != nil {
-		return nil
-	}
-	return m
+	return ParseRequestMetadata([]byte(vs[0]))
 }
 
 // call is what a log line tells of the end of one call.
@@ -47,6 +42,63 @@ type call struct {
 	code codes.Code
 	took time.Duration
 	err  error
+	req  any // the first message of the client; nil: it is not known
+}
+
+// named is what a first message names: the message itself may be changed by the next,
+// and is large.
+type named struct {
+	instance, resource string
+	digest             *repb.Digest
+}
+
+func (n named) GetInstanceName() string       { return n.instance }
+func (n named) GetResourceName() string       { return n.resource }
+func (n named) GetActionDigest() *repb.Digest { return n.digest }
+
+func onlyNames(m any) any {
+	var n named
+	if r, ok := m.(interface{ GetInstanceName() string }); ok {
+		n.instance = r.GetInstanceName()
+	}
+	if r, ok := m.(interface{ GetResourceName() string }); ok {
+		n.resource = r.GetResourceName()
+	}
+	n.digest = digestOf(m)
+	return n
+}
+
+// digestOf is that of the action or the blob that a request is about; nil: of none,
+// or of several.
+func digestOf(req any) *repb.Digest {
+	switch r := req.(type) {
+	case interface{ GetActionDigest() *repb.Digest }:
+		return r.GetActionDigest()
+	case interface{ GetRootDigest() *repb.Digest }:
+		return r.GetRootDigest()
+	case interface{ GetBlobDigest() *repb.Digest }:
+		return r.GetBlobDigest()
+	}
+	return nil
+}
+
+// about is what a request names: an instance, a blob or an action, a resource.
+func about(req any) (attrs []slog.Attr) {
+	add := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value[:min(len(value), maxField)]))
+		}
+	}
+	if r, ok := req.(interface{ GetInstanceName() string }); ok {
+		add("instance", r.GetInstanceName())
+	}
+	if r, ok := req.(interface{ GetResourceName() string }); ok {
+		add("resource", r.GetResourceName())
+	}
+	if d := digestOf(req); d != nil {
+		add("digest", fmt.Sprintf("%.200s/%d", d.GetHash(), d.GetSizeBytes()))
+	}
+	return attrs
 }
 
 // logCall writes the line of one call, where somebody wants it.
@@ -61,12 +113,11 @@ func (r *RPC) logCall(ctx context.Context, m *method, c call) {
 	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
 		attrs = append(attrs, slog.String("peer", p.Addr.String()))
 	}
+	attrs = append(append(attrs, Attrs(ctx)...), about(c.req)...)
 	if md := RequestMetadata(ctx); md != nil {
 		for _, f := range [...]struct{ key, value string }{
 			{"tool", strings.TrimSpace(md.GetToolDetails().GetToolName() + " " + md.GetToolDetails().GetToolVersion())},
-			{"invocation", md.GetToolInvocationId()},
 			{"correlated_invocations", md.GetCorrelatedInvocationsId()},
-			{"action", md.GetActionId()},
 			{"target", md.GetTargetId()},
 			{"mnemonic", md.GetActionMnemonic()},
 		} {
@@ -85,8 +136,8 @@ func (r *RPC) logCall(ctx context.Context, m *method, c call) {
 // shows nothing of the inside.
 func (r *RPC) panicked(ctx context.Context, m *method, v any) error {
 	r.panics.Inc()
-	r.log.LogAttrs(ctx, slog.LevelError, "handler panicked",
+	r.log.LogAttrs(ctx, slog.LevelError, "handler panicked", append(Attrs(ctx),
 		slog.String("service", m.service), slog.String("method", m.name),
-		slog.String("panic", fmt.Sprint(v)), slog.String("stack", string(debug.Stack())))
-	return status.Error(codes.Internal, "internal error: the handler panicked; the server's log has the stack")
+		slog.String("panic", fmt.Sprint(v)), slog.String("stack", string(debug.Stack())))...)
+	return status.Errorf(codes.Internal, "internal error: the handler panicked; the server's log has the stack, of request %s", Request(ctx))
 }

@@ -153,12 +153,13 @@ const maxConns = 4
 // wireStorage connects to the storage: for this server's own calls, and for what
 // clients send.
 func (s *apiServer) wireStorage() (err error) {
-	if s.storage, err = s.cmd.storageFlags.open(s.log, s.registry); err != nil {
+	passed := metrics.Headers(metrics.Passed)
+	if s.storage, err = s.cmd.storageFlags.open(s.log, s.registry, passed.DialOptions()...); err != nil {
 		return err
 	}
 	s.closers.add(s.storage.close)
 	for range min(maxConns, runtime.NumCPU()) {
-		conn, err := s.cmd.connect(relay.DialOptions()...)
+		conn, err := s.cmd.connect(append(relay.DialOptions(), passed.DialOptions()...)...)
 		if err != nil {
 			return err
 		}

@@ -64,6 +64,7 @@ func program(stdout, stderr io.Writer) flags.Program {
 		Description: "Remote execution for Bazel, Please, Buck2 and everything else that speaks the Bazel Remote Execution API.",
 		Env:         "METTLE",
 		Version:     version,
+		LogFields:   jobAttrs,
 		Stdin:       os.Stdin,
 		Stdout:      stdout,
 		Stderr:      stderr,

@@ -92,7 +92,7 @@ type remoteStorage struct {
 }
 
 // open makes the parts. The storage need not be there.
-func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*remoteStorage, error) {
+func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry, opts ...grpc.DialOption) (*remoteStorage, error) {
 	patient, err := retry.New(retry.Options{Logger: log, Registerer: registry})
 	if err != nil {
 		return nil, err
@@ -104,7 +104,7 @@ func (f *storageFlags) open(log *slog.Logger, registry *prometheus.Registry) (*r
 	if err != nil {
 		return nil, err
 	}
-	conn, err := f.connect(grpc.WithStatsHandler(calls))
+	conn, err := f.connect(append(opts, grpc.WithStatsHandler(calls))...)
 	if err != nil {
 		return nil, err
 	}

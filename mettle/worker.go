@@ -107,7 +107,7 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 	}
 	w.closers.add(w.jobs.Close)
 	c.compressFrom = int64(c.CompressFrom)
-	if w.storage, err = c.storageFlags.open(w.log, w.registry); err != nil {
+	if w.storage, err = c.storageFlags.open(w.log, w.registry, metrics.Headers(jobHeaders).DialOptions()...); err != nil {
 		return err
 	}
 	w.closers.add(w.storage.close)
@@ -159,6 +159,25 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		w.closers.add(w.worker.Close)
 	}
 	return err
+}
+
+// jobHeaders has calls to the storage say for which operation they are, and for
+// which client.
+func jobHeaders(ctx context.Context) []string {
+	job := worker.JobOf(ctx)
+	if job == nil {
+		return nil
+	}
+	return metrics.OfAction(job.GetOperation(), job.GetRequestMetadata())
+}
+
+// jobAttrs are what log lines tell of the job that their context is of.
+func jobAttrs(ctx context.Context) []slog.Attr {
+	job := worker.JobOf(ctx)
+	if job == nil {
+		return nil
+	}
+	return append([]slog.Attr{slog.String("operation", job.GetOperation())}, metrics.ClientAttrs(metrics.ParseRequestMetadata(job.GetRequestMetadata()))...)
 }
 
 func (c *workerCmd) directory() (string, error) {

@@ -159,9 +159,9 @@ func (c *Cache) drop(ctx context.Context, k blob.EntryKey, value []byte, reason 
 	}
 	if err != nil && !errors.Is(err, blob.ErrNotFound) {
 		// It is found out again at the next Get; the answer to this one is known.
-		c.o.Logger.WarnContext(ctx, "could not drop an action result", "action", k.Action, "instance", k.Instance, "error", err)
+		c.o.Logger.WarnContext(ctx, "could not drop an action result", "digest", k.Action, "instance", k.Instance, "error", err)
 	}
-	c.o.Logger.DebugContext(ctx, "dropped an action result", "action", k.Action, "instance", k.Instance, "reason", reason)
+	c.o.Logger.DebugContext(ctx, "dropped an action result", "digest", k.Action, "instance", k.Instance, "reason", reason)
 	c.gets.dropped.Inc()
 	return fmt.Errorf("result of action %s: %w: %v", k.Action, blob.ErrNotFound, reason) //nolint:errorlint // the reason is no class of this error
 }

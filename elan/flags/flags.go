@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -55,7 +56,10 @@ type Program struct {
 	Description string // a sentence or two
 	Env         string // what the names of the environment variables begin with
 	Version     string
-	Vars        map[string]string // ${name} in the tags of flags stands for its value
+	// LogFields is what log lines tell by their context, beside what they tell of
+	// calls. nil: nothing.
+	LogFields func(context.Context) []slog.Attr
+	Vars      map[string]string // ${name} in the tags of flags stands for its value
 
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -86,7 +90,11 @@ func (p Program) Run(c Commands, args []string) int {
 		return p.fail(err, ExitUsage)
 	}
 	common := c.common()
-	log, err := metrics.NewLogger(p.Stderr, common.LogFormat, common.LogLevel)
+	var fields []func(context.Context) []slog.Attr
+	if p.LogFields != nil {
+		fields = append(fields, p.LogFields)
+	}
+	log, err := metrics.NewLogger(p.Stderr, common.LogFormat, common.LogLevel, fields...)
 	if err != nil {
 		return p.fail(err, ExitUsage)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/mettle-build/mettle/creds"
 	"github.com/mettle-build/mettle/elan/action"
+	"github.com/mettle-build/mettle/metrics"
 )
 
 // Trust are the flags of the commands that serve clients, for them to embed: how
@@ -132,8 +133,25 @@ func (t Trust) Guard(o GuardOptions) (*Guarded, error) {
 		return nil, errors.Join(fmt.Errorf("--policy has tokens, and %v can be reached over a network, where they could be read on the way: give --tls_cert and --tls_key, "+
 			"or --plaintext_tokens where something in front of this server ends TLS", o.Addr), g.Close())
 	}
-	g.ServerOptions = append(g.ServerOptions, g.guard.ServerOptions()...)
+	g.ServerOptions = append(g.ServerOptions, append(g.guard.ServerOptions(), grpc.ChainUnaryInterceptor(callerUnary), grpc.ChainStreamInterceptor(callerStream))...)
 	return g, nil
+}
+
+// callerUnary and callerStream have log lines tell of who calls.
+func callerUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+	setCaller(ctx)
+	return h(ctx, req)
+}
+
+func callerStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+	setCaller(ss.Context())
+	return h(srv, ss)
+}
+
+func setCaller(ctx context.Context) {
+	if id := creds.From(ctx); id != nil {
+		metrics.SetCaller(ctx, id.Name)
+	}
 }
 
 // canonical is the instance whose failed results an instance has.

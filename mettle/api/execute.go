@@ -41,6 +41,7 @@ type call struct {
 	joined   *operation.Wait // for what begin has joined last
 	sent     bool            // the client has had a message
 	outcome  outcome
+	response []byte      // with which it was completed
 	quit     atomic.Bool // it was cancelled before it was begun
 	tookOver time.Time   // when it last said so to the other API servers
 }
@@ -50,7 +51,7 @@ func (s *Server) Execute(req *repb.ExecuteRequest, st stream) error {
 	start := time.Now()
 	c := &call{s: s, stream: st, hints: hintsOf(req)}
 	err := s.execute(c, req)
-	s.metrics.ended(c, err, start)
+	s.ended(c, err, start)
 	return err
 }
 
@@ -100,7 +101,7 @@ func (s *Server) WaitExecution(req *repb.WaitExecutionRequest, st stream) error 
 	start := time.Now()
 	c := &call{s: s, stream: st, resumed: true}
 	err := s.wait(c, req)
-	s.metrics.ended(c, err, start)
+	s.ended(c, err, start)
 	return err
 }
 

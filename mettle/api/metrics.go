@@ -189,8 +189,8 @@ func (m *metrics) begun() func() {
 	return m.inFlight.Dec
 }
 
-// ended counts how a call has ended.
-func (m *metrics) ended(c *call, err error, start time.Time) {
+// ended counts how a call has ended, and tells it.
+func (m *metrics) ended(c *call, err error, start time.Time) outcome {
 	o := c.outcome
 	switch status.Code(err) {
 	case codes.OK:
@@ -201,11 +201,11 @@ func (m *metrics) ended(c *call, err error, start time.Time) {
 	default:
 		o = outcomeUnavailable
 	}
-	if o == outcomeNone {
-		return
+	if o != outcomeNone {
+		m.total[o].Inc()
+		m.seconds[o].Observe(time.Since(start).Seconds())
 	}
-	m.total[o].Inc()
-	m.seconds[o].Observe(time.Since(start).Seconds())
+	return o
 }
 
 // operations collects the gauge of operations in flight.

@@ -77,7 +77,7 @@ func cancelled() *operation.Snapshot {
 // send sends one state of the operation under the client's own name for it.
 func (c *call) send(snap *operation.Snapshot) error {
 	if snap.Stage == operation.Completed && c.outcome == outcomeNone {
-		c.outcome = outcomeOf(snap.Response)
+		c.outcome, c.response = outcomeOf(snap.Response), snap.Response
 		if c.ours {
 			c.s.learn(c, snap.Response)
 		}

@@ -111,6 +111,8 @@ func (s *slot) dropRoots() {
 func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 	s.w.running(1)
 	defer s.w.running(-1)
+	begun := time.Now()
+	ctx = withJob(ctx, lease.Job())
 	jobCtx, cancel := context.WithCancelCause(ctx)
 	done, watched := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -161,11 +163,7 @@ func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 		s.w.metrics.peak.Observe(float64(peak))
 	}
 	s.conclude(ctx, lease, resp)
-}
-
-// jobLog is made when there is something to say: most jobs give no cause for it.
-func (s *slot) jobLog(lease queue.Lease) *slog.Logger {
-	return s.log.With("operation", lease.Job().GetOperation(), "action", lease.Job().GetActionDigest(), "attempt", lease.Attempt())
+	s.logEnd(ctx, lease, resp, begun)
 }
 
 // watch extends the lease, and cancels the job when it is not to go on. It hears
@@ -205,7 +203,7 @@ func (s *slot) watch(ctx context.Context, lease queue.Lease, cancel context.Canc
 				return
 			}
 			if err != nil {
-				s.log.Warn("a lease could not be extended", "operation", lease.Job().GetOperation(), "error", err)
+				s.jobLog(lease).Warn("a lease could not be extended", "error", err)
 			}
 		}
 	}
@@ -231,7 +229,7 @@ func (s *slot) execute(ctx context.Context, lease queue.Lease) (resp *repb.Execu
 	var r *run
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("panic while running an action", "action", lease.Job().GetActionDigest(), "panic", p, "stack", string(debug.Stack()))
+			s.jobLog(lease).Error("panic while running an action", "panic", p, "stack", string(debug.Stack()))
 			resp, err = s.fail(r, lease, fmt.Errorf("%w: %v", errPanic, p)), nil
 		}
 	}()
@@ -338,7 +336,7 @@ func (s *slot) tell(ctx context.Context, r *run, so *repb.ExecutedActionMetadata
 		})
 	}
 	if err != nil {
-		s.log.Warn("could not report that a job runs", "operation", r.job.GetOperation(), "error", err)
+		s.log.WarnContext(ctx, "could not report that a job runs", "operation", r.job.GetOperation(), "error", err)
 	}
 }
 
@@ -363,7 +361,7 @@ func (s *slot) store(ctx context.Context, r *run, resp *repb.ExecuteResponse) er
 		r.finish(resp, err)
 		s.exec.explain(r, resp)
 	case err != nil:
-		s.log.Warn("a result could not be cached", "action", r.digest, "error", err)
+		s.log.WarnContext(ctx, "a result could not be cached", "digest", r.digest, "error", err)
 	}
 	if cause := context.Cause(ctx); errors.Is(cause, errLeaseLost) {
 		return cause
@@ -381,7 +379,7 @@ func (s *slot) keepFailure(ctx context.Context, r *run, resp *repb.ExecuteRespon
 	callCtx, stop := context.WithTimeout(ctx, reportTimeout)
 	defer stop()
 	if err := s.w.o.Failures.Put(callCtx, r.key(), resp); err != nil {
-		s.log.Warn("a failed result could not be kept for a look", "action", r.digest, "error", err)
+		s.log.WarnContext(ctx, "a failed result could not be kept for a look", "digest", r.digest, "error", err)
 		return
 	}
 	resp.Message += fmt.Sprintf("\nWhat it printed and made is kept: mettle one --kept %s", s.exec.locate(r))

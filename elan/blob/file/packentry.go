@@ -24,7 +24,7 @@ func (s *Store) readPackedEntry(ctx context.Context, k blob.EntryKey) ([]byte, e
 	}
 	e, ok := parseEntry(data)
 	if !ok || e.instance != k.Instance {
-		s.log.Error("entry is damaged, and taken as absent", "action", k.Action.String())
+		s.log.Error("entry is damaged, and taken as absent", "digest", k.Action.String())
 		return nil, blob.ErrNotFound
 	}
 	return e.value, nil

@@ -131,7 +131,7 @@ func (c *call) finish(ctx context.Context, start time.Time, err error, what slog
 	c.seconds.Observe(took.Seconds())
 	if c.ob.log.Enabled(ctx, slog.LevelDebug) {
 		c.ob.log.LogAttrs(ctx, slog.LevelDebug, "store was called", slog.String("store", c.store), slog.String("call", c.name),
-			what, slog.Duration("took", took), slog.Any("error", err))
+			what, slog.Duration("duration", took), slog.Any("error", err))
 	}
 }
 
