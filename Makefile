@@ -16,7 +16,7 @@ PROTOS    = $(shell git ls-files --cached --others --exclude-standard -- 'proto/
 PROTO_OUT = proto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint fmt fuzz crash sim chaos upgrade hostile bench cover proto check check-fmt check-tidy check-proto
+.PHONY: help build test race lint fmt fuzz crash sim chaos upgrade hostile manifests bench cover proto check check-fmt check-tidy check-proto
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -67,6 +67,9 @@ upgrade: ## build with fleets of this tree and of the programs of the commit REL
 
 hostile: ## run all that actions could do to harm others, see mettle/worker/hostile
 	METTLE_TEST_HOSTILE_LARGE=1 $(GO) test -count=1 -v -timeout=1h ./mettle/worker/hostile
+
+manifests: ## have Kubernetes' own code take what deploy/kubernetes makes, see third_party/manifests
+	METTLE_TEST_KUBERNETES=1 $(GO) test -count=1 -v -timeout=30m -run='^TestKubernetes_accepted$$' ./deploy
 
 sim: ## run SEEDS (3000) fleets with faults in virtual time, see mettle/e2e/sim
 	$(GO) test -count=1 -v -timeout=1h ./mettle/e2e/sim -args -seeds $(SEEDS)

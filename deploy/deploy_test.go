@@ -147,6 +147,8 @@ func TestSystemd(t *testing.T) {
 			"ExecStart", "EnvironmentFile", "User", "Group", "CacheDirectory", "Delegate", "KillMode", "TimeoutStopSec", "Restart", "RestartSec",
 			"LimitNOFILE", "TasksMax", "NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectKernelTunables",
 			"ProtectKernelModules", "ProtectControlGroups", "RestrictSUIDSGID", "LockPersonality", "RestrictAddressFamilies", "CapabilityBoundingSet",
+			"ProtectClock", "ProtectKernelLogs", "ProtectHostname", "ProtectProc", "RemoveIPC", "RestrictNamespaces", "RestrictRealtime",
+			"MemoryDenyWriteExecute", "SystemCallArchitectures", "SystemCallFilter", "SystemCallErrorNumber", "UMask",
 		},
 	}
 	units, err := filepath.Glob("systemd/*.service")

@@ -47,8 +47,8 @@ func (c cluster) kind(kind string) []object {
 	return found
 }
 
-// build builds an overlay with the kustomize module, and reads all strictly.
-func build(t *testing.T, fs filesys.FileSystem, dir string) cluster {
+// kustomize builds an overlay with the kustomize module.
+func kustomize(t *testing.T, fs filesys.FileSystem, dir string) []byte {
 	t.Helper()
 	res, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(fs, dir)
 	if err != nil {
@@ -58,8 +58,14 @@ func build(t *testing.T, fs filesys.FileSystem, dir string) cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return text
+}
+
+// build builds an overlay, and reads all strictly.
+func build(t *testing.T, fs filesys.FileSystem, dir string) cluster {
+	t.Helper()
 	c := cluster{}
-	d := yaml.NewDecoder(bytes.NewReader(text))
+	d := yaml.NewDecoder(bytes.NewReader(kustomize(t, fs, dir)))
 	for {
 		var node yaml.Node
 		if err := d.Decode(&node); errors.Is(err, io.EOF) {
@@ -125,17 +131,23 @@ func TestKubernetes(t *testing.T) {
 	}
 }
 
-// TestKubernetes_privileged holds the fallback for workers to what it says.
-func TestKubernetes_privileged(t *testing.T) {
-	fs := filesys.MakeFsOnDisk()
-	dir := t.TempDir()
+// withPrivileged is a kustomization of the overlay gcp with the fallback for workers.
+func withPrivileged(t *testing.T, fs filesys.FileSystem) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	base, component := absolute(t, "kubernetes/overlays/gcp"), absolute(t, "kubernetes/components/privileged-worker")
 	// kustomize takes relative paths only.
 	text := fmt.Sprintf("resources: [%s]\ncomponents: [%s]\n", relative(t, dir, base), relative(t, dir, component))
 	if err := fs.WriteFile(dir+"/kustomization.yaml", []byte(text)); err != nil {
 		t.Fatal(err)
 	}
-	c := build(t, fs, dir)
+	return dir
+}
+
+// TestKubernetes_privileged holds the fallback for workers to what it says.
+func TestKubernetes_privileged(t *testing.T) {
+	fs := filesys.MakeFsOnDisk()
+	c := build(t, fs, withPrivileged(t, fs))
 	pod := c["Deployment/mettle-worker-default"].workload.Spec.Template.Spec
 	if pod.HostUsers != nil || !pod.Containers[0].SecurityContext.Privileged || pod.SecurityContext.RunAsNonRoot {
 		t.Errorf("got a worker that is not privileged: %+v", pod)
