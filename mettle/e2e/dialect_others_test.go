@@ -65,9 +65,10 @@ func (d *dialect) script(b *blobs, command *repb.Command, action *repb.Action, s
 }
 
 // buck2 is remote_execution/oss/re_grpc/src/client.rs of facebook/buck2 at 0122a0f: batches
-// of less than max_batch_total_size_bytes, larger blobs by messages of 4 MB that are all
+// of less than max_batch_total_size_bytes, larger blobs by messages of as much that are all
 // named, FindMissing of 100 at a time, the platform in the Command alone, and a result
-// without execution_metadata is an error.
+// without execution_metadata is an error. Before it uploads what it ran itself it tries
+// whether it may (empty_action_result.rs).
 func buck2(t *testing.T, conn *grpc.ClientConn) {
 	d := &dialect{t: t, conn: conn, instance: "buck2", fn: digest.SHA256, tool: "buck2", version: "2026-10-01"}
 	caps := d.capabilities(3)
@@ -112,6 +113,18 @@ func buck2(t *testing.T, conn *grpc.ClientConn) {
 		}
 	}
 	d.read(resp.Result.OutputFiles[0].Digest, false)
+
+	probe := &blobs{d: d}
+	mine := probe.addMessage(&repb.Action{CommandDigest: probe.addMessage(&repb.Command{Arguments: []string{"/command", "-to", "check", "permission"}})})
+	d.batch(repb.Compressor_IDENTITY, probe.data...)
+	if _, err := repb.NewActionCacheClient(conn).UpdateActionResult(d.ctx(), &repb.UpdateActionResultRequest{
+		InstanceName: d.instance, ActionDigest: mine, ActionResult: &repb.ActionResult{ExecutionMetadata: &repb.ExecutedActionMetadata{}},
+	}); err != nil {
+		t.Errorf("it takes itself for one who may not write: %v", err)
+	}
+	if res := d.result(&repb.GetActionResultRequest{ActionDigest: mine}); res.GetExecutionMetadata() == nil {
+		t.Errorf("the result that it tried with: %v", res)
+	}
 }
 
 // pants is remote_provider_reapi/src/byte_store.rs of pantsbuild/pants at 0557a0c and

@@ -302,14 +302,32 @@ func large(name string) []byte {
 	return b.Bytes()
 }
 
-// TestDialects has clients that are not here speak to a server as their sources do.
+// TestDialects has clients that are not here speak to a server as their sources do, and to
+// the API server of a fleet.
 func TestDialects(t *testing.T) {
-	s := startDual(t, storeDir(t), "--slots=4", "--platform=label:action_default=1")
-	conn := s.client(t).conn
-	for name, test := range map[string]func(t *testing.T, conn *grpc.ClientConn){
-		"Bazel 5": bazel5, "Bazel 6": bazel6, "Bazel 7": bazel7, "Bazel 8": bazel8, "Bazel 9": bazel9,
-		"Buck2": buck2, "Pants": pants, "Please": please, "reclient": reclient, "siso": siso, "recc": recc,
+	const platform = "--platform=label:action_default=1"
+	for kind, serve := range map[string]func(t *testing.T) *server{
+		"dual": func(t *testing.T) *server { return startDual(t, storeDir(t), "--slots=4", platform) },
+		"fleet": func(t *testing.T) *server {
+			f := newFleet(t)
+			w := f.worker(0)
+			w.args = append(w.args, "--slots=4", platform)
+			for _, s := range []*server{f.broker, f.elan, f.api, w} {
+				s.Start()
+			}
+			awaitReady(t, w)
+			awaitReady(t, f.api)
+			return f.api
+		},
 	} {
-		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) { test(t, conn) })
+		t.Run(kind, func(t *testing.T) {
+			conn := serve(t).client(t).conn
+			for name, test := range map[string]func(t *testing.T, conn *grpc.ClientConn){
+				"Bazel_5": bazel5, "Bazel_6": bazel6, "Bazel_7": bazel7, "Bazel_8": bazel8, "Bazel_9": bazel9,
+				"Buck2": buck2, "Pants": pants, "Please": please, "reclient": reclient, "siso": siso, "recc": recc,
+			} {
+				t.Run(name, func(t *testing.T) { test(t, conn) })
+			}
+		})
 	}
 }

@@ -110,7 +110,7 @@ const moonHit = "cached from remote"
 // colleagues who have nothing yet; without a server it builds all the same.
 func TestMoon(t *testing.T) {
 	needMoon(t)
-	s := startDual(t, storeDir(t))
+	s := startElan(t, "file://"+t.TempDir())
 	for name, compression := range map[string]string{"plain": "none", "zstd": "zstd"} {
 		t.Run(name, func(t *testing.T) {
 			remote := []string{

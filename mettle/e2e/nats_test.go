@@ -50,9 +50,10 @@ func natsMain(dir string, args []string) int {
 // newNATS is a broker that has yet to be started.
 func newNATS(t *testing.T, flags ...string) *server {
 	t.Helper()
+	dir := t.TempDir() // before newSelf: it is removed after the broker has ended
 	s := newSelf(t, "nats://")
 	s.args = append([]string{"--port=" + strconv.Itoa(s.Port)}, flags...)
-	s.env = []string{natsDirVar + "=" + t.TempDir()}
+	s.env = []string{natsDirVar + "=" + dir}
 	return s
 }
 

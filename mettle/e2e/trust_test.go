@@ -149,3 +149,24 @@ func TestTrust_wrong(t *testing.T) {
 		})
 	}
 }
+
+// TestBazel_trust builds over TLS, with a Bazel whose build has it: Debian's has not. From
+// 3.1 on Bazel has a certificate of its own to show; before, the rights are anybody's.
+func TestBazel_trust(t *testing.T) {
+	if os.Getenv(bazelVar) == "" {
+		t.Skipf("Debian's Bazel has no TLS; %s names another", bazelVar)
+	}
+	tr := newTrust(t)
+	credstest.Write(t, tr.dir, "policy.yaml", "anonymous: {rights: [cas:read, cas:write, ac:read, execute]}\n")
+	s := newServer(t, "mettle", append([]string{"dual", "--dir=" + storeDir(t), tr.policy}, tr.tls...))
+	s.args = append(s.args, "--port="+strconv.Itoa(s.Port))
+	s.says = "grpcs://"
+	s.Start()
+	b := newBazel(t)
+	b.Write("trust/BUILD", `genrule(name = "rule", outs = ["out"], cmd = "echo made > $@")`)
+	args := append(b.remote(s), "--remote_executor=grpcs://"+s.Addr(), "//trust:rule")
+	if out, code := b.Run("build", args...); code == 0 {
+		t.Errorf("Bazel took a certificate of an authority that it does not know:\n%s", out)
+	}
+	checkOnly(t, b.MustRun("build", append(args, "--tls_certificate="+tr.file("ca.pem"))...), "remote")
+}
