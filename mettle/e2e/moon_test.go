@@ -31,11 +31,11 @@ func needMoon(t *testing.T) {
 	}
 }
 
-// newMoon makes a clone. The remote is what stands in its configuration below
-// "remote:".
-func newMoon(t *testing.T, remote ...string) *moon {
+// newMoon makes a clone. In home moon keeps plugins that it has compiled, and no outputs.
+// The remote is what stands in its configuration below "remote:".
+func newMoon(t *testing.T, home string, remote ...string) *moon {
 	t.Helper()
-	m := &moon{t: t, dir: t.TempDir(), home: t.TempDir()}
+	m := &moon{t: t, dir: t.TempDir(), home: home}
 	large := make([]byte, 6<<20) // beyond a batch: it goes by ByteStream
 	random := rand.NewChaCha8([32]byte{})
 	for i := 0; i < len(large); i += 1 << 10 {
@@ -110,6 +110,7 @@ const moonHit = "cached from remote"
 // colleagues who have nothing yet; without a server it builds all the same.
 func TestMoon(t *testing.T) {
 	needMoon(t)
+	home := t.TempDir()
 	s := startElan(t, "file://"+t.TempDir())
 	for name, compression := range map[string]string{"plain": "none", "zstd": "zstd"} {
 		t.Run(name, func(t *testing.T) {
@@ -117,14 +118,14 @@ func TestMoon(t *testing.T) {
 				"api: grpc", "host: grpc://" + s.Addr(),
 				"cache: {instanceName: moon-" + name + ", compression: " + compression + ", verifyIntegrity: true}",
 			}
-			if out := newMoon(t, remote...).Build(); strings.Contains(out, moonHit) || strings.Contains(out, "ERROR") {
+			if out := newMoon(t, home, remote...).Build(); strings.Contains(out, moonHit) || strings.Contains(out, "ERROR") {
 				t.Errorf("the first build:\n%s", out)
 			}
-			if out := newMoon(t, remote...).Build(); !strings.Contains(out, moonHit) || !strings.Contains(out, "marker-of-a-run") {
+			if out := newMoon(t, home, remote...).Build(); !strings.Contains(out, moonHit) || !strings.Contains(out, "marker-of-a-run") {
 				t.Errorf("a colleague's build, which should be a hit:\n%s", out)
 			}
 			for range 2 {
-				out, err := newMoon(t, remote...).Run("fail")
+				out, err := newMoon(t, home, remote...).Run("fail")
 				if err == nil || !strings.Contains(out, "marker-of-a-failure") || strings.Contains(out, moonHit) {
 					t.Errorf("a task that fails: %v\n%s", err, out)
 				}
@@ -132,14 +133,14 @@ func TestMoon(t *testing.T) {
 		})
 	}
 	s.Kill()
-	newMoon(t, "api: grpc", "host: grpc://"+s.Addr()).Build()
+	newMoon(t, home, "api: grpc", "host: grpc://"+s.Addr()).Build()
 }
 
 // TestMoon_trust shows the server who calls: by TLS with a token, and by a client
 // certificate.
 func TestMoon_trust(t *testing.T) {
 	needMoon(t)
-	tr := newTrust(t)
+	home, tr := t.TempDir(), newTrust(t)
 	tr.ca.Issue(tr.dir, "worker", credstest.Client("worker-1"))
 	s := newServer(t, "mettle", append([]string{"dual", "--dir=" + storeDir(t), tr.policy}, tr.tls...))
 	s.args = append(s.args, "--port="+strconv.Itoa(s.Port))
@@ -156,7 +157,7 @@ func TestMoon_trust(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, want := range []bool{false, true} {
-				m := newMoon(t, append([]string{"api: grpc", "host: grpcs://" + s.Addr(), "cache: {instanceName: " + name + "}"}, tc.remote...)...)
+				m := newMoon(t, home, append([]string{"api: grpc", "host: grpcs://" + s.Addr(), "cache: {instanceName: " + name + "}"}, tc.remote...)...)
 				m.env = tc.env
 				if err := os.CopyFS(filepath.Join(m.dir, "certs"), os.DirFS(tr.dir)); err != nil {
 					t.Fatal(err)
