@@ -25,11 +25,12 @@ const module = "github.com/mettle-build/mettle"
 //
 //nolint:gochecknoglobals // an immutable table
 var arrows = map[string][]string{
-	"proto/...":   {},
-	"metrics":     {},
-	"metrics/...": {},
-	"creds":       {"elan/digest", "elan/resource", "elan/wire"},
-	"creds/...":   {},
+	"proto/...":       {},
+	"metrics":         {"metrics/spans"},
+	"metrics/...":     {},
+	"metrics/tracing": {"metrics/spans"},
+	"creds":           {"elan/digest", "elan/resource", "elan/wire"},
+	"creds/...":       {},
 
 	"elan/digest":              {},
 	"elan/resource":            {"elan/digest"},
@@ -41,10 +42,11 @@ var arrows = map[string][]string{
 	"elan/blob/s3":             {"elan/digest", "elan/blob", "elan/blob/bucket"},
 	"elan/blob/chunked":        {"elan/digest", "elan/blob", "elan/chunk"},
 	"elan/blob/compressed":     {"elan/digest", "elan/blob", "elan/compress"},
+	"elan/blob/observed":       {"elan/digest", "elan/blob", "metrics/spans"},
 	"elan/blob/known":          {"elan/digest", "elan/blob", "elan/blob/recent"},
 	"elan/blob/tiered":         {"elan/digest", "elan/blob", "elan/blob/recent"},
 	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client", "elan/flags"},
-	"elan/flags":               {"elan/action", "elan/gate", "metrics", "creds"},
+	"elan/flags":               {"elan/action", "elan/gate", "metrics", "metrics/tracing", "creds"},
 	"elan/gate":                {},
 	"elan/compress":            {"elan/digest"},
 	"elan/logstream":           {"elan/resource"},
@@ -60,7 +62,7 @@ var arrows = map[string][]string{
 	"elan/rpc":                 {"elan/digest", "elan/gate", "elan/blob", "elan/tree", "elan/resource", "elan/action", "elan/asset", "elan/logstream", "elan/status", "elan/compress", "elan/wire", "elan/inventory", "proto/store"},
 	"elan/overview":            {"elan/flags", "metrics"},
 	"elan/tool":                {"elan/digest", "elan/blob", "elan/tree", "elan/inventory"},
-	"elan":                     {"elan/...", "metrics", "creds"},
+	"elan":                     {"elan/...", "metrics", "metrics/tracing", "creds"},
 	"mettle/command":           {"elan/digest"},
 	"mettle/history":           {},
 	"mettle/operation":         {"elan/digest", "proto/..."},
@@ -91,26 +93,26 @@ var arrows = map[string][]string{
 	// The worker fills in a google.rpc.Status, by the table that there is, and
 	// chooses the runner that this machine allows.
 	"mettle/worker": {
-		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status", "mettle/command", "mettle/queue", "mettle/platform",
+		"elan/digest", "elan/blob", "elan/tree", "elan/action", "elan/status", "mettle/command", "mettle/queue", "mettle/platform", "metrics/spans",
 		"mettle/worker/cgroup", "mettle/worker/image", "mettle/worker/inputroot", "mettle/worker/livelog", "mettle/worker/persistent", "mettle/worker/presence", "mettle/worker/runner/...", "mettle/worker/output", "proto/...",
 	},
 	"mettle/api": {
 		"elan/digest", "elan/resource", "elan/blob", "elan/tree", "elan/action", "elan/status",
-		"mettle/command", "mettle/history", "mettle/operation", "mettle/platform", "mettle/queue", "proto/...",
+		"mettle/command", "mettle/history", "mettle/operation", "mettle/platform", "mettle/queue", "proto/...", "metrics/spans",
 	},
 	"mettle/noop":    {"mettle/queue", "proto/..."},
 	"mettle/bench":   {"elan/digest"},
 	"mettle/conform": {"elan/digest"},
 	"mettle/doctor":  {"elan/digest", "elan/blob", "elan/status"},
-	"mettle/e2e":     {"elan/...", "mettle/...", "proto/...", "metrics", "creds/..."},
-	"mettle":         {"elan/...", "mettle/...", "proto/...", "metrics", "creds"},
+	"mettle/e2e":     {"elan/...", "mettle/...", "proto/...", "metrics/...", "metrics", "creds/..."},
+	"mettle":         {"elan/...", "mettle/...", "proto/...", "metrics", "metrics/tracing", "creds"},
 }
 
 // edges may import gRPC. Elsewhere errors wrap the classes of elan/blob.
 //
 //nolint:gochecknoglobals // an immutable table
 var edges = []string{
-	"elan", "elan/flags", "elan/gate", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/conform", "mettle/doctor", "mettle/e2e", "metrics", "creds",
+	"elan", "elan/flags", "elan/gate", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/conform", "mettle/doctor", "mettle/e2e", "metrics", "metrics/tracing", "metrics/tracing/tracingtest", "creds",
 	"proto/store",
 	"mettle/queue/pubsub", "mettle/queue/pubsub/pubsubtest", // Pub/Sub is called by gRPC, and a fake of it serves that
 }

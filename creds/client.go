@@ -70,6 +70,16 @@ func (o Client) DialOptions() ([]grpc.DialOption, error) {
 	if o.TokenFile == "" {
 		return opts, nil
 	}
+	r := o.reloadedToken()
+	if _, err := r.get(); err != nil {
+		return nil, err
+	}
+	// Check has seen to it that without TLS the token stays on this machine.
+	return append(opts, grpc.WithPerRPCCredentials(token{text: r, plaintext: !o.Encrypted()})), nil
+}
+
+// reloadedToken is what TokenFile has.
+func (o Client) reloadedToken() *reloaded[string] {
 	r := newReloaded([]string{o.TokenFile}, o.Logger, func(data [][]byte) (string, error) {
 		fields := bytes.Fields(data[0])
 		if len(fields) != 1 {
@@ -78,11 +88,7 @@ func (o Client) DialOptions() ([]grpc.DialOption, error) {
 		return string(fields[0]), nil
 	})
 	r.secrets = []string{o.TokenFile}
-	if _, err := r.get(); err != nil {
-		return nil, err
-	}
-	// Check has seen to it that without TLS the token stays on this machine.
-	return append(opts, grpc.WithPerRPCCredentials(token{text: r, plaintext: !o.Encrypted()})), nil
+	return r
 }
 
 // handshakes are TLS whose files are read again when they change, at the next

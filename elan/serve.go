@@ -29,6 +29,7 @@ import (
 	"github.com/mettle-build/mettle/elan/overview"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/metrics/tracing"
 )
 
 // closeGrace is how long calls may take to end after SIGTERM.
@@ -52,11 +53,13 @@ type serveCmd struct {
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7780"`
 
 	flags.Assets
+
+	Traces flags.Tracing `embed:""`
 }
 
 // Validate is called by kong, before Run.
 func (c *serveCmd) Validate() error {
-	return errors.Join(c.Serving.Check(rpc.MaxBatch), c.Trust.Check(), c.Connections.Check())
+	return errors.Join(c.Serving.Check(rpc.MaxBatch), c.Trust.Check(), c.Connections.Check(), c.Traces.Check())
 }
 
 // Run serves until ctx is done.
@@ -92,6 +95,8 @@ func (c *serveCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) (er
 	}
 	defer func() { err = errors.Join(err, storage.Close()) }()
 	s := &server{cmd: c, log: log, registry: registry, storage: storage}
+	// After all that it traces, and also where ctx has ended.
+	defer func() { err = errors.Join(err, s.tracer.Close(context.WithoutCancel(ctx))) }()
 	if err := s.wire(ctx, listener.Addr()); err != nil {
 		return err
 	}
@@ -118,12 +123,18 @@ type server struct {
 	admin  *metrics.Server
 	guard  *flags.Guarded
 	gate   *gate.Gate
+	tracer *tracing.Tracer
 }
 
 // wire makes the parts, for a server at addr, in the order in which they need
 // each other.
 func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
 	c := s.cmd
+	if s.tracer, err = c.Traces.Tracer(ctx, flags.TracerOptions{
+		Service: "elan", Version: version, Prefix: "elan", Registerer: s.registry, Logger: s.log,
+	}); err != nil {
+		return err
+	}
 	if s.blobs, err = chunked.New(chunked.Options{Store: s.storage, Entries: s.storage, Logger: s.log, Registerer: s.registry}); err != nil {
 		return err
 	}
@@ -165,7 +176,7 @@ func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
 		}
 		options.Assets = s.assets
 	}
-	s.grpc, s.health = rpc.NewServer(slices.Concat(s.gate.ServerOptions(), observed.ServerOptions(), s.guard.ServerOptions)...)
+	s.grpc, s.health = rpc.NewServer(slices.Concat(s.gate.ServerOptions(), s.tracer.ServerOptions(), observed.ServerOptions(), s.guard.ServerOptions)...)
 	if err := rpc.Register(s.gate.Registrar(s.grpc), options); err != nil {
 		return errors.Join(err, s.close())
 	}

@@ -101,6 +101,8 @@ func (s *Server) Handler() http.Handler {
 		ErrorHandling: promhttp.ContinueOnError,
 		// One scrape a second from two servers is plenty; more wait in line.
 		MaxRequestsInFlight: 4,
+		// To those who ask for it, and so get exemplars.
+		EnableOpenMetrics: true,
 	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", s.serveReady)

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/mettle-build/mettle/metrics/spans"
 )
 
 const (
@@ -178,7 +180,7 @@ func (s *observedStream) RecvMsg(m any) error {
 func (r *RPC) done(ctx context.Context, m *method, start time.Time, c call) codes.Code {
 	c.took = time.Since(start)
 	m.inFlight.Dec()
-	m.seconds.Observe(c.took.Seconds())
+	spans.Observe(ctx, m.seconds, c.took.Seconds())
 	c.code = codeOf(c.err)
 	r.counter(m, c.code).Inc()
 	r.logCall(ctx, m, c)

@@ -20,6 +20,7 @@ import (
 	"github.com/mettle-build/mettle/elan/relay"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/metrics/tracing"
 	"github.com/mettle-build/mettle/mettle/api"
 	"github.com/mettle-build/mettle/mettle/queue"
 )
@@ -38,11 +39,12 @@ type apiCmd struct {
 	poolFlags
 	flags.Trust
 	flags.Connections
+	Traces flags.Tracing `embed:""`
 }
 
 // Validate is called by kong, before Run.
 func (c *apiCmd) Validate() error {
-	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check(), c.poolFlags.check(), c.Trust.Check(), c.Connections.Check())
+	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check(), c.poolFlags.check(), c.Trust.Check(), c.Connections.Check(), c.Traces.Check())
 }
 
 // Run serves until ctx is done.
@@ -79,6 +81,7 @@ type apiServer struct {
 	needs   needs
 	guard   *flags.Guarded
 	gate    *gate.Gate
+	tracer  *tracing.Tracer
 	closers closers
 }
 
@@ -88,6 +91,13 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 	if err := s.admin.listen(ctx, c.Host, c.HTTPPort); err != nil {
 		return err
 	}
+	id := uniqueName()
+	tracer, closeTracer, err := s.admin.tracer(ctx, c.Traces, id)
+	if err != nil {
+		return err
+	}
+	s.tracer = tracer
+	s.closers.add(closeTracer)
 	if s.guard, err = c.Guard(flags.GuardOptions{
 		Addr: s.listener.Addr(), OperationInstance: operationInstance, Logger: s.log, Registerer: s.registry,
 	}); err != nil {
@@ -110,7 +120,7 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 		return err
 	}
 	if s.api, err = api.New(api.Options{
-		ID:             uniqueName(),
+		ID:             id,
 		Store:          s.storage.of(""),
 		Stores:         s.storage.of,
 		Actions:        s.storage.actions,
@@ -153,13 +163,13 @@ const maxConns = 4
 // wireStorage connects to the storage: for this server's own calls, and for what
 // clients send.
 func (s *apiServer) wireStorage() (err error) {
-	passed := metrics.Headers(metrics.Passed)
-	if s.storage, err = s.cmd.storageFlags.open(s.log, s.registry, passed.DialOptions()...); err != nil {
+	headers := append(metrics.Headers(metrics.Passed).DialOptions(), s.tracer.DialOptions()...)
+	if s.storage, err = s.cmd.storageFlags.open(s.log, s.registry, headers...); err != nil {
 		return err
 	}
 	s.closers.add(s.storage.close)
 	for range min(maxConns, runtime.NumCPU()) {
-		conn, err := s.cmd.connect(append(relay.DialOptions(), passed.DialOptions()...)...)
+		conn, err := s.cmd.connect(append(relay.DialOptions(), headers...)...)
 		if err != nil {
 			return err
 		}
@@ -210,7 +220,7 @@ func (s *apiServer) serveRPC(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server, health := rpc.NewServer(slices.Concat(s.gate.ServerOptions(), observed.ServerOptions(), s.guard.ServerOptions)...)
+	server, health := rpc.NewServer(slices.Concat(s.gate.ServerOptions(), s.tracer.ServerOptions(), observed.ServerOptions(), s.guard.ServerOptions)...)
 	gated := s.gate.Registrar(server)
 	s.relay.Register(gated) //nolint:contextcheck // streams have contexts of their own
 	s.api.Register(gated)

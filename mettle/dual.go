@@ -28,6 +28,7 @@ import (
 	"github.com/mettle-build/mettle/elan/logstream"
 	"github.com/mettle-build/mettle/elan/rpc"
 	"github.com/mettle-build/mettle/metrics"
+	"github.com/mettle-build/mettle/metrics/tracing"
 	"github.com/mettle-build/mettle/mettle/api"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
@@ -58,11 +59,12 @@ type dualCmd struct {
 	slotFlags
 	imageFlags
 	executeFlags
+	Traces flags.Tracing `embed:""`
 }
 
 // Validate is called by kong, before Run.
 func (c *dualCmd) Validate() error {
-	return errors.Join(c.slotFlags.check(), c.imageFlags.check(), c.executeFlags.check(), c.Serving.Check(rpc.MaxBatch), c.Trust.Check(), c.Connections.Check())
+	return errors.Join(c.slotFlags.check(), c.imageFlags.check(), c.executeFlags.check(), c.Serving.Check(rpc.MaxBatch), c.Trust.Check(), c.Connections.Check(), c.Traces.Check())
 }
 
 // Run serves until ctx is done and everything has been brought to an end.
@@ -136,12 +138,18 @@ type dual struct {
 	worker   *worker.Worker
 	guard    *flags.Guarded
 	gate     *gate.Gate
+	tracer   *tracing.Tracer
+
+	closeTracer func() error
 }
 
 // wire makes the parts, in the order in which they need each other.
 func (d *dual) wire(ctx context.Context) (err error) {
 	c := d.cmd
 	if err := d.admin.listen(ctx, c.Host, c.HTTPPort); err != nil {
+		return err
+	}
+	if d.tracer, d.closeTracer, err = d.admin.tracer(ctx, c.Traces, hostname()); err != nil {
 		return err
 	}
 	if d.guard, err = c.Guard(flags.GuardOptions{
@@ -266,8 +274,9 @@ func (d *dual) wireWorker(properties []platform.Property) (err error) {
 		MaxTimeout:     c.MaxTimeout,
 		// Less than what the store leaves free, so that a full store stops nothing.
 		MinFreeDiskBytes: int64(c.MinFree) / 4,
-		Hide:             append(secretFiles(append(d.guard.Files(), c.TLSKey, c.Policy, c.AuditLog, c.ImageAuth)...), d.dir),
+		Hide:             append(secretFiles(slices.Concat(d.guard.Files(), c.Traces.Secrets(), []string{c.TLSKey, c.Policy, c.AuditLog, c.ImageAuth})...), d.dir),
 		Addr:             c.Address(d.listener.Addr()),
+		Trace:            traceAttempts(d.tracer),
 		Logger:           d.log,
 		Registerer:       d.registry,
 	}))
@@ -358,7 +367,7 @@ func (d *dual) serveRPC(ctx context.Context, drain func()) error {
 	if err != nil {
 		return err
 	}
-	server, health := rpc.NewServer(slices.Concat(d.gate.ServerOptions(), observed.ServerOptions(), d.guard.ServerOptions)...)
+	server, health := rpc.NewServer(slices.Concat(d.gate.ServerOptions(), d.tracer.ServerOptions(), observed.ServerOptions(), d.guard.ServerOptions)...)
 	gated := d.gate.Registrar(server)
 	options := rpc.Options{
 		Store:         d.blobs,
@@ -422,6 +431,9 @@ func (d *dual) close() error {
 	}
 	if d.guard != nil {
 		errs = append(errs, d.guard.Close())
+	}
+	if d.closeTracer != nil {
+		errs = append(errs, d.closeTracer())
 	}
 	return errors.Join(errs...)
 }

@@ -38,11 +38,13 @@ type workerCmd struct {
 
 	Host     string `help:"The address to listen on." default:"127.0.0.1"`
 	HTTPPort int    `name:"http_port" help:"The port for metrics, health and profiles (HTTP); 0 is any free one, -1 none." default:"7781"`
+
+	Traces flags.Tracing `embed:""`
 }
 
 // Validate is called by kong, before Run.
 func (c *workerCmd) Validate() error {
-	err := errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.slotFlags.check(), c.imageFlags.check())
+	err := errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.slotFlags.check(), c.imageFlags.check(), c.Traces.Check())
 	if c.Pool == "" {
 		err = errors.Join(err, errors.New("--pool: it has no name"))
 	}
@@ -102,12 +104,17 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 	if w.name = c.Name; w.name == "" {
 		w.name = uniqueName()
 	}
+	tracer, closeTracer, err := w.admin.tracer(ctx, c.Traces, w.name)
+	if err != nil {
+		return err
+	}
+	w.closers.add(closeTracer)
 	if w.jobs, err = c.queueFlags.open(ctx, queueOptions{worker: w.name, log: w.log, registry: w.registry}); err != nil {
 		return err
 	}
 	w.closers.add(w.jobs.Close)
 	c.compressFrom = int64(c.CompressFrom)
-	if w.storage, err = c.storageFlags.open(w.log, w.registry, metrics.Headers(jobHeaders).DialOptions()...); err != nil {
+	if w.storage, err = c.storageFlags.open(w.log, w.registry, append(metrics.Headers(jobHeaders).DialOptions(), tracer.DialOptions()...)...); err != nil {
 		return err
 	}
 	w.closers.add(w.storage.close)
@@ -150,8 +157,9 @@ func (w *fleetWorker) wire(ctx context.Context) (err error) {
 		LeaseExtendEvery: c.url.LeaseTime() / leaseShare,
 		// Less than what the cache leaves free, so that a full one stops nothing.
 		MinFreeDiskBytes: int64(c.MinFree) / 4,
-		Hide:             append(append(c.secrets(), secretFiles(c.TLSKey, c.TokenFile, c.ImageAuth)...), w.dir),
+		Hide:             append(append(c.secrets(), secretFiles(append(c.Traces.Secrets(), c.TLSKey, c.TokenFile, c.ImageAuth)...)...), w.dir),
 		Addr:             c.targets[0],
+		Trace:            traceAttempts(tracer),
 		Logger:           w.log,
 		Registerer:       w.registry,
 	}))

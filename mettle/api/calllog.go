@@ -11,7 +11,7 @@ import (
 
 // ended counts and logs how a call has ended.
 func (s *Server) ended(c *call, err error, start time.Time) {
-	s.logEnd(c, s.metrics.ended(c, err, start), err, time.Since(start))
+	s.logEnd(c, s.metrics.ended(c.stream.Context(), c, err, start), err, time.Since(start))
 }
 
 // logEnd writes a line for each call: at info where an operator may have to do

@@ -11,11 +11,14 @@ import (
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
 	"github.com/mettle-build/mettle/elan/resource"
+	"github.com/mettle-build/mettle/metrics/spans"
 	"github.com/mettle-build/mettle/mettle/history"
 	"github.com/mettle-build/mettle/mettle/operation"
 )
@@ -67,6 +70,7 @@ func (s *Server) execute(c *call, req *repb.ExecuteRequest) error {
 		return toStatus(err)
 	}
 	c.setName(operation.NewName(n))
+	c.describe()
 	return c.run()
 }
 
@@ -115,6 +119,7 @@ func (s *Server) wait(c *call, req *repb.WaitExecutionRequest) error {
 		return toStatus(err)
 	}
 	c.setName(n)
+	c.describe()
 	if w, ok := s.ops.Find(n); ok {
 		err := c.follow(w)
 		if !errors.Is(err, operation.ErrWithdrawn) {
@@ -302,6 +307,9 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 	w, created := s.ops.Join(c.name, merge)
 	c.joined, c.ours = w, created
 	if created {
+		if sc := trace.SpanContextFromContext(ctx); sc.IsSampled() {
+			w.SetOrigin(sc)
+		}
 		job.Operation = w.Job() // the same words, which thus are in memory once
 		s.ops.Assign(w, job.GetPool())
 		s.publish(ctx, w, job)
@@ -312,17 +320,28 @@ func (s *Server) begin(ctx context.Context, c *call) answer {
 	return answer{wait: w}
 }
 
-// cached is the result that the ActionCache has and that may answer the call;
-// nil where there is none.
+// cached is lookUp in a span.
 func (s *Server) cached(ctx context.Context, c *call) (*repb.ActionResult, error) {
-	n := c.name
-	if n.SkipCacheLookup && !c.resumed {
+	if c.name.SkipCacheLookup && !c.resumed {
 		return nil, nil //nolint:nilnil // no result is no error
 	}
+	ctx, span := spans.Start(ctx, "cache lookup")
+	res, err := s.lookUp(ctx, c)
+	if span.IsRecording() {
+		span.SetAttributes(attribute.Bool("mettle.cache_hit", res != nil))
+	}
+	spans.End(span, err)
+	return res, err
+}
+
+// lookUp is the result that the ActionCache has and that may answer the call;
+// nil where there is none.
+func (s *Server) lookUp(ctx context.Context, c *call) (*repb.ActionResult, error) {
+	n := c.name
 	res, err := s.opts.Actions.Get(ctx, blob.EntryKey{Instance: n.Instance, Action: n.Action})
 	switch {
 	case errors.Is(err, blob.ErrNotFound):
-		return nil, nil //nolint:nilnil // as above
+		return nil, nil //nolint:nilnil // no result is no error
 	case err != nil:
 		return nil, fmt.Errorf("look in the action cache: %w", err)
 	case n.SkipCacheLookup && res.GetExecutionMetadata().GetQueuedTimestamp().AsTime().Before(n.Created):

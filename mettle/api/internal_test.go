@@ -216,10 +216,10 @@ func TestRecent(t *testing.T) {
 func TestMetrics_lint(t *testing.T) {
 	r := prometheus.NewPedanticRegistry()
 	s := newServer(t, blobs{}, r)
-	s.metrics.ended(&call{outcome: outcomeCached}, nil, time.Now())
-	s.metrics.ended(&call{}, status.Error(codes.Canceled, "x"), time.Now())
-	s.metrics.ended(&call{}, status.Error(codes.NotFound, "x"), time.Now())
-	s.metrics.ended(&call{}, status.Error(codes.Unavailable, "x"), time.Now())
+	s.metrics.ended(t.Context(), &call{outcome: outcomeCached}, nil, time.Now())
+	s.metrics.ended(t.Context(), &call{}, status.Error(codes.Canceled, "x"), time.Now())
+	s.metrics.ended(t.Context(), &call{}, status.Error(codes.NotFound, "x"), time.Now())
+	s.metrics.ended(t.Context(), &call{}, status.Error(codes.Unavailable, "x"), time.Now())
 	families, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)

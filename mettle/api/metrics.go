@@ -1,14 +1,17 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/metrics/spans"
 	"github.com/mettle-build/mettle/mettle/operation"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue"
@@ -190,7 +193,7 @@ func (m *metrics) begun() func() {
 }
 
 // ended counts how a call has ended, and tells it.
-func (m *metrics) ended(c *call, err error, start time.Time) outcome {
+func (m *metrics) ended(ctx context.Context, c *call, err error, start time.Time) outcome {
 	o := c.outcome
 	switch status.Code(err) {
 	case codes.OK:
@@ -203,7 +206,8 @@ func (m *metrics) ended(c *call, err error, start time.Time) outcome {
 	}
 	if o != outcomeNone {
 		m.total[o].Inc()
-		m.seconds[o].Observe(time.Since(start).Seconds())
+		spans.Observe(ctx, m.seconds[o], time.Since(start).Seconds())
+		spans.Text(trace.SpanFromContext(ctx), spans.KeyOutcome, o.String())
 	}
 	return o
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/metrics/spans"
 	"github.com/mettle-build/mettle/mettle/command"
 	"github.com/mettle-build/mettle/mettle/operation"
 	"github.com/mettle-build/mettle/mettle/platform"
@@ -45,8 +46,19 @@ const (
 // metadataHeader carries RequestMetadata (remote_execution.proto).
 const metadataHeader = "build.bazel.remote.execution.v2.requestmetadata-bin"
 
-// prepare reads and checks the Action and the Command, and makes a job of them.
+// prepare is makeJob in a span.
 func (s *Server) prepare(ctx context.Context, c *call) (*queuepb.Job, operation.Merge, error) {
+	inside, span := spans.Start(ctx, "accept")
+	job, merge, err := s.makeJob(inside, c)
+	spans.End(span, err)
+	if h := spans.Headers(ctx); h != nil && err == nil {
+		job.TraceContext = h // the job is a part of the call, as that is of the client's trace
+	}
+	return job, merge, err
+}
+
+// makeJob reads and checks the Action and the Command, and makes a job of them.
+func (s *Server) makeJob(ctx context.Context, c *call) (*queuepb.Job, operation.Merge, error) {
 	n := c.name
 	act := &repb.Action{}
 	actBytes, err := s.read(ctx, c.store(), n.Action, act)
@@ -221,8 +233,12 @@ func addHeaders(ctx context.Context, job *queuepb.Job) {
 // which is for all clients that wait for it: so it does not end with the call
 // of the first of them.
 func (s *Server) publish(ctx context.Context, w *operation.Wait, job *queuepb.Job) {
-	ctx = context.WithoutCancel(ctx)
+	ctx, span := spans.Start(context.WithoutCancel(ctx), "publish")
+	if span.IsRecording() {
+		job.TraceContext[spans.KeyPublished] = time.Now().UTC().Format(time.RFC3339Nano)
+	}
 	err := s.publishPatiently(ctx, w, job)
+	spans.End(span, err)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", errPublish, err)
 		s.metrics.refuse(err)

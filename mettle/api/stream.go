@@ -25,6 +25,7 @@ const clientLimit = 4 << 20
 // as it is where the call is to begin anew.
 func (c *call) follow(w *operation.Wait) error {
 	defer c.s.ops.Leave(w)
+	c.link(w)
 	done := c.stream.Context().Done()
 	draining := c.s.draining
 	timer := time.NewTimer(c.s.opts.KeepAlive)
@@ -81,6 +82,7 @@ func (c *call) send(snap *operation.Snapshot) error {
 		if c.ours {
 			c.s.learn(c, snap.Response)
 		}
+		c.describeEnd(snap.Response)
 		with := *snap
 		with.Response = c.s.inlineInto(c.stream.Context(), c, snap.Response)
 		snap = &with

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/mettle-build/mettle/elan/digest"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
@@ -78,6 +80,8 @@ type Operation struct {
 	key   mergeKey
 	merge bool
 	view  atomic.Pointer[view]
+	// origin is of the trace in which it was begun. nil: none.
+	origin atomic.Pointer[trace.SpanContext]
 
 	// The rest is guarded by Registry.mu.
 	own        Wait    // that by text

@@ -1,6 +1,10 @@
 package operation
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"go.opentelemetry.io/otel/trace"
+)
 
 // A Wait is for the clients that wait for an operation by one name. It stays
 // readable after the Registry has forgotten the operation. It is safe for
@@ -46,6 +50,25 @@ func (w *Wait) WatchJob() (*Snapshot, <-chan struct{}) {
 	}
 	v := w.op.view.Load()
 	return &v.Snapshot, v.changed
+}
+
+// SetOrigin notes the span in which the operation was begun, for the traces of those
+// who wait for it too.
+func (w *Wait) SetOrigin(sc trace.SpanContext) {
+	if w.op != nil {
+		w.op.origin.Store(&sc)
+	}
+}
+
+// Origin is what SetOrigin noted; the zero SpanContext where nobody did.
+func (w *Wait) Origin() trace.SpanContext {
+	if w.op == nil {
+		return trace.SpanContext{}
+	}
+	if sc := w.op.origin.Load(); sc != nil {
+		return *sc
+	}
+	return trace.SpanContext{}
 }
 
 // maxNames bounds the names of one operation that it is known by though nobody

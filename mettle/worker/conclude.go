@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/mettle-build/mettle/metrics/spans"
 	"github.com/mettle-build/mettle/mettle/queue"
 	queuepb "github.com/mettle-build/mettle/proto/queue"
 )
@@ -22,6 +23,8 @@ import (
 func (s *slot) conclude(ctx context.Context, lease queue.Lease, resp *repb.ExecuteResponse) {
 	ctx, stop := context.WithTimeout(ctx, reportTimeout)
 	defer stop()
+	ctx, span := spans.Start(ctx, "report")
+	defer span.End()
 	data, err := proto.Marshal(resp)
 	start := time.Now()
 	if err == nil {
@@ -31,6 +34,7 @@ func (s *slot) conclude(ctx context.Context, lease queue.Lease, resp *repb.Execu
 		})
 	}
 	if err != nil {
+		spans.Fail(span, err.Error())
 		s.jobLog(lease).Error("could not report the end of a job", "error", err)
 		s.release(context.WithoutCancel(ctx), lease)
 		return

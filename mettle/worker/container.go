@@ -11,6 +11,7 @@ import (
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
+	"github.com/mettle-build/mettle/metrics/spans"
 	"github.com/mettle-build/mettle/mettle/command"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/worker/image"
@@ -88,14 +89,17 @@ func (r *run) isIn(img *image.Image) {
 
 // pull has the image there, which the caller closes.
 func (e *Executor) pull(ctx context.Context, ref image.Reference) (*image.Image, error) {
+	ctx, span := spans.Start(ctx, "open image")
 	img, err := e.o.Images.Open(ctx, ref)
 	if errors.Is(err, image.ErrFull) {
 		// Of the images that are in use, some are only ready to be used again.
 		if err := e.o.slots.dropImages(); err != nil {
+			spans.End(span, err)
 			return nil, err
 		}
 		img, err = e.o.Images.Open(ctx, ref)
 	}
+	spans.End(span, err)
 	if err != nil {
 		e.imageAway = errors.Is(err, image.ErrUnavailable)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/metrics/spans"
 	"github.com/mettle-build/mettle/mettle/command"
 	"github.com/mettle-build/mettle/mettle/worker/image"
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
@@ -219,9 +220,11 @@ func (e *Executor) attempt(ctx context.Context, r *run) (*repb.ExecuteResponse, 
 	if err := e.openImage(ctx, r); err != nil {
 		return nil, err
 	}
-	root, err := r.at.builder.Build(ctx, inputroot.Request{
+	fetching, span := spans.Start(ctx, spanFetch)
+	root, err := r.at.builder.Build(fetching, inputroot.Request{
 		Dir: e.root(), Digest: r.inputs, Owner: e.owner, Shelf: e.shelf, Directories: directories(r.command),
 	})
+	spans.End(span, err)
 	if err != nil {
 		return nil, err
 	}
@@ -257,6 +260,7 @@ type ran struct {
 func (e *Executor) collect(ctx context.Context, r *run, c ran) (*repb.ExecuteResponse, error) {
 	m, res, runErr := r.metadata, &c.result, c.err
 	m.OutputUploadStartTimestamp = r.clock.stamp()
+	ctx, span := spans.Start(ctx, spanCollect)
 	got, err := c.collector.Collect(ctx, output.Request{
 		Root: c.root, Command: r.command, Owner: output.Owner(e.owner), Function: r.digest.Function(),
 		Stdout: e.stdout(), Stderr: c.stderr, StdoutBytes: res.StdoutBytes, StderrBytes: res.StderrBytes,
@@ -264,6 +268,7 @@ func (e *Executor) collect(ctx context.Context, r *run, c ran) (*repb.ExecuteRes
 	if errors.Is(err, blob.ErrTooLarge) {
 		err = fmt.Errorf("%w: %w", errNoRoom, err)
 	}
+	spans.End(span, err)
 	if got == nil {
 		return nil, err
 	}
@@ -324,6 +329,7 @@ func (e *Executor) runCommand(ctx context.Context, r *run) (runner.Result, error
 	if err != nil {
 		return runner.Result{}, err
 	}
+	ctx, span := spans.Start(ctx, spanRun)
 	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, errTimeout)
 	defer cancel()
 	env := make([]string, len(r.command.EnvironmentVariables))
@@ -339,6 +345,7 @@ func (e *Executor) runCommand(ctx context.Context, r *run) (runner.Result, error
 		Stderr:         e.stderr(),
 		MaxOutputBytes: e.o.MaxOutputBytes,
 	})
+	spans.End(span, err)
 	if !res.Start.IsZero() {
 		addUsage(r.metadata, &res.Usage, &e.o.Limits, endedBy(err))
 		m := r.metadata

@@ -3,11 +3,14 @@
 package worker
 
 import (
+	"context"
 	"fmt"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/mettle-build/mettle/metrics/spans"
 )
 
 // workerMetrics are what an operator watches. Labels are from small closed sets.
@@ -144,7 +147,7 @@ func (m *workerMetrics) collected(r *repb.ActionResult) {
 
 // observe takes the stages of an action that has run, and what came of it. The run
 // is nil where it did not get so far.
-func (m *workerMetrics) observe(r *run, res *repb.ActionResult) {
+func (m *workerMetrics) observe(ctx context.Context, r *run, res *repb.ActionResult) {
 	md := res.GetExecutionMetadata()
 	if r != nil {
 		m.collected(res)
@@ -160,7 +163,7 @@ func (m *workerMetrics) observe(r *run, res *repb.ActionResult) {
 		{m.outputUpload, md.GetOutputUploadStartTimestamp(), md.GetOutputUploadCompletedTimestamp()},
 	} {
 		if s.start != nil && s.end != nil {
-			s.stage.Observe(s.end.AsTime().Sub(s.start.AsTime()).Seconds())
+			spans.Observe(ctx, s.stage, s.end.AsTime().Sub(s.start.AsTime()).Seconds())
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/metrics/spans"
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/worker/inputroot"
 	"github.com/mettle-build/mettle/mettle/worker/livelog"
@@ -112,7 +113,8 @@ func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 	s.w.running(1)
 	defer s.w.running(-1)
 	begun := time.Now()
-	ctx = withJob(ctx, lease.Job())
+	ctx, span := s.beginSpan(withJob(ctx, lease.Job()), lease)
+	defer span.End()
 	jobCtx, cancel := context.WithCancelCause(ctx)
 	done, watched := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -128,13 +130,16 @@ func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 	switch {
 	case errors.Is(err, errLeaseLost):
 		s.w.metrics.actions.WithLabelValues("lost").Inc()
+		endWithout(span, "lost", err)
 		s.jobLog(lease).Warn("the lease of a running job was lost, it was killed")
 		return
 	case err != nil: // aborted
 		s.w.metrics.actions.WithLabelValues("released").Inc()
+		endWithout(span, "released", err)
 		s.release(ctx, lease)
 		return
 	}
+	describeEnd(span, resp)
 	if s.exec.imageAway {
 		s.exec.imageAway = false
 		// Another worker may have the image, or a way to the registry; nothing is
@@ -158,7 +163,7 @@ func (s *slot) handle(ctx context.Context, lease queue.Lease) {
 		s.w.faults.Store(0)
 	}
 	s.w.metrics.actions.WithLabelValues(outcome(resp)).Inc()
-	s.w.metrics.observe(s.ran, resp.GetResult())
+	s.w.metrics.observe(ctx, s.ran, resp.GetResult())
 	if peak := usageIn(resp).GetPeakMemoryBytes(); peak > 0 {
 		s.w.metrics.peak.Observe(float64(peak))
 	}
@@ -286,7 +291,9 @@ func (s *slot) earlierResult(ctx context.Context, r *run) *repb.ExecuteResponse 
 	if r.action.DoNotCache || r.attempt <= 1 && r.waited() < longWait {
 		return nil
 	}
-	result, err := s.w.o.Actions.Get(ctx, r.key())
+	inside, span := spans.Start(ctx, "cache lookup")
+	result, err := s.w.o.Actions.Get(inside, r.key())
+	span.End()
 	if err != nil {
 		return nil // it runs, then
 	}
@@ -352,7 +359,9 @@ func (s *slot) store(ctx context.Context, r *run, resp *repb.ExecuteResponse) er
 		s.keepFailure(ctx, r, resp)
 		return nil
 	}
-	err := s.w.o.Actions.Put(ctx, r.key(), withoutInline(resp.Result))
+	inside, span := spans.Start(ctx, "store result")
+	err := s.w.o.Actions.Put(inside, r.key(), withoutInline(resp.Result))
+	spans.End(span, err)
 	var missing *blob.MissingError
 	switch {
 	case errors.As(err, &missing):

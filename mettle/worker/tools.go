@@ -164,6 +164,8 @@ func (e *Executor) attemptPersistent(ctx context.Context, r *run) (*repb.Execute
 	m.ExecutionStartTimestamp = r.clock.stampAt(got.Start)
 	m.ExecutionCompletedTimestamp = r.clock.stampAt(got.End)
 	m.VirtualExecutionDuration = durationpb.New(max(0, got.End.Sub(got.Start)))
+	between(ctx, spanFetch, m.InputFetchStartTimestamp, m.InputFetchCompletedTimestamp)
+	between(ctx, spanRun, m.ExecutionStartTimestamp, m.ExecutionCompletedTimestamp)
 	if e := r.tell(got); e != nil {
 		return nil, e
 	}

@@ -38,6 +38,7 @@ import (
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -166,6 +167,10 @@ type Options struct {
 	// commands, and to see to what they may do: UIDBase is of no account then.
 	// nil: one that Isolation says, which has shown that it can run a command.
 	Runner func(slot int) (runner.Runner, error)
+	// Trace begins the span of an attempt to run a job, in the trace of the client's
+	// build. What the attempt does, and asks of the storage, is within the context that
+	// comes back. Default: there are no traces.
+	Trace func(ctx context.Context, job *queuepb.Job, attempt uint32) (context.Context, trace.Span)
 	// Logger gets what an operator should know. Default: discard.
 	Logger *slog.Logger
 	// Registerer takes the metrics. nil: there are none.

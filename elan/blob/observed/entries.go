@@ -30,7 +30,9 @@ func (ob *Observer) Entries(name string, e blob.Entries) *Entries {
 // Entry implements blob.Entries.
 func (e *Entries) Entry(ctx context.Context, k blob.EntryKey) ([]byte, error) {
 	start := time.Now()
-	value, err := e.inside.Entry(ctx, k)
+	inside, span := e.entry.begin(ctx, k.Action)
+	value, err := e.inside.Entry(inside, k)
+	end(span, err)
 	e.entry.done(ctx, k.Action, start, err)
 	e.bytesRead.Add(float64(len(value)))
 	return value, err //nolint:wrapcheck // the store's own
@@ -39,7 +41,9 @@ func (e *Entries) Entry(ctx context.Context, k blob.EntryKey) ([]byte, error) {
 // PutEntry implements blob.Entries.
 func (e *Entries) PutEntry(ctx context.Context, k blob.EntryKey, value []byte) error {
 	start := time.Now()
-	err := e.inside.PutEntry(ctx, k, value)
+	inside, span := e.put.begin(ctx, k.Action)
+	err := e.inside.PutEntry(inside, k, value)
+	end(span, err)
 	e.put.done(ctx, k.Action, start, err)
 	e.bytesWritten.Add(float64(len(value)))
 	return err //nolint:wrapcheck // the store's own
@@ -48,7 +52,9 @@ func (e *Entries) PutEntry(ctx context.Context, k blob.EntryKey, value []byte) e
 // DeleteEntry implements blob.Entries.
 func (e *Entries) DeleteEntry(ctx context.Context, k blob.EntryKey) error {
 	start := time.Now()
-	err := e.inside.DeleteEntry(ctx, k)
+	inside, span := e.remove.begin(ctx, k.Action)
+	err := e.inside.DeleteEntry(inside, k)
+	end(span, err)
 	e.remove.done(ctx, k.Action, start, err)
 	return err //nolint:wrapcheck // the store's own
 }

@@ -11,11 +11,14 @@
 // hits of a tier are its calls of open with outcome ok, the misses those with
 // not_found. With debug logs on, each call is one.
 //
+// In a trace that is recorded, each call is a span, such as "s3 open".
+//
 // It changes nothing of what the store does, and hides none of its abilities;
 // what they do is not counted.
 package observed
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -23,9 +26,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/metrics/spans"
 )
 
 // Options are those of New. The zero Options are valid.
@@ -96,16 +101,39 @@ func (ob *Observer) Close() {
 type call struct {
 	ob          *Observer
 	store, name string
+	span        string             // its name
 	ok, absent  prometheus.Counter // the usual outcomes
 	seconds     prometheus.Observer
 }
 
 func (ob *Observer) call(store, name string) call {
 	return call{
-		ob: ob, store: store, name: name,
+		ob: ob, store: store, name: name, span: store + " " + name,
 		ok: ob.calls.WithLabelValues(store, name, "ok"), absent: ob.calls.WithLabelValues(store, name, "not_found"),
 		seconds: ob.times.WithLabelValues(store, name),
 	}
+}
+
+// begin begins the span of a call of one blob or entry. It is costly to say which,
+// where nobody is told.
+func (c *call) begin(ctx context.Context, d digest.Digest) (context.Context, trace.Span) {
+	ctx, span := spans.Start(ctx, c.span)
+	if span.IsRecording() {
+		spans.Text(span, spans.KeyDigest, d.String())
+	}
+	return ctx, span
+}
+
+// end ends a span. That a blob is not there is an answer.
+func end(s trace.Span, err error) {
+	if !s.IsRecording() {
+		return
+	}
+	spans.Text(s, spans.KeyOutcome, outcome(err))
+	if errors.Is(err, blob.ErrNotFound) {
+		err = nil
+	}
+	spans.End(s, err)
 }
 
 // count counts a call's outcome.
@@ -134,6 +162,9 @@ func (c *call) finish(ctx context.Context, start time.Time, err error, what slog
 			what, slog.Duration("duration", took), slog.Any("error", err))
 	}
 }
+
+// errAbandoned: a write without a Commit.
+var errAbandoned = errors.New("abandoned")
 
 // outcome is the class of an error, as a label.
 func outcome(err error) string {
@@ -187,7 +218,10 @@ func (s *Store) Unwrap() blob.Store { return s.Store }
 // FindMissing implements blob.Finder.
 func (s *Store) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.Digest, error) {
 	start := time.Now()
-	missing, err := s.Store.FindMissing(ctx, ds)
+	inside, span := spans.Start(ctx, s.find.span)
+	spans.Int(span, spans.KeyDigests, int64(len(ds)))
+	missing, err := s.Store.FindMissing(inside, ds)
+	end(span, err)
 	s.find.finish(ctx, start, err, slog.Int("digests", len(ds)))
 	if err == nil {
 		s.missing.Add(float64(len(missing)))
@@ -199,7 +233,9 @@ func (s *Store) FindMissing(ctx context.Context, ds []digest.Digest) ([]digest.D
 // Open implements blob.Opener.
 func (s *Store) Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error) {
 	start := time.Now()
-	r, err := s.Store.Open(ctx, d, offset)
+	inside, span := s.open.begin(ctx, d)
+	r, err := s.Store.Open(inside, d, offset)
+	end(span, err)
 	s.open.done(ctx, d, start, err)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the store's own
@@ -236,12 +272,14 @@ func (r *reader) Close() error {
 // Create implements blob.Creator.
 func (s *Store) Create(ctx context.Context, d digest.Digest) (blob.Writer, error) {
 	start := time.Now()
-	w, err := s.Store.Create(ctx, d)
+	inside, span := s.write.begin(ctx, d)
+	w, err := s.Store.Create(inside, d)
 	if err != nil {
+		end(span, err)
 		s.write.done(ctx, d, start, err)
 		return nil, err //nolint:wrapcheck // the store's own
 	}
-	o := &writer{Writer: w, s: s, d: d, start: start}
+	o := &writer{Writer: w, s: s, span: span}
 	// The log of a writer that is closed needs the context of its beginning.
 	o.finish = func(err error) { s.write.done(ctx, d, start, err) }
 	if at, ok := w.(io.ReaderAt); ok {
@@ -261,8 +299,7 @@ var _ blob.PiecesWriter = (*writer)(nil)
 type writer struct {
 	blob.Writer
 	s        *Store
-	d        digest.Digest
-	start    time.Time
+	span     trace.Span // ends when it is finished
 	finish   func(err error)
 	n        int64
 	err      error // of a Write
@@ -305,6 +342,8 @@ func (w *writer) Commit() error {
 		w.finished = true
 		w.s.bytesWritten.Add(float64(w.n))
 		w.finish(err)
+		spans.Int(w.span, spans.KeyBytes, w.n)
+		end(w.span, err)
 	}
 	return err //nolint:wrapcheck // the store's own
 }
@@ -313,6 +352,7 @@ func (w *writer) Close() error {
 	if !w.finished {
 		w.finished = true
 		w.s.bytesWritten.Add(float64(w.n))
+		end(w.span, cmp.Or(w.err, errAbandoned))
 		if w.err != nil {
 			w.finish(w.err)
 		} else {

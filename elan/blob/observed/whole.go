@@ -22,10 +22,12 @@ func (s *Store) ReadWhole(ctx context.Context, d digest.Digest, data []byte) err
 		return errors.ErrUnsupported
 	}
 	start := time.Now()
-	err := w.ReadWhole(ctx, d, data)
+	inside, span := s.open.begin(ctx, d)
+	err := w.ReadWhole(inside, d, data)
 	if errors.Is(err, errors.ErrUnsupported) {
-		return err //nolint:wrapcheck // as the contract asks
+		return err //nolint:wrapcheck // as the contract asks; a span without an end is none
 	}
+	end(span, err)
 	s.open.done(ctx, d, start, err)
 	if err == nil {
 		s.bytesRead.Add(float64(len(data)))
@@ -41,10 +43,12 @@ func (s *Store) WriteWhole(ctx context.Context, d digest.Digest, data []byte) er
 		return errors.ErrUnsupported
 	}
 	start := time.Now()
-	err := w.WriteWhole(ctx, d, data)
+	inside, span := s.write.begin(ctx, d)
+	err := w.WriteWhole(inside, d, data)
 	if errors.Is(err, errors.ErrUnsupported) {
-		return err //nolint:wrapcheck // as the contract asks
+		return err //nolint:wrapcheck // as the contract asks; a span without an end is none
 	}
+	end(span, err)
 	s.write.done(ctx, d, start, err)
 	if err == nil {
 		s.bytesWritten.Add(float64(len(data)))
