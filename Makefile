@@ -16,7 +16,7 @@ PROTOS    = $(shell git ls-files --cached --others --exclude-standard -- 'proto/
 PROTO_OUT = proto
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint fmt fuzz crash sim chaos upgrade hostile manifests bench cover proto check check-fmt check-tidy check-proto
+.PHONY: help build test race lint vuln fmt fuzz crash sim chaos upgrade hostile manifests bench cover proto check check-fmt check-tidy check-proto
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ race: ## run the tests, end to end ones too, with the race detector, in random o
 lint: ## vet, and golangci-lint with the rules on imports, sizes and style
 	$(GO) vet ./...
 	$(TOOL) golangci-lint run ./...
+
+vuln: ## run govulncheck over the programs; it asks https://vuln.go.dev, or VULNDB
+	$(TOOL) govulncheck $(if $(VULNDB),-db $(VULNDB)) ./elan ./mettle
 
 fmt: ## format all Go files, and sort their imports
 	$(TOOL) golangci-lint fmt ./...
