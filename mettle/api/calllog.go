@@ -41,7 +41,7 @@ func (s *Server) logEnd(c *call, o outcome, err error, took time.Duration) {
 	switch said := &(repb.ExecuteResponse{}); {
 	case err != nil:
 		attrs = append(attrs, slog.String("code", status.Code(err).String()), slog.String("error", status.Convert(err).Message()))
-	case c.response != nil && o == outcomeFailed && proto.Unmarshal(c.response, said) == nil:
+	case c.response != nil && (o == outcomeFailed || o == outcomeRefused) && proto.Unmarshal(c.response, said) == nil:
 		end := status.FromProto(said.GetStatus())
 		attrs = append(attrs, slog.String("code", end.Code().String()), slog.String("error", end.Message()))
 	}

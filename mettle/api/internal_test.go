@@ -213,6 +213,23 @@ func TestRecent(t *testing.T) {
 	}
 }
 
+// What actions and their clients do is no failure of the fleet.
+func TestOutcomeOf(t *testing.T) {
+	for code, want := range map[codes.Code]outcome{
+		codes.OK: outcomeExecuted, codes.Canceled: outcomeCancelled, codes.DeadlineExceeded: outcomeTimeout,
+		codes.InvalidArgument: outcomeRefused, codes.FailedPrecondition: outcomeRefused,
+		codes.Internal: outcomeFailed, codes.Unavailable: outcomeFailed, codes.ResourceExhausted: outcomeFailed, codes.Aborted: outcomeFailed,
+	} {
+		response, err := proto.Marshal(&repb.ExecuteResponse{Status: &spb.Status{Code: int32(code)}}) //nolint:gosec // a code
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := outcomeOf(response); got != want {
+			t.Errorf("%v: got %v, want %v", code, got, want)
+		}
+	}
+}
+
 func TestMetrics_lint(t *testing.T) {
 	r := prometheus.NewPedanticRegistry()
 	s := newServer(t, blobs{}, r)
@@ -249,6 +266,7 @@ func TestMetrics_lint(t *testing.T) {
 	}
 	want := map[string]float64{
 		"mettle_executes_total cached": 1, "mettle_executes_total left": 1, "mettle_executes_total refused": 1,
+		"mettle_executes_total timeout":     0,
 		"mettle_executes_total unavailable": 1, "mettle_executes_total executed": 0, "mettle_executes_total failed": 0, "mettle_executes_total cancelled": 0,
 		"mettle_operations queued": 0, "mettle_operations executing": 0, "mettle_executes_in_flight": 0,
 		"mettle_pool_desired_workers default":       0,

@@ -26,6 +26,7 @@ const (
 	outcomeExecuted            // a worker ran the action, whatever its exit code
 	outcomeCancelled           // by CancelOperation
 	outcomeFailed              // the action could not be run to its end
+	outcomeTimeout             // the action had run for as long as it may
 	outcomeRefused             // the client's fault: the request, the action, missing blobs
 	outcomeUnavailable         // the server's fault
 	outcomeLeft                // the client went away
@@ -33,15 +34,24 @@ const (
 )
 
 func (o outcome) String() string {
-	return [...]string{"none", "cached", "executed", "cancelled", "failed", "refused", "unavailable", "left"}[o]
+	return [...]string{"none", "cached", "executed", "cancelled", "failed", "timeout", "refused", "unavailable", "left"}[o]
 }
 
-// outcomeOf tells the outcome from a response.
+// outcomeOf tells the outcome from a response. Only what is nobody else's doing has
+// failed, since an alert asks for that.
 func outcomeOf(response []byte) outcome {
-	if codeOf(response) == 0 {
+	switch codes.Code(codeOf(response)) { //nolint:gosec // a code that is none is a failure
+	case codes.OK:
 		return outcomeExecuted
+	case codes.Canceled:
+		return outcomeCancelled
+	case codes.DeadlineExceeded:
+		return outcomeTimeout
+	case codes.InvalidArgument, codes.FailedPrecondition, codes.NotFound, codes.OutOfRange, codes.PermissionDenied:
+		return outcomeRefused
+	default:
+		return outcomeFailed
 	}
-	return outcomeFailed
 }
 
 // accepted is what became of a call at the door.
