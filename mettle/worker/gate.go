@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -224,16 +225,24 @@ func (w *Worker) machine() string {
 	return ""
 }
 
-// told is what the gate tells: Ready, the log, the metrics and the API servers
-// get to know.
+// told is what the gate tells, one reason after the other: Ready, the log, the
+// metrics and the API servers get to know. The log is not told each second that
+// what is free are some bytes more or less.
 func (w *Worker) told(reason string) {
-	switch reason {
-	case "":
+	kind := strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, reason)
+	switch {
+	case reason == "":
 		w.o.Logger.Info("taking jobs", "worker", w.o.Name)
-	case notYet:
+	case reason == notYet, kind == w.logged:
 	default:
 		w.o.Logger.Error("no job is taken", "worker", w.o.Name, "reason", reason)
 	}
+	w.logged = kind
 	if reason == "" {
 		w.metrics.taking.Set(1)
 		w.setState(nil)

@@ -3,7 +3,9 @@
 package worker
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -259,5 +261,25 @@ func TestPauseAfter(t *testing.T) {
 	}
 	if all < 2*time.Minute || pauseAfter(1<<20) != maxPause {
 		t.Errorf("ten faults more are borne within %v, a million end in waits of %v", all, pauseAfter(1<<20))
+	}
+}
+
+// The log says once that memory is low, however much there is by now, and says it
+// again after it was not.
+func TestWorker_told_logsOnce(t *testing.T) {
+	var b bytes.Buffer
+	m, err := newMetrics(&Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &Worker{metrics: m, o: Options{Logger: slog.New(slog.NewTextHandler(&b, nil))}}
+	for _, reason := range []string{"memory is low: 10 bytes", "memory is low: 9 bytes", "the disk is full: 9 bytes", "", "memory is low: 8 bytes", "memory is low: 7 bytes"} {
+		w.told(reason)
+	}
+	if got := strings.Count(b.String(), "no job is taken"); got != 3 {
+		t.Errorf("%d lines, want 3: %s", got, &b)
+	}
+	if err := w.Ready(); err == nil || !strings.Contains(err.Error(), "7 bytes") {
+		t.Errorf("Ready says %v, want the last figure", err)
 	}
 }

@@ -247,6 +247,7 @@ type Worker struct {
 
 	memory   *memory
 	gate     *gate
+	logged   string             // why no jobs are taken, as the log says, without figures; the gate's
 	presence *presence.Presence // nil: nobody is told
 	// faults counts the jobs in a row, of all slots, that failed by the worker's fault.
 	faults atomic.Int32
