@@ -289,3 +289,37 @@ func (c checker) checkPanel(t *testing.T, p panel) {
 		}
 	}
 }
+
+var (
+	namePattern    = regexp.MustCompile(`\b(?:mettle|elan|creds|process|go)_[a-z0-9_]+\b`)
+	messagePattern = regexp.MustCompile(`msg="([^"]+)"`)
+)
+
+// What the pages for operators name is there: metrics, and the messages of log lines
+// that they quote.
+func TestPages(t *testing.T) {
+	names, code := exported(t), source(t)
+	for _, file := range []string{"../MONITORING.md", "../TROUBLESHOOTING.md"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		metrics := namePattern.FindAllString(string(text), -1)
+		if len(metrics) < 20 {
+			t.Errorf("%s names %d metrics, which can't be all", file, len(metrics))
+		}
+		for _, name := range metrics {
+			if _, ok := names[name]; ok || names[name+"_bucket"] != nil {
+				continue
+			}
+			if group := strings.TrimSuffix(name, "_"); group == name || !strings.Contains(string(text), name+"*") {
+				t.Errorf("%s: nothing exports %s", file, name)
+			}
+		}
+		for _, m := range messagePattern.FindAllStringSubmatch(string(text), -1) {
+			if !strings.Contains(code, `"`+m[1]+`"`) {
+				t.Errorf("%s quotes %q, which nobody logs", file, m[1])
+			}
+		}
+	}
+}
