@@ -220,7 +220,8 @@ func (s *Store) checkVersion() error {
 	case err == nil && (string(got) == version || string(got) == version1):
 		return nil
 	case err == nil && len(got) > 0:
-		return fmt.Errorf("its format is %q, this program knows %q", strings.TrimSpace(string(got)), strings.TrimSpace(version))
+		return fmt.Errorf("its format is %q, this program knows %q and what was before: run the version that it was used with last, or name another directory",
+			firstLine(got), strings.TrimSpace(version))
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
@@ -236,6 +237,12 @@ func (s *Store) checkVersion() error {
 		}
 	}
 	return nil
+}
+
+// firstLine is what an error may quote of a file that is not ours to know.
+func firstLine(text []byte) string {
+	line, _, _ := strings.Cut(string(text[:min(len(text), 64)]), "\n")
+	return line
 }
 
 func (s *Store) writeVersion() error {
