@@ -110,6 +110,7 @@ var unfuzzed = map[string]string{
 	"elan/asset.Guard.Check":                       "addresses that the resolver has found",
 	"elan/asset.Guard.Control":                     "addresses of sockets",
 	"elan/blob/blobtest.Chaos":                     "for tests",
+	"elan/blob/blobtest.restoreEntries":            "for tests",
 	"elan/blob/file/pack.secret.hash":              "of keys that we have made",
 	"elan/blob/file/pack.segments.load":            "the names of files, whose contents FuzzSegment is about",
 	"elan.target.openStorage":                      "the caller's own URL, which elan/blob/open.FuzzParse is about",

@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -46,6 +47,7 @@ type serveCmd struct {
 	flags.Serving
 	flags.Trust
 	flags.Connections
+	flags.Ending
 
 	Host     string `help:"The address to listen on. Without --policy, anyone who reaches it can read and write." default:"127.0.0.1"`
 	Port     int    `help:"The port for clients (gRPC)." default:"7777"`
@@ -59,7 +61,7 @@ type serveCmd struct {
 
 // Validate is called by kong, before Run.
 func (c *serveCmd) Validate() error {
-	return errors.Join(c.Serving.Check(rpc.MaxBatch), c.Trust.Check(), c.Connections.Check(), c.Traces.Check())
+	return errors.Join(c.Serving.Check(rpc.MaxBatch), c.Trust.Check(), c.Connections.Check(), c.Ending.Check(), c.Traces.Check())
 }
 
 // Run serves until ctx is done.
@@ -124,6 +126,7 @@ type server struct {
 	guard  *flags.Guarded
 	gate   *gate.Gate
 	tracer *tracing.Tracer
+	ending atomic.Bool // it was told to end
 }
 
 // wire makes the parts, for a server at addr, in the order in which they need
@@ -191,23 +194,41 @@ func (s *server) wireAdmin() error {
 		return err
 	}
 	s.admin, err = metrics.New(metrics.Options{
-		Name: "elan", Registry: s.registry, Notes: notes(s.storage), Pages: figures.Pages(), Tables: figures.Tables, Logger: s.log,
+		Name: "elan", Registry: s.registry, Ready: s.ready, Notes: notes(s.storage), Pages: figures.Pages(), Tables: figures.Tables, Logger: s.log,
 	})
 	return err
 }
 
 // serve serves until ctx is done; admin may be nil.
 func (s *server) serve(ctx context.Context, listener, admin net.Listener) error {
-	group, ctx := errgroup.WithContext(ctx)
+	// parts outlive ctx: they are needed until the last call has ended.
+	parts, stopParts := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopParts()
+	group, groupCtx := errgroup.WithContext(parts)
 	if admin != nil {
-		group.Go(func() error { return s.admin.Serve(ctx, admin) })
+		group.Go(func() error { return s.admin.Serve(groupCtx, admin) })
 	}
-	group.Go(func() error { return s.guard.Run(ctx) })
-	group.Go(func() error { return s.gate.Run(ctx) })
+	group.Go(func() error { return s.guard.Run(groupCtx) })
+	group.Go(func() error { return s.gate.Run(groupCtx) })
 	group.Go(func() error {
-		return rpc.Serve(ctx, s.grpc, rpc.ServeOptions{Listener: s.gate.Listener(listener), Health: s.health, Drain: s.endLogs, Grace: closeGrace})
+		defer stopParts()
+		serving, stopServing := context.WithCancel(ctx)
+		defer stopServing()
+		context.AfterFunc(serving, func() { s.ending.Store(true) })
+		context.AfterFunc(groupCtx, stopServing)
+		return rpc.Serve(serving, s.grpc, rpc.ServeOptions{
+			Listener: s.gate.Listener(listener), Health: s.health, Delay: s.cmd.ShutdownDelay, Drain: s.endLogs, Grace: closeGrace,
+		})
 	})
 	return group.Wait()
+}
+
+// ready is what /readyz says: that clients may come, until it ends.
+func (s *server) ready(context.Context) error {
+	if s.ending.Load() {
+		return errors.New("shutting down")
+	}
+	return nil
 }
 
 // close ends what wire began.

@@ -39,12 +39,13 @@ type apiCmd struct {
 	poolFlags
 	flags.Trust
 	flags.Connections
+	flags.Ending
 	Traces flags.Tracing `embed:""`
 }
 
 // Validate is called by kong, before Run.
 func (c *apiCmd) Validate() error {
-	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check(), c.poolFlags.check(), c.Trust.Check(), c.Connections.Check(), c.Traces.Check())
+	return errors.Join(c.queueFlags.check(), c.storageFlags.check(), c.executeFlags.check(), c.poolFlags.check(), c.Trust.Check(), c.Connections.Check(), c.Ending.Check(), c.Traces.Check())
 }
 
 // Run serves until ctx is done.
@@ -224,7 +225,9 @@ func (s *apiServer) serveRPC(ctx context.Context) error {
 	gated := s.gate.Registrar(server)
 	s.relay.Register(gated) //nolint:contextcheck // streams have contexts of their own
 	s.api.Register(gated)
-	return rpc.Serve(ctx, server, rpc.ServeOptions{Listener: s.gate.Listener(s.listener), Health: health, Drain: s.shutdown, Grace: apiGrace})
+	return rpc.Serve(ctx, server, rpc.ServeOptions{
+		Listener: s.gate.Listener(s.listener), Health: health, Delay: s.cmd.ShutdownDelay, Drain: s.shutdown, Grace: apiGrace,
+	})
 }
 
 // shutdown sends those away who would wait for longer than this server can.

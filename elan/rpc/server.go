@@ -80,8 +80,8 @@ func NewServer(opts ...grpc.ServerOption) (*grpc.Server, *health.Server) {
 	return s, h
 }
 
-// Serve serves s on l until ctx is done. Then it tells health checkers, waits
-// for drain, lets the calls that are still there end within grace, cuts off the
+// Serve serves s on l until ctx is done. Then it tells health checkers, goes on for
+// a while for those who have not heard, waits for drain, lets the calls that are still there end within grace, cuts off the
 // rest and returns. It closes l. The error is that of a listener that failed.
 func Serve(ctx context.Context, s *grpc.Server, o ServeOptions) error {
 	failed := make(chan error, 1) // one value, so the goroutine never waits
@@ -93,6 +93,13 @@ func Serve(ctx context.Context, s *grpc.Server, o ServeOptions) error {
 	}
 	if o.Health != nil {
 		o.Health.Shutdown()
+	}
+	if o.Delay > 0 {
+		select {
+		case err := <-failed:
+			return fmt.Errorf("serve on %s: %w", o.Listener.Addr(), err)
+		case <-time.After(o.Delay):
+		}
 	}
 	if o.Drain != nil {
 		o.Drain()
@@ -113,6 +120,9 @@ type ServeOptions struct {
 	Listener net.Listener
 	// Health, if there is one, answers NOT_SERVING from the end of ctx on.
 	Health *health.Server
+	// Delay is how long all goes on as before, but for what Health answers: so long
+	// balancers may take to send no more clients.
+	Delay time.Duration
 	// Drain, if there is one, returns when no work is left that a client waits
 	// for, or when it may be cut off.
 	Drain func()

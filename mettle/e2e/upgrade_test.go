@@ -4,13 +4,22 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/mettle-build/mettle/elan/blob"
+	"github.com/mettle-build/mettle/elan/client"
+	"github.com/mettle-build/mettle/elan/digest"
 )
 
 // releaseVar names a directory with the programs mettle and elan of another
@@ -89,7 +98,8 @@ func (c *city) replace(s *server, dir string) {
 type mixture struct{ elan, api, worker bool }
 
 // TestFleet_mixed builds with fleets of two releases, over each broker: every
-// mixture of kinds, and then all replaced under a build, there and back.
+// mixture of kinds, then some of each kind while processes are killed, and then all
+// replaced under a build, there and back.
 func TestFleet_mixed(t *testing.T) {
 	old := release(t)
 	for name, broker := range map[string]func(*testing.T) (meeting, *server){"nats": overNATS, "pubsub": overPubSub} {
@@ -111,6 +121,10 @@ func TestFleet_mixed(t *testing.T) {
 				})
 			}
 			c.t = t
+			for _, kind := range [][]*server{c.elans, c.workers, c.apis} {
+				c.replace(kind[0], "") // the others are of the other release
+			}
+			c.chaos(t, 0)
 			c.become(mixture{true, true, true}, old)
 			l = layers{Depth: 6, Width: 30, Pause: 3, SlowPause: 50, SlowEvery: 25, LargeEvery: 20, Salt: fmt.Sprint("there", rand.Uint64()), Marks: c.marks} //nolint:gosec // no secret
 			before, _ := c.executions()
@@ -151,4 +165,47 @@ func (c *city) become(m mixture, dir string) {
 		}
 	}
 	wg.Wait()
+}
+
+// TestShutdownDelay: a server that is told to end says so to balancers, and serves on
+// for those that have not heard of it.
+func TestShutdownDelay(t *testing.T) {
+	f := newFleet(t)
+	f.broker.Start()
+	for _, s := range []*server{f.elan, f.api} {
+		s.args = append(s.args, "--shutdown_delay=10m")
+		s.Start()
+	}
+	awaitReady(t, f.api)
+	for _, s := range []*server{f.api, f.elan} {
+		if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		awaitNews(t, func() bool {
+			code, said := readyz(t.Context(), s)
+			return code == http.StatusServiceUnavailable && strings.Contains(said, "shutting down")
+		}, s.kind()+" does not say that it ends")
+		conn, err := client.Dial(t.Context(), s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := client.New(client.Options{Conn: conn})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := blob.PutBytes(t.Context(), c, digest.SHA256, []byte("put while it ends"))
+		if err != nil {
+			t.Errorf("%s, which is to end in ten minutes: %v", s.kind(), err)
+		}
+		if missing, err := c.FindMissing(t.Context(), []digest.Digest{d}); err != nil || len(missing) > 0 {
+			t.Errorf("%s: missing %v, %v", s.kind(), missing, err)
+		}
+		h, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		if err != nil || h.GetStatus() != healthpb.HealthCheckResponse_NOT_SERVING {
+			t.Errorf("the health of %s is %v, %v", s.kind(), h.GetStatus(), err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }

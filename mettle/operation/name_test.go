@@ -121,3 +121,19 @@ func BenchmarkName(b *testing.B) {
 		}
 	})
 }
+
+// TestParseName_released: names that clients were given by servers of 0.1.0 mean what
+// they meant.
+func TestParseName_released(t *testing.T) {
+	created := time.UnixMicro(1795355908198049)
+	for text, want := range map[string]operation.Name{
+		"operations/v1/hoef490wpt.mf9g063v08f/-/sha256/bd938c688f49b77c7fc537c6b9222e2c97ebddd63076b87f2feaec66fb9c05d0/6": {Action: digest.Of(digest.SHA256, []byte("action")), Created: created, Random: 0x0123456789abcdef},
+		"operations/v1/hoef490wpt.16/sp-7/blake3/03b58451cab1e89b16ac6ecefe124ec6cf475071aa3375097a96cfc88420b843/6/an/instance": {
+			Action: digest.Of(digest.BLAKE3, []byte("action")), Instance: "an/instance", SkipCacheLookup: true, Priority: -7, Created: created, Random: 42,
+		},
+	} {
+		if got, err := operation.ParseName(text); err != nil || got != want {
+			t.Errorf("%s: %+v, %v; want %+v", text, got, err, want)
+		}
+	}
+}
