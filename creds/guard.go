@@ -174,6 +174,27 @@ func (g *Guard) reload() {
 	g.o.Logger.Info("the policy was read again", "policy", g.o.Policy)
 }
 
+// Admit refuses a call of a method before its message is received, where its headers
+// tell already that it is refused: a message takes memory, and gRPC receives it whole
+// before the interceptors see the call. It waits for nobody; what it lets pass the
+// interceptors look at. The error is a status.
+func (g *Guard) Admit(ctx context.Context, method string) error {
+	c := call{g: g, method: method, rule: ruleOf(method)}
+	if c.rule.public {
+		return nil
+	}
+	var err error
+	if c.id, err = g.identify(ctx, false); err != nil {
+		g.metrics.refused.WithLabelValues("unauthenticated").Inc()
+	} else if c.id != nil && !c.rule.known && !c.id.mayAnywhere(c.rule.any) {
+		err = c.deny("")
+	}
+	if err != nil {
+		c.audit(ctx, err)
+	}
+	return err
+}
+
 // Files are the files that the policy was made of, beside itself.
 func (g *Guard) Files() []string { return slices.Clone(g.policy.Load().files) }
 

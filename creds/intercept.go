@@ -129,7 +129,7 @@ type call struct {
 // allowed. The context is for the handler.
 func (c *call) begin(ctx context.Context) (context.Context, error) {
 	var err error
-	if c.id, err = c.g.identify(ctx); err == nil {
+	if c.id, err = c.g.identify(ctx, true); err == nil {
 		ctx, c.id, err = onBehalf(ctx, c.id)
 	}
 	if err != nil {
@@ -192,12 +192,12 @@ func (c *call) deny(where string) error {
 	return status.Errorf(codes.PermissionDenied, "%s lacks the right %s%s, which %s takes", c.id.Name, strings.Join(need, " or "), where, c.method)
 }
 
-// identify finds out who calls. The error is a status.
-func (g *Guard) identify(ctx context.Context) (*Identity, error) {
+// identify finds out who calls. Where a signature is to be checked for that, and ask is
+// not set, there is neither an identity nor an error. The error is a status.
+func (g *Guard) identify(ctx context.Context, ask bool) (*Identity, error) {
 	p := g.policy.Load()
-	md, _ := metadata.FromIncomingContext(ctx)
-	if headers := md.Get("authorization"); len(headers) > 0 {
-		return g.ofToken(ctx, p, headers)
+	if headers := metadata.ValueFromIncomingContext(ctx, "authorization"); len(headers) > 0 {
+		return g.ofToken(ctx, p, headers, ask)
 	}
 	from, _ := peer.FromContext(ctx)
 	if from != nil {
@@ -220,7 +220,7 @@ func (g *Guard) identify(ctx context.Context) (*Identity, error) {
 	return p.anonymous, nil
 }
 
-func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string) (*Identity, error) {
+func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string, ask bool) (*Identity, error) {
 	if len(headers) > 1 {
 		return nil, status.Error(codes.Unauthenticated, "there are several authorization headers, want one")
 	}
@@ -244,6 +244,9 @@ func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string) (*Iden
 	}
 	if len(p.issuers) == 0 {
 		return nil, status.Error(codes.Unauthenticated, "the token is not known here")
+	}
+	if !ask {
+		return nil, nil
 	}
 	id, expiry, err := p.verify(ctx, token)
 	switch {

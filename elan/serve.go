@@ -165,7 +165,7 @@ func (s *server) wire(ctx context.Context, addr net.Addr) (err error) {
 		return err
 	}
 	options.Caller = s.guard.Caller
-	if s.gate, err = c.Gate("elan", s.log, s.registry); err != nil {
+	if s.gate, err = c.Gate("elan", s.guard, s.log, s.registry); err != nil {
 		return err
 	}
 	// Last, since it is the one part that is to be closed.

@@ -105,7 +105,7 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 		return err
 	}
 	s.closers.add(s.guard.Close)
-	if s.gate, err = c.Gate("mettle", s.log, s.registry); err != nil {
+	if s.gate, err = c.Gate("mettle", s.guard, s.log, s.registry); err != nil {
 		return err
 	}
 	if s.jobs, err = c.queueFlags.open(ctx, queueOptions{log: s.log, registry: s.registry}); err != nil {
@@ -151,7 +151,7 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 
 // caller names the client to the storage, where that is called in this server's name.
 func (s *apiServer) caller() func(context.Context) string {
-	if s.cmd.storageFlags.TokenFile == "" && s.cmd.storageFlags.TLSCert == "" {
+	if own := s.cmd.storageFlags.Caller; own.TokenFile == "" && own.TLSCert == "" {
 		return nil
 	}
 	return s.guard.CallerText

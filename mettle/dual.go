@@ -157,7 +157,7 @@ func (d *dual) wire(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
-	if d.gate, err = c.Gate("mettle", d.log, d.registry); err != nil {
+	if d.gate, err = c.Gate("mettle", d.guard, d.log, d.registry); err != nil {
 		return err
 	}
 	if err := makeDir(d.dir); err != nil {

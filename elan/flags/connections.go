@@ -35,8 +35,9 @@ func (c Connections) Check() error {
 	return nil
 }
 
-// Gate is what the flags come to. The prefix begins the metrics' names.
-func (c Connections) Gate(prefix string, log *slog.Logger, r prometheus.Registerer) (*gate.Gate, error) {
+// Gate is what the flags come to, in front of guard. The prefix begins the metrics'
+// names.
+func (c Connections) Gate(prefix string, guard *Guarded, log *slog.Logger, r prometheus.Registerer) (*gate.Gate, error) {
 	return gate.New(gate.Options{
 		Prefix:                   prefix,
 		MaxConnections:           c.MaxConnections,
@@ -46,6 +47,7 @@ func (c Connections) Gate(prefix string, log *slog.Logger, r prometheus.Register
 		AgeGrace:                 c.MaxConnectionAgeGrace,
 		Stall:                    c.StallTimeout,
 		MaxMemoryBytes:           int64(c.MaxMemory),
+		Admit:                    guard.admit(),
 		Logger:                   log,
 		Registerer:               r,
 	})

@@ -162,6 +162,14 @@ func canonical(instance string) string {
 	return instance
 }
 
+// admit is for the Gate in front of the server.
+func (g *Guarded) admit() func(context.Context, string) error {
+	if g.guard == nil {
+		return nil
+	}
+	return g.guard.Admit
+}
+
 // Enforced reports whether there is a policy, so that a right protects what would
 // otherwise be kept to this machine.
 func (g *Guarded) Enforced() bool { return g.guard != nil }

@@ -121,6 +121,11 @@ func (g *Gate) tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	if !served {
 		return ctx, nil
 	}
+	if g.o.Admit != nil {
+		if err := g.o.Admit(ctx, info.FullMethodName); err != nil {
+			return ctx, err
+		}
+	}
 	cn := g.connOf(ctx)
 	if g.short.Load() && cn.client.calls.Load() >= g.share.Load() {
 		g.metrics.turnedAway.Inc()

@@ -86,6 +86,10 @@ type Options struct {
 	// Batches are the full names of the methods that work on batches. nil: those of
 	// the ContentAddressableStorage.
 	Batches []string
+	// Admit says whether a call with these headers may come in at all; its error is a
+	// status. It runs in the goroutine that reads the connection, and so waits for nobody.
+	// nil: each may.
+	Admit func(ctx context.Context, method string) error
 	// Logger takes, at level warn, which clients are turned away. nil: nobody.
 	Logger *slog.Logger
 	// Registerer takes the metrics. nil: they are counted for nobody.

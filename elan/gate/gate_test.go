@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/elan/gate"
 )
@@ -174,4 +175,32 @@ func TestNew_refusesOptions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestGate_admits: a call that may not come in ends before its client has sent a
+// message, and no handler sees it.
+func TestGate_admits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		may := atomic.Bool{}
+		handled := atomic.Int32{}
+		s := serve(t, gate.Options{Admit: func(_ context.Context, method string) error {
+			if may.Load() && method == streamMethod {
+				return nil
+			}
+			return status.Error(codes.Unauthenticated, "who are you?")
+		}}, handlers{stream: func(ss grpc.ServerStream) error {
+			handled.Add(1)
+			return echo(ss)
+		}}, nil, nil)
+		conn := s.connect(t, "server", "")
+		err := open(t, conn).RecvMsg(&message{})
+		if status.Code(err) != codes.Unauthenticated || handled.Load() != 0 {
+			t.Errorf("got %v, and %d calls were handled", err, handled.Load())
+		}
+		may.Store(true)
+		cs := open(t, conn)
+		if err := errors.Join(cs.SendMsg(&message{}), cs.RecvMsg(&message{})); err != nil {
+			t.Errorf("one that may come in: %v", err)
+		}
+	})
 }

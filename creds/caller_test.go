@@ -294,83 +294,6 @@ identities:
 	}
 }
 
-// TestGuard_audit_bounded: callers whom nobody knows can't fill the disk by the audit
-// log, nor hide by that what others do.
-func TestGuard_audit_bounded(t *testing.T) {
-	log := &lines{}
-	s := serve(t, creds.Options{
-		Policy: credstest.Write(t, t.TempDir(), "policy.yaml", usual()), Audit: slog.New(slog.NewJSONHandler(log, nil)),
-	}, creds.ServerTLS{}, &service{})
-	nobody := s.dialWith(t)
-	ci := s.dialWith(t, grpc.WithPerRPCCredentials(header("Bearer "+ciToken)))
-	start := time.Now()
-	for range 400 {
-		_ = update("main")(t.Context(), nobody)
-	}
-	// As long as this takes more are recorded, 10 a second.
-	if n, most := strings.Count(log.String(), "\n"), 101+int(10*time.Since(start).Seconds()); n > most {
-		t.Errorf("400 refused calls of nobody made %d records, want %d at most", n, most)
-	}
-	if err := update(strings.Repeat("x", 1<<20))(t.Context(), ci); status.Code(err) != codes.PermissionDenied {
-		t.Fatal(err)
-	}
-	for range 300 {
-		if err := update("main")(t.Context(), ci); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := strings.Count(log.String(), `"code":"OK"`); n != 300 {
-		t.Errorf("%d of 300 results that were set have a record", n)
-	}
-	if !strings.Contains(log.String(), `"left_out":`) {
-		t.Error("nobody says that records were left out")
-	}
-	for line := range strings.Lines(log.String()) {
-		if len(line) > 4<<10 {
-			t.Errorf("a record has %d bytes", len(line))
-		}
-	}
-}
-
-// TestAuditLog_rotated: a file that was moved away is begun anew, and nothing is lost.
-func TestAuditLog_rotated(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "audit.log")
-	log, closeLog, err := creds.AuditLog(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	log.Info("first")
-	if err := os.Rename(path, path+".1"); err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for ; t.Context().Err() == nil; n++ {
-		log.Info("more")
-		if _, err := os.Stat(path); err == nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond) // files are looked at once a second
-	}
-	log.Info("last")
-	if err := closeLog(); err != nil {
-		t.Error(err)
-	}
-	old, err := os.ReadFile(path + ".1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	renewed, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := bytes.Count(old, []byte("more")) + bytes.Count(renewed, []byte("more")); got != n+1 || !bytes.Contains(renewed, []byte("last")) {
-		t.Errorf("%d of %d records are there, and in the new file\n%s", got, n+1, renewed)
-	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the new file: %v, %v", info.Mode(), err)
-	}
-}
-
 // TestExposedFiles: secrets that every user of the machine can read are warned of.
 func TestExposedFiles(t *testing.T) {
 	dir := t.TempDir()
@@ -435,5 +358,45 @@ func TestServerTLS_stillGood(t *testing.T) {
 	}
 	if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "revoked") {
 		t.Errorf("on the same connection: %v", err)
+	}
+}
+
+// TestGuard_Admit: what the headers of a call tell is enough to refuse it, and what they
+// don't tell is left to those who see the message.
+func TestGuard_Admit(t *testing.T) {
+	dir := t.TempDir()
+	log := &lines{}
+	credstest.Write(t, dir, "keys.json", newSigner(t, "one").keys())
+	with := "issuers: [{issuer: https://issuer.example, audience: [mettle], jwks_file: keys.json}]" + fmt.Sprintf(jwtIdentities, "https://issuer.example")
+	for name, tc := range map[string]struct {
+		policy, token, method string
+		want                  codes.Code
+	}{
+		"nobody":                       {usual(), "", "ContentAddressableStorage/BatchUpdateBlobs", codes.PermissionDenied},
+		"nobody, who may":              {usual(), "", "ContentAddressableStorage/BatchReadBlobs", codes.OK},
+		"nobody, where that is no one": {with, "", "ContentAddressableStorage/BatchReadBlobs", codes.Unauthenticated},
+		"nobody, of what is for all":   {usual(), "", "Capabilities/GetCapabilities", codes.OK},
+		"a wrong token":                {usual(), "x", "ContentAddressableStorage/BatchReadBlobs", codes.Unauthenticated},
+		"one whose issuer may know":    {with, "x.y.z", "ContentAddressableStorage/BatchReadBlobs", codes.OK},
+		"a token":                      {usual(), ciToken, "ContentAddressableStorage/BatchUpdateBlobs", codes.OK},
+		"a token without the right":    {usual(), rootToken, "Execution/Execute", codes.PermissionDenied},
+		"one that would be recorded":   {usual(), evesToken, "ActionCache/UpdateActionResult", codes.PermissionDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, err := creds.New(creds.Options{Policy: credstest.Write(t, dir, "policy.yaml", tc.policy), Audit: slog.New(slog.NewJSONHandler(log, nil)), PlaintextTokens: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx := t.Context()
+			if tc.token != "" {
+				ctx = metadata.NewIncomingContext(ctx, metadata.Pairs("authorization", "Bearer "+tc.token))
+			}
+			if err := g.Admit(ctx, "/build.bazel.remote.execution.v2."+tc.method); status.Code(err) != tc.want {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+		})
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "eve") {
+		t.Errorf("the audit log has %d records, want the one of eve\n%s", n, log.String())
 	}
 }
