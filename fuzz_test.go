@@ -107,6 +107,7 @@ var unfuzzed = map[string]string{
 	"proto/releases.Open":                          "files of this repository",
 	"creds.isLoopbackTarget":                       "the operator's own address",
 	"creds/credstest.Authority.sign":               "for tests",
+	"creds/credstest.methodsOf":                    "for tests",
 	"elan/asset.Guard.Check":                       "addresses that the resolver has found",
 	"elan/asset.Guard.Control":                     "addresses of sockets",
 	"elan/blob/blobtest.Chaos":                     "for tests",
