@@ -107,6 +107,11 @@ func TestBuildStream(t *testing.T) {
 		t.Errorf("what was pulled differs (-imported +checked out):\n%s", diff)
 	}
 
+	// An artifact of which something is lost is none: it is built and pushed again.
+	removeBlob(t, s, "some text\n")
+	newBst(t, remote...).Build("Pushed artifact")
+	newBst(t, remote...).Build("Pulled artifact")
+
 	s.Kill()
 	newBst(t, remote...).Build("SUCCESS Build")
 }

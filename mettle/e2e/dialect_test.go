@@ -305,13 +305,13 @@ func large(name string) []byte {
 // TestDialects has clients that are not here speak to a server as their sources do, and to
 // the API server of a fleet.
 func TestDialects(t *testing.T) {
-	const platform = "--platform=label:action_default=1"
+	platform := []string{"--slots=4", "--platform=label:action_default=1", "--platform=InputRootAbsolutePath=*"}
 	for kind, serve := range map[string]func(t *testing.T) *server{
-		"dual": func(t *testing.T) *server { return startDual(t, storeDir(t), "--slots=4", platform) },
+		"dual": func(t *testing.T) *server { return startDual(t, storeDir(t), platform...) },
 		"fleet": func(t *testing.T) *server {
 			f := newFleet(t)
 			w := f.worker(0)
-			w.args = append(w.args, "--slots=4", platform)
+			w.args = append(w.args, platform...)
 			for _, s := range []*server{f.broker, f.elan, f.api, w} {
 				s.Start()
 			}
@@ -324,7 +324,7 @@ func TestDialects(t *testing.T) {
 			conn := serve(t).client(t).conn
 			for name, test := range map[string]func(t *testing.T, conn *grpc.ClientConn){
 				"Bazel_5": bazel5, "Bazel_6": bazel6, "Bazel_7": bazel7, "Bazel_8": bazel8, "Bazel_9": bazel9,
-				"Buck2": buck2, "Pants": pants, "Please": please, "reclient": reclient, "siso": siso, "recc": recc,
+				"Buck2": buck2, "Pants": pants, "Please": please, "reclient": reclient, "siso": siso, "recc": recc, "BuildStream_2": buildStream2,
 			} {
 				t.Run(name, func(t *testing.T) { test(t, conn) })
 			}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/mettle-build/mettle/creds/credstest"
+	"github.com/mettle-build/mettle/elan/digest"
 )
 
 // A moon is one clone of a workspace of moon's, a build tool written in Rust that keeps
@@ -104,6 +105,15 @@ func (m *moon) Build() string {
 	return out
 }
 
+// removeBlob makes a server lose what it has stored.
+func removeBlob(t *testing.T, s *server, data string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), binary(t, "elan"), "rm", "--remote="+s.Addr(), digest.Of(digest.SHA256, []byte(data)).String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("elan rm: %v\n%s", err, out)
+	}
+}
+
 const moonHit = "cached from remote"
 
 // TestMoon keeps the outputs of moon's tasks, plain and compressed, and with them for
@@ -123,6 +133,11 @@ func TestMoon(t *testing.T) {
 			}
 			if out := newMoon(t, home, remote...).Build(); !strings.Contains(out, moonHit) || !strings.Contains(out, "marker-of-a-run") {
 				t.Errorf("a colleague's build, which should be a hit:\n%s", out)
+			}
+			// An output that the storage has lost is made again.
+			removeBlob(t, s, "small\n")
+			if out := newMoon(t, home, remote...).Build(); strings.Contains(out, moonHit) || !strings.Contains(out, "marker-of-a-run") {
+				t.Errorf("a build after a blob was lost:\n%s", out)
 			}
 			for range 2 {
 				out, err := newMoon(t, home, remote...).Run("fail")
