@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// bazelTimeout is far beyond what one Bazel command takes here.
+// bazelTimeout is far beyond what one command of a client takes here.
 const bazelTimeout = 10 * time.Minute
 
 // bazelVar names another Bazel than the one on the path, to see whether that version

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,7 +57,9 @@ func newBst(t *testing.T, artifacts ...string) *bst {
 
 func (b *bst) Run(args ...string) (string, error) {
 	b.t.Helper()
-	cmd := exec.CommandContext(b.t.Context(), "bst", append([]string{"--no-interactive", "--no-colors"}, args...)...)
+	ctx, cancel := context.WithTimeout(b.t.Context(), bazelTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bst", append([]string{"--no-interactive", "--no-colors"}, args...)...)
 	cmd.Dir = b.dir
 	cmd.Env = append(os.Environ(), "HOME="+b.home, "XDG_CACHE_HOME="+b.home, "XDG_CONFIG_HOME="+b.home)
 	out, err := cmd.CombinedOutput()

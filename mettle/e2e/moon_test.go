@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"context"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -70,7 +71,9 @@ func newMoon(t *testing.T, home string, remote ...string) *moon {
 // Run runs a task, and returns what was printed.
 func (m *moon) Run(task string) (string, error) {
 	m.t.Helper()
-	cmd := exec.CommandContext(m.t.Context(), "moon", "--log=debug", "run", "app:"+task)
+	ctx, cancel := context.WithTimeout(m.t.Context(), bazelTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "moon", "--log=debug", "run", "app:"+task)
 	cmd.Dir = m.dir
 	// On a machine that builds for others moon leaves a cache on this machine alone.
 	for _, v := range os.Environ() {
