@@ -44,9 +44,9 @@ fmt: ## format all Go files, and sort their imports
 # What a target finds is kept as a seed in its testdata/fuzz, and named at the end.
 fuzz: ## run each fuzz target that matches FUZZ (.) for FUZZTIME (5s), FUZZJOBS (1) at a time
 	@set -e; bin="$(CURDIR)/bin/fuzz"; mkdir -p "$$bin"; rm -f "$$bin/failed"; \
-	grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's,/[^/]*:func , ,' | sort -u | grep -E -- '$(FUZZ)' >"$$bin/targets"; \
+	grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's,^\./,,; s,/[^/]*:func , ,' | sort -u | grep -E -- '$(FUZZ)' >"$$bin/targets"; \
 	cut -d' ' -f1 "$$bin/targets" | sort -u | while read -r dir; do \
-		$(GO) test -c -fuzz=. -o "$$bin/$$(echo "$$dir" | tr / _).test" "$$dir"; \
+		$(GO) test -c -fuzz=. -o "$$bin/$$(echo "$$dir" | tr / _).test" "./$$dir"; \
 	done; \
 	xargs -P $(FUZZJOBS) -L 1 sh -c 'cd "$$1" && out=$$("$$0/$$(echo "$$1" | tr / _).test" -test.run="^\$$" -test.fuzz="^$$2\$$" \
 		-test.fuzztime=$(FUZZTIME) -test.fuzzcachedir="$$0/cache/$$1" -test.parallel=$(FUZZPARALLEL) 2>&1) \

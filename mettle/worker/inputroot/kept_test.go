@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -254,14 +255,23 @@ func TestShelf_keptRoot_random(t *testing.T) {
 		t.Log("seed", seed)
 		r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test
 		fresh := newFixture(t, f.store, inputroot.Options{Policy: inputroot.Link})
-		var roots []*repb.Digest
-		for range 12 {
+		// Most random trees can't be made, since a is no directory. The first one can, and
+		// is worth keeping: otherwise one seed of many has nothing that could stay.
+		roots := []*repb.Digest{f.randomTree(t, r, 3)}
+		for !fresh.canKeep(t, roots[0]) {
+			roots[0] = f.randomTree(t, r, 3)
+		}
+		for range 11 {
 			roots = append(roots, f.randomTree(t, r, 3))
 		}
 		before := map[string]bool{}
 		again := 0
-		for range 60 {
-			root := roots[r.IntN(len(roots))]
+		const random = 60
+		for round := range random + 2 { // in the last two, nobody changes anything
+			root := roots[0]
+			if round < random {
+				root = roots[r.IntN(len(roots))]
+			}
 			if _, err := fresh.build(t, root, "out", "a/made"); err != nil {
 				if fresh.removeRoot(t); f.build(t, root, "out", "a/made") == nil {
 					t.Fatalf("a new root can't be made: %v, a kept one can", err)
@@ -285,19 +295,23 @@ func TestShelf_keptRoot_random(t *testing.T) {
 				}
 				before[key] = true
 			}
-			f.run(t, randomScript(r, slices.Sorted(func(yield func(string) bool) {
-				for name := range now {
-					if !yield(name) {
-						return
-					}
-				}
-			})))
+			if round < random {
+				f.run(t, randomScript(r, slices.Sorted(maps.Keys(now))))
+			}
 			f.remove(t)
 		}
 		if needCtimes(t, filepath.Dir(f.dir)); again == 0 {
 			t.Error("no file stayed")
 		}
 	})
+}
+
+// canKeep reports whether a root can be made, and has enough files to be kept.
+func (f *fixture) canKeep(t testing.TB, root *repb.Digest) bool {
+	t.Helper()
+	defer f.removeRoot(t)
+	_, err := f.build(t, root, "out", "a/made")
+	return err == nil && len(inodes(t, f.dir)) >= 5
 }
 
 func (f *fixture) removeRoot(t testing.TB) {
