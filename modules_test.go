@@ -18,7 +18,6 @@ import (
 	"testing"
 )
 
-//nolint:gochecknoglobals // a flag
 var update = flag.Bool("update", false, "rewrite third_party/README.md and third_party/NOTICES")
 
 // A dependency is a module of go.mod.
