@@ -20,11 +20,17 @@ func TestFleet_rolling(t *testing.T) {
 	})
 	l := layers{Depth: 6, Width: 30, Pause: 3, SlowPause: 50, SlowEvery: 25, LargeEvery: 20, Salt: fmt.Sprint("rolling", rand.Uint64()), Marks: c.marks} //nolint:gosec // no secret
 	w := startWorks(c, l)
+	visits := 0
 	steps := []struct {
 		name string
 		do   func()
 	}{
-		{"all is upgraded, part by part", func() { c.upgrade(other) }},
+		{"all is upgraded, part by part", func() {
+			v := startVisitor(c)
+			c.upgrade(other)
+			v.stop(t)
+			visits = v.visits
+		}},
 		{"all API servers are killed at once", func() {
 			for _, s := range c.apis {
 				s.Kill()
@@ -62,8 +68,8 @@ func TestFleet_rolling(t *testing.T) {
 	w.end()
 	marks, actions := c.executions()
 	t.Logf("%d actions were executed %d times", actions, marks)
-	if actions != w.Actions() || marks != actions {
-		t.Errorf("%d executions of %d actions, want one each of %d", marks, actions, w.Actions())
+	if want := w.Actions() + visits; actions != want || marks != actions {
+		t.Errorf("%d executions of %d actions, want one each of %d", marks, actions, want)
 	}
 }
 

@@ -375,7 +375,9 @@ func (b *broker) update(replyTo string, u *queuepb.Update) {
 		}
 		if l := j.lease; l != nil && l.attempt == u.GetAttempt() {
 			l.worker = u.GetWorker()
-			j.news = u
+			if u.GetStage() != stageToCome {
+				j.news = u
+			}
 		}
 	}
 	for _, id := range ids {

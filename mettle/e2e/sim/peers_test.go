@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	queuepb "github.com/mettle-build/mettle/proto/queue"
@@ -20,12 +21,12 @@ type peer struct {
 	know func(proto.Message) error
 }
 
-// peers are the releases there are, and one that knows only what proto/README.md
-// says that everybody may expect.
+// peers are the releases there are, one that knows only what proto/README.md says
+// that everybody may expect, and one to come.
 //
 //nolint:gochecknoglobals // read once
 var peers = sync.OnceValues(func() ([]*peer, error) {
-	all := []*peer{{name: "bare", know: bare}}
+	all := []*peer{{name: "bare", know: bare}, {name: toCome, know: more}}
 	names, err := releases.Names()
 	for _, name := range names {
 		r, openErr := releases.Open(name)
@@ -47,6 +48,29 @@ func bare(m proto.Message) error {
 		m.PartialMetadata, m.Sent, m.StdoutStreamName, m.StderrStreamName = nil, nil, "", ""
 	}
 	return nil
+}
+
+// toCome is a release that has all that a later one may have: fields, stages and
+// notices of which today's know nothing.
+const toCome = "to come"
+
+// stageToCome is one that nobody knows.
+const stageToCome = queuepb.Update_Stage(99)
+
+// more adds a field to a message.
+func more(m proto.Message) error {
+	r := m.ProtoReflect()
+	r.SetUnknown(protowire.AppendString(protowire.AppendTag(r.GetUnknown(), 9999, protowire.BytesType), "of a release to come"))
+	return nil
+}
+
+// saysMore are the updates that a process sends in place of one.
+func (p *process) saysMore(u *queuepb.Update) []*queuepb.Update {
+	if p.peer == nil || p.peer.name != toCome {
+		return []*queuepb.Update{u}
+	}
+	before := &queuepb.Update{Operation: u.GetOperation(), Attempt: u.GetAttempt(), Worker: u.GetWorker(), Stage: stageToCome}
+	return []*queuepb.Update{before, u}
 }
 
 // newPeer says of which release a process is. In half of the seeds each process

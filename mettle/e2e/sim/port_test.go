@@ -160,7 +160,11 @@ func (o *port) SendUpdate(ctx context.Context, replyTo string, u *queuepb.Update
 	if w.mutation == ackFirst && u.GetStage() == queuepb.Update_COMPLETED {
 		o.ackEarly(ctx, u)
 	}
-	return o.do(ctx, fmt.Sprintf("update %s %s", w.label(u.GetOperation()), u.GetStage()), func() { o.b.update(replyTo, as(o.p, u)) })
+	return o.do(ctx, fmt.Sprintf("update %s %s", w.label(u.GetOperation()), u.GetStage()), func() {
+		for _, u := range o.p.saysMore(as(o.p, u)) {
+			o.b.update(replyTo, u)
+		}
+	})
 }
 
 // ReceiveUpdates implements queue.Receiver.
@@ -232,6 +236,11 @@ func (o *port) fresh(u *queuepb.Update) *queuepb.Update {
 // confirm.
 func (o *port) Notify(ctx context.Context, n *queuepb.Notice) error {
 	n = as(o.p, n)
+	if o.p.peer != nil && o.p.peer.name == toCome { // about something that nobody knows
+		unknown := &queuepb.Notice{}
+		_ = more(unknown)
+		o.b.notify(o.p.name, unknown)
+	}
 	if o.b.w.isCut(o.p.node, &o.b.service) || o.b.w.isDown(&o.b.service) || !o.p.alive() {
 		return o.do(ctx, "notify in vain", func() { o.b.notify(o.p.name, n) })
 	}
