@@ -47,7 +47,7 @@ var arrows = map[string][]string{
 	"elan/blob/tiered":         {"elan/digest", "elan/blob", "elan/blob/recent"},
 	"elan/blob/open":           {"elan/digest", "elan/blob/...", "elan/client", "elan/flags"},
 	"elan/flags":               {"elan/action", "elan/gate", "metrics", "metrics/tracing", "creds"},
-	"elan/gate":                {},
+	"elan/gate":                {"elan/wire"},
 	"elan/compress":            {"elan/digest"},
 	"elan/logstream":           {"elan/resource"},
 	"elan/wire":                {},

@@ -9,12 +9,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
+
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 // errStalled is why a call was ended.
@@ -30,26 +31,27 @@ func (memoryError) Error() string {
 // Is has it be a cancellation to those who look.
 func (memoryError) Is(target error) bool { return target == context.Canceled }
 
-func batchMethods() []string {
-	return []string{
-		repb.ContentAddressableStorage_FindMissingBlobs_FullMethodName,
-		repb.ContentAddressableStorage_BatchUpdateBlobs_FullMethodName,
-		repb.ContentAddressableStorage_BatchReadBlobs_FullMethodName,
-	}
-}
-
 // conn is what is known of one connection.
 type conn struct {
-	client  *client
-	gate    *Gate
-	batches chan struct{} // has a value for each call that works on a batch
+	client *client
+	gate   *Gate
+	calls  atomic.Int64
+	places [len(placesOf)]chan struct{} // have a value for each call of a kind that is at work
+	close  func()                       // closes it; nil: nobody can
+	unsent unsent
 
 	mu          sync.Mutex // guards the list
 	first, last *call      // in the order in which they came
 }
 
 func newConn(g *Gate, c *client) *conn {
-	return &conn{client: c, gate: g, batches: make(chan struct{}, maxBatches)}
+	cn := &conn{client: c, gate: g}
+	for k := range cn.places {
+		if n := places(Kind(k), g.o.MaxMemoryBytes); n > 0 { //nolint:gosec // there are few
+			cn.places[k] = make(chan struct{}, n)
+		}
+	}
+	return cn
 }
 
 // call is one that is going on.
@@ -57,7 +59,7 @@ type call struct {
 	conn   *conn
 	ctx    context.Context //nolint:containedctx // that of the call, to see its end
 	cancel context.CancelCauseFunc
-	batch  bool
+	kind   Kind
 
 	// since when it waits for its client to send or to take something, in ticks; 0
 	// where it does not.
@@ -117,7 +119,7 @@ func Patient(ctx context.Context) {
 // tap sees a call before its first message is received. It runs in the goroutine
 // that reads the connection.
 func (g *Gate) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
-	batch, served := g.methods[info.FullMethodName]
+	kind, served := g.methods[info.FullMethodName]
 	if !served {
 		return ctx, nil
 	}
@@ -127,12 +129,12 @@ func (g *Gate) tap(ctx context.Context, info *tap.Info) (context.Context, error)
 		}
 	}
 	cn := g.connOf(ctx)
-	if g.short.Load() && cn.client.calls.Load() >= g.share.Load() {
+	if cn.calls.Load() >= g.share.Load() {
 		g.metrics.turnedAway.Inc()
 		return ctx, status.Error(codes.ResourceExhausted, memoryError{}.Error())
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	c := &call{conn: cn, ctx: ctx, cancel: cancel, batch: batch}
+	c := &call{conn: cn, ctx: ctx, cancel: cancel, kind: kind}
 	cn.add(c)
 	return &callContext{ctx, c}, nil
 }
@@ -154,7 +156,7 @@ func (g *Gate) connOf(ctx context.Context) *conn {
 // add takes c into the list. Until it is handled, it waits for its client.
 func (cn *conn) add(c *call) {
 	c.receives.Store(cn.gate.ticks.Load())
-	cn.client.calls.Add(1)
+	cn.calls.Add(1)
 	cn.gate.calls.Add(1)
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
@@ -190,7 +192,7 @@ func (c *call) endLocked() {
 	} else {
 		c.conn.last = c.prev
 	}
-	c.conn.client.calls.Add(-1)
+	c.conn.calls.Add(-1)
 	c.conn.gate.calls.Add(-1)
 }
 
@@ -263,20 +265,29 @@ func (c *call) explain(err error) error {
 	return err
 }
 
-// enter waits until the call may work on its batch. The error is a status.
+// enter waits until the call may begin its work: until it is its turn, and the
+// client has taken what was answered before. The error is a status.
 func (c *call) enter() (leave func(), err error) {
 	c.receives.Store(0)
-	if !c.batch {
+	places := c.conn.places[c.kind]
+	if places == nil {
 		return func() {}, nil
 	}
 	c.queued.Store(true)
 	defer c.queued.Store(false)
 	select {
-	case c.conn.batches <- struct{}{}:
-		return func() { <-c.conn.batches }, nil
+	case places <- struct{}{}:
 	case <-c.ctx.Done():
 		return nil, c.explain(status.FromContextError(c.ctx.Err()).Err())
 	}
+	c.queued.Store(false)
+	c.sends.Store(c.conn.gate.ticks.Load())
+	defer c.sends.Store(0)
+	if err := c.conn.unsent.wait(c.ctx); err != nil {
+		<-places
+		return nil, c.explain(status.FromContextError(err).Err())
+	}
+	return func() { <-places }, nil
 }
 
 // Registrar registers services with s so that their calls pass the gate. All are
@@ -305,7 +316,7 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 
 func (r registrar) know(service, method string) {
 	full := "/" + service + "/" + method
-	r.gate.methods[full] = slices.Contains(r.gate.o.Batches, full)
+	r.gate.methods[full] = r.gate.o.Kinds[full]
 }
 
 // unary is h behind the gate: it is there before the message is received.
@@ -321,7 +332,11 @@ func unary(h grpc.MethodHandler) grpc.MethodHandler {
 			return nil, err
 		}
 		defer leave()
-		return h(srv, ctx, func(m any) error { return c.receive(func() error { return dec(m) }) }, i)
+		reply, err := h(srv, ctx, func(m any) error { return c.receive(func() error { return dec(m) }) }, i)
+		if err != nil || c.kind == Small {
+			return reply, err
+		}
+		return &wire.Counted{Message: reply, Held: c.conn.hold}, nil
 	}
 }
 
@@ -333,7 +348,11 @@ func streaming(h grpc.StreamHandler) grpc.StreamHandler {
 			return h(srv, ss)
 		}
 		defer c.end()
-		c.receives.Store(0)
+		leave, err := c.enter()
+		if err != nil {
+			return err
+		}
+		defer leave()
 		return c.explain(h(srv, &stream{ss, c}))
 	}
 }
@@ -352,7 +371,7 @@ func (s *stream) RecvMsg(m any) error {
 // SendMsg implements grpc.ServerStream.
 func (s *stream) SendMsg(m any) error {
 	s.call.sends.Store(s.call.conn.gate.ticks.Load())
-	err := s.ServerStream.SendMsg(m)
+	err := s.ServerStream.SendMsg(&wire.Counted{Message: m, Held: s.call.conn.hold})
 	s.call.sends.Store(0)
 	return s.call.explain(err)
 }

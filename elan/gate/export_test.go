@@ -1,7 +1,9 @@
 package gate
 
 // SetWeigh has g take f for what is alive on the heap. It is called before Run is.
-func (g *Gate) SetWeigh(f func(limit int64) int64) { g.weigh = f }
+func (g *Gate) SetWeigh(f func() int64) {
+	g.weigh = func(int64) (int64, bool) { return f(), true }
+}
 
 // Calls is how many are going on.
 func (g *Gate) Calls() int64 { return g.calls.Load() }
@@ -11,10 +13,16 @@ func (g *Gate) Connections() int { return g.connected() }
 
 // For the tests of what they do.
 const (
-	MaxBatches = maxBatches
+	MaxUnsent  = maxUnsent
 	MinShare   = minShare
 	WeighEvery = weighEvery
 )
 
+// Batches is how many work at once for a connection.
+func Batches() int { return places(Batch, placesMemory) }
+
 // MachineMemory is machineMemory.
 func MachineMemory(root string) int64 { return machineMemory(root) }
+
+// SetBatch makes one method a Batch, and no other.
+func SetBatch(o *Options, method string) { o.Kinds = map[string]Kind{method: Batch} }

@@ -23,8 +23,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"regexp"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,11 +53,6 @@ const (
 	defaultStall = 5 * time.Minute
 	// tick is how often calls are looked at that wait for their clients.
 	tick = time.Second
-	// maxBatches is how many calls of one connection work on batches at once. Each
-	// has a message of up to 16 MiB in memory, some times over while it is parsed;
-	// what is beyond waits with what its window lets it send. With a store that
-	// takes 50 ms it makes for 1,200 a second.
-	maxBatches = 64
 )
 
 var prefixPattern = regexp.MustCompile(`^[a-z][a-z0-9_]*[a-z0-9]$`)
@@ -83,9 +80,9 @@ type Options struct {
 	// MaxMemoryBytes is what may be in use on the heap before calls are ended for it.
 	// 0: three quarters of what the machine or the process's control group has.
 	MaxMemoryBytes int64
-	// Batches are the full names of the methods that work on batches. nil: those of
-	// the ContentAddressableStorage.
-	Batches []string
+	// Kinds says which methods, by their full names, are more than Small. nil: those
+	// of the Remote Execution API.
+	Kinds map[string]Kind
 	// Admit says whether a call with these headers may come in at all; its error is a
 	// status. It runs in the goroutine that reads the connection, and so waits for nobody.
 	// nil: each may.
@@ -109,8 +106,8 @@ func (o Options) withDefaults() (Options, error) {
 	o.MaxIdle = cmp.Or(o.MaxIdle, defaultIdle)
 	o.AgeGrace = cmp.Or(o.AgeGrace, defaultGrace)
 	o.MaxMemoryBytes = cmp.Or(o.MaxMemoryBytes, machineMemory("/")/4*3)
-	if o.Batches == nil {
-		o.Batches = batchMethods()
+	if o.Kinds == nil {
+		o.Kinds = kinds()
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -123,14 +120,15 @@ type Gate struct {
 	o       Options
 	log     *slog.Logger
 	metrics *metrics
-	methods map[string]bool // that are served, and whether they are Batches; not changed once it serves
-	// weigh is what is alive on the heap, in bytes, as far as that matters to the limit.
-	weigh func(limit int64) int64
+	methods map[string]Kind // that are served; not changed once it serves
+	// weigh is what is alive on the heap, in bytes, as far as that matters to the limit,
+	// and whether that was found out since the last time.
+	weigh func(limit int64) (live int64, fresh bool)
 
 	calls  atomic.Int64 // that are going on
 	ticks  atomic.Int64 // counted by Run, from 1 on
 	short  atomic.Bool  // memory is short
-	share  atomic.Int64 // of the calls, which a client may have then
+	share  atomic.Int64 // of the calls, which a connection may have; less than unlimited then, and for a while after
 	others *conn        // stands for the connections that have no TCP address
 
 	// mu guards what follows. Nothing is waited for under it.
@@ -140,10 +138,9 @@ type Gate struct {
 	refused refusals
 }
 
-// client is all connections from one address, and what they have going on.
+// client is all connections from one address.
 type client struct {
 	conns int // guarded by Gate.mu
-	calls atomic.Int64
 }
 
 // New checks the options, and registers the metrics.
@@ -153,11 +150,12 @@ func New(o Options) (*Gate, error) {
 		return nil, err
 	}
 	g := &Gate{
-		o: o, log: o.Logger, methods: map[string]bool{}, weigh: newMemory().weigh,
+		o: o, log: o.Logger, methods: map[string]Kind{}, weigh: newMemory().weigh,
 		conns: map[netip.AddrPort]*conn{}, clients: map[netip.Addr]*client{},
 	}
 	g.others = newConn(g, &client{})
 	g.ticks.Store(1)
+	g.share.Store(unlimited)
 	g.metrics, err = newMetrics(o, g)
 	return g, err
 }
@@ -173,8 +171,14 @@ func (g *Gate) ServerOptions() []grpc.ServerOption {
 	}
 }
 
-// Run ends calls that are stuck, and relieves the memory, until ctx is done.
+// Run ends calls that are stuck, and relieves the memory, until ctx is done. Until
+// then MaxMemoryBytes is also the limit that the garbage collector works towards,
+// unless GOMEMLIMIT gives one.
 func (g *Gate) Run(ctx context.Context) error {
+	if limit := debug.SetMemoryLimit(-1); limit == math.MaxInt64 {
+		debug.SetMemoryLimit(g.o.MaxMemoryBytes)
+		defer debug.SetMemoryLimit(limit)
+	}
 	look := time.NewTicker(tick)
 	defer look.Stop()
 	weigh := time.NewTicker(weighEvery)
@@ -182,10 +186,8 @@ func (g *Gate) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-look.C:
-			now := g.ticks.Add(1)
-			if g.calls.Load() > 0 {
-				g.endStalled(now)
-			}
+			g.endStalled(g.ticks.Add(1))
+			g.regain()
 		case <-weigh.C:
 			if g.calls.Load() > 0 || g.short.Load() {
 				g.relieve()
@@ -197,13 +199,17 @@ func (g *Gate) Run(ctx context.Context) error {
 }
 
 // endStalled ends the calls that wait for their clients since before the limit,
-// and forgets those that have ended by themselves.
+// forgets those that have ended by themselves, and closes the connections that
+// take nothing of what calls were answered: of these gRPC lets go in no other way.
 func (g *Gate) endStalled(now int64) {
 	limit := now - int64(g.o.Stall/tick) - 1 // a tick has begun already
 	for _, c := range g.connections() {
 		for _, call := range c.stalled(limit) {
 			g.metrics.stalled.Inc()
 			call.cancel(errStalled)
+		}
+		if bytes, since := c.unsent.stuck(); bytes > 0 && since <= limit {
+			c.shut(g.metrics.stuck)
 		}
 	}
 }

@@ -127,7 +127,7 @@ func TestGate_batchesOfAConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var running atomic.Int64
 		release := make(chan struct{})
-		s := serve(t, gate.Options{Stall: time.Minute}, handlers{
+		s := serve(t, gate.Options{Stall: time.Minute, MaxMemoryBytes: 1 << 40}, handlers{
 			batch: func(context.Context) error {
 				running.Add(1)
 				<-release
@@ -137,7 +137,7 @@ func TestGate_batchesOfAConnection(t *testing.T) {
 		}, nil, nil)
 		conn := s.connect(t, "server", "")
 		var calls sync.WaitGroup
-		for range gate.MaxBatches + 10 {
+		for range gate.Batches() + 10 {
 			calls.Go(func() {
 				if err := conn.Invoke(t.Context(), batchMethod, &message{}, &message{}); err != nil {
 					t.Error(err)
@@ -145,16 +145,16 @@ func TestGate_batchesOfAConnection(t *testing.T) {
 			})
 		}
 		time.Sleep(time.Hour) // those that wait for their turn are not stalled
-		if n := running.Load(); n != gate.MaxBatches {
-			t.Errorf("%d batches at once, want %d", n, gate.MaxBatches)
+		if n := running.Load(); n != int64(gate.Batches()) {
+			t.Errorf("%d batches at once, want %d", n, gate.Batches())
 		}
 		if err := conn.Invoke(t.Context(), unaryMethod, &message{}, &message{}); err != nil {
 			t.Error(err)
 		}
 		close(release)
 		calls.Wait()
-		if n := running.Load(); n != gate.MaxBatches+10 {
-			t.Errorf("%d batches in all, want %d", n, gate.MaxBatches+10)
+		if n := running.Load(); n != int64(gate.Batches())+10 {
+			t.Errorf("%d batches in all, want %d", n, gate.Batches()+10)
 		}
 	})
 }

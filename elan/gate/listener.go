@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Listener is l with the limits on connections: one that is over them is closed
@@ -33,7 +35,9 @@ func (l *listener) Accept() (net.Conn, error) {
 			_ = c.Close() // nothing was sent on it
 			continue
 		}
-		return watched(c, func() { l.gate.disconnect(from) }), nil
+		w := watched(c, func() { l.gate.disconnect(from) })
+		l.gate.setClose(from, func() { _ = w.Close() }) // what it says concerns nobody
+		return w, nil
 	}
 }
 
@@ -61,6 +65,21 @@ func (g *Gate) connect(from netip.AddrPort) (reason string) {
 	c.conns++
 	g.conns[from] = newConn(g, c)
 	return ""
+}
+
+// setClose says how a connection that was taken in is closed.
+func (g *Gate) setClose(from netip.AddrPort, f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.conns[from].close = f
+}
+
+// shut closes the connection, if it can be, and counts that. Its calls end.
+func (cn *conn) shut(counter prometheus.Counter) {
+	if cn.close != nil {
+		counter.Inc()
+		cn.close()
+	}
 }
 
 func (g *Gate) disconnect(from netip.AddrPort) {

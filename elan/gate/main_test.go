@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/mettle-build/mettle/elan/gate"
+	"github.com/mettle-build/mettle/elan/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -31,6 +32,7 @@ type (
 	// handlers are what the service does; one that is nil is not called.
 	handlers struct {
 		unary, batch func(context.Context) error
+		answer       int // bytes of their answers
 		stream       func(grpc.ServerStream) error
 	}
 )
@@ -42,7 +44,7 @@ func (h handlers) desc() *grpc.ServiceDesc {
 			if err := dec(&message{}); err != nil {
 				return nil, err
 			}
-			return &message{}, f(ctx)
+			return &message{Value: make([]byte, h.answer)}, f(ctx)
 		}}
 	}
 	return &grpc.ServiceDesc{
@@ -62,10 +64,10 @@ type served struct {
 
 // serve serves h behind a gate. Where l is nil, connections are in memory. It ends
 // with the test.
-func serve(t *testing.T, o gate.Options, h handlers, l net.Listener, weigh func(int64) int64) *served {
+func serve(t *testing.T, o gate.Options, h handlers, l net.Listener, weigh func() int64) *served {
 	t.Helper()
 	o.Prefix = "test"
-	o.Batches = []string{batchMethod}
+	gate.SetBatch(&o, batchMethod)
 	g, err := gate.New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +81,7 @@ func serve(t *testing.T, o gate.Options, h handlers, l net.Listener, weigh func(
 		s.dial = func(ctx context.Context, _ string) (net.Conn, error) { return b.DialContext(ctx) }
 		l = b
 	}
-	server := grpc.NewServer(append(g.ServerOptions(), grpc.WaitForHandlers(true))...)
+	server := grpc.NewServer(append(g.ServerOptions(), grpc.WaitForHandlers(true), grpc.ForceServerCodecV2(wire.NewCodec(wire.NewPool())))...)
 	g.Registrar(server).RegisterService(h.desc(), nil)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 2)

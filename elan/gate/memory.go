@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"math"
 	"runtime"
 	rtmetrics "runtime/metrics"
 	"time"
@@ -16,10 +17,19 @@ const (
 	shortPart, easedPart = 75, 60
 	// collectPart is the part of the limit at which it is looked what is alive.
 	collectPart = 90
-	// collectEvery is how often that is done at most.
-	collectEvery = 250 * time.Millisecond
-	// minShare is how many calls each client may have, however short memory is.
+	// collectEvery is how often that is done at most: time for calls that were ended
+	// to give up what they have.
+	collectEvery = 200 * time.Millisecond
+	// minShare is how many calls each connection may have, however short memory is.
 	minShare = 16
+	// unlimited is the share while memory is not short, and was not lately; it is
+	// back there when it has grown to maxShare, by an eighth each second.
+	unlimited = math.MaxInt64
+	maxShare  = 16_384
+	// minStuck is how much a connection has on its way that is closed for it where
+	// memory is short, and stuckTicks for how long none of it was taken.
+	minStuck   = 4 << 20
+	stuckTicks = 5
 	// minCut is how many calls of a client are not ended for the memory they take:
 	// with as many it can't be theirs.
 	minCut = 4
@@ -42,17 +52,17 @@ func (m *memory) read() (live, used int64) {
 	return int64(m.samples[0].Value.Uint64()), int64(m.samples[1].Value.Uint64()) //nolint:gosec // sizes of memory
 }
 
-// weigh is what is alive, where that may be over the limit, and otherwise an
-// estimate of it. It may have the garbage collected.
-func (m *memory) weigh(limit int64) int64 {
+// weigh is what is alive, and whether that is so now, for which it has the garbage
+// collected where it may be too much; otherwise it is what was alive then.
+func (m *memory) weigh(limit int64) (live int64, fresh bool) {
 	live, used := m.read()
-	// Where too much is alive, nothing else tells what has become of it.
-	if (used >= limit/100*collectPart || live >= limit/100*easedPart) && time.Since(m.collected) >= collectEvery {
-		runtime.GC()
-		m.collected = time.Now()
-		live, _ = m.read()
+	if used < limit/100*collectPart && live < limit/100*easedPart || time.Since(m.collected) < collectEvery {
+		return live, false
 	}
-	return live
+	runtime.GC()
+	m.collected = time.Now()
+	live, _ = m.read()
+	return live, true
 }
 
 // relieve ends calls where what is alive is too much: of the client that has the
@@ -60,23 +70,23 @@ func (m *memory) weigh(limit int64) int64 {
 // was enough.
 func (g *Gate) relieve() {
 	limit := g.o.MaxMemoryBytes
-	live := g.weigh(limit)
+	live, fresh := g.weigh(limit)
 	switch {
-	case live >= limit/100*shortPart:
+	case live >= limit/100*shortPart && fresh:
 		g.shorten(live)
 	case live < limit/100*easedPart && g.short.Swap(false):
 		g.log.Info("memory is not short any more", "heap_bytes", live)
 	}
 }
 
-// shorten has memory be short.
+// shorten has memory be short, and ends calls.
 func (g *Gate) shorten(live int64) {
-	cut, clients := g.heaviest(waits)
-	if cut == nil {
+	cut, left := g.heaviest(waits)
+	if cut == nil && !g.shutHeaviest() {
 		// Nobody hoards messages: it is the number of calls.
-		cut, clients = g.heaviest(func(*call) bool { return true })
+		cut, left = g.heaviest(func(*call) bool { return true })
 	}
-	g.share.Store(max(minShare, g.calls.Load()/int64(2*max(1, clients))))
+	g.share.Store(max(minShare, min(g.share.Load(), int64(left))))
 	if !g.short.Swap(true) {
 		g.log.Warn("memory is short: new calls of those who have many are turned away, and calls that wait for their clients are ended", "heap_bytes", live, "limit_bytes", g.o.MaxMemoryBytes)
 	}
@@ -86,10 +96,41 @@ func (g *Gate) shorten(live int64) {
 	g.metrics.ended.Add(float64(len(cut)))
 }
 
+// regain lets connections have more calls again, little by little, since those that
+// were turned away come back all at once. It is called each tick.
+func (g *Gate) regain() {
+	share := g.share.Load()
+	if g.short.Load() || share == unlimited {
+		return
+	}
+	if share += max(1, share/8); share >= maxShare {
+		share = unlimited
+	}
+	g.share.Store(share)
+}
+
+// shutHeaviest closes the connection that has the most on its way to a client who
+// has taken nothing for a while, if there is one.
+func (g *Gate) shutHeaviest() bool {
+	var heaviest *conn
+	most, limit := int64(minStuck), g.ticks.Load()-stuckTicks
+	for _, c := range g.connections() {
+		if bytes, since := c.unsent.stuck(); bytes > most && since <= limit && c.close != nil {
+			heaviest, most = c, bytes
+		}
+	}
+	if heaviest == nil {
+		return false
+	}
+	heaviest.shut(g.metrics.heavy)
+	return true
+}
+
 // heaviest are the younger half of the calls of a kind of the client that has the
-// most of them, if those are more than a few, and how many clients have some. Of
-// a client with several connections, as a proxy is, it is those with the most.
-func (g *Gate) heaviest(kind func(*call) bool) (cut []*call, clients int) {
+// most of them, if those are more than a few, and how many are left of those of the
+// connection with the most. Of a client with several connections, as a proxy is, it
+// is those with the most that lose some.
+func (g *Gate) heaviest(kind func(*call) bool) (cut []*call, left int) {
 	size := map[*client]int{}
 	byClient := map[*client][][]*call{}
 	for _, cn := range g.connections() {
@@ -105,7 +146,7 @@ func (g *Gate) heaviest(kind func(*call) bool) (cut []*call, clients int) {
 		}
 	}
 	if size[most] <= minCut {
-		return nil, len(size)
+		return nil, size[most]
 	}
 	largest := 0
 	for _, calls := range byClient[most] {
@@ -116,5 +157,5 @@ func (g *Gate) heaviest(kind func(*call) bool) (cut []*call, clients int) {
 			cut = append(cut, calls[:(len(calls)+1)/2]...)
 		}
 	}
-	return cut[:min(len(cut), size[most]-minCut)], len(size)
+	return cut[:min(len(cut), size[most]-minCut)], largest - (largest+1)/2
 }

@@ -9,6 +9,7 @@ import (
 type metrics struct {
 	refused                    *prometheus.CounterVec
 	stalled, ended, turnedAway prometheus.Counter
+	stuck, heavy               prometheus.Counter // connections
 }
 
 func newMetrics(o Options, g *Gate) (*metrics, error) {
@@ -23,13 +24,18 @@ func newMetrics(o Options, g *Gate) (*metrics, error) {
 		}, []string{"reason"}),
 		stalled: cut.WithLabelValues("stalled"), ended: cut.WithLabelValues("memory"), turnedAway: cut.WithLabelValues("turned_away"),
 	}
+	closed := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: o.Prefix, Subsystem: "grpc", Name: "cut_connections_total",
+		Help: "Connections that were closed because their client took nothing of what it was answered for too long (stalled), or had the most that it did not take when memory was short (memory).",
+	}, []string{"reason"})
+	m.stuck, m.heavy = closed.WithLabelValues("stalled"), closed.WithLabelValues("memory")
 	m.refused.WithLabelValues(tooMany)
 	m.refused.WithLabelValues(tooManyFromAddress)
 	if o.Registerer == nil {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{
-		cut, m.refused,
+		cut, closed, m.refused,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: o.Prefix, Subsystem: "grpc", Name: "connections",
 			Help: "Connections from clients that are open.",

@@ -51,6 +51,9 @@ type unmarshaler interface {
 
 // Marshal implements encoding.CodecV2.
 func (c *Codec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(*Counted); ok {
+		return c.marshalCounted(m)
+	}
 	if m, ok := v.(marshaler); ok {
 		if data, ok, err := m.marshalWire(c.pool); ok || err != nil {
 			return data, err

@@ -55,7 +55,7 @@ var ErrCallsFailed = errors.New("calls failed")
 // defaults that the tags show, except Remote and Out, which are required (but
 // Remote is not needed for the subject floor alone).
 type Options struct {
-	Subjects []string `arg:"" optional:"" help:"What to measure: floor, actions, sandboxed, latency, cached, actioncache, action50, tree10k, findmissing, batch, stream, zstd, gettree, memory. Default: all but memory, which writes sixteen blobs of a GiB."`
+	Subjects []string `arg:"" optional:"" help:"What to measure: floor, actions, sandboxed, latency, cached, actioncache, action50, tree10k, findmissing, batch, stream, zstd, gettree, memory, load. Default: all but memory, which writes sixteen blobs of a GiB, and load, which floods the server."`
 
 	Remote         string            `name:"remote" default:"grpc://localhost:7778" help:"Server: grpc://host:port, grpcs://host:port (TLS) or unix:/path."`
 	Instance       string            `name:"instance" help:"Instance name."`
@@ -69,6 +69,10 @@ type Options struct {
 	StreamBytes int `name:"stream_bytes" default:"67108864" help:"Size of the large blobs of the subject stream."`
 
 	MemoryBytes int `name:"memory_bytes" default:"1073741824" help:"Size of each of the sixteen blobs of the subject memory."`
+
+	LoadCalls       int    `name:"load_calls" default:"10000" help:"How many calls at once each flood of the subject load has."`
+	LoadFloods      string `name:"load_floods" help:"Only those of its floods whose names contain this."`
+	LoadConnections int    `name:"load_connections" default:"1000" help:"How many connections its floods of connections have."`
 
 	ServerMetrics []string `name:"server_metrics" help:"URL of the server's Prometheus metrics, for its CPU time, memory and goroutines; several are summed."`
 	ServerPIDs    []int    `name:"server_pid" help:"Process id of a server on this machine, for its CPU time and memory; several are summed."`
@@ -104,12 +108,13 @@ var subjects = []struct {
 	{"zstd", zstdScenarios},
 	{"gettree", treeScenarios},
 	{"memory", memoryScenarios},
+	{"load", loadScenarios},
 }
 
 // byName are the subjects that are measured only where they are named.
 //
 //nolint:gochecknoglobals // an immutable table
-var byName = []string{"memory"}
+var byName = []string{"memory", "load"}
 
 // Subjects lists the names that Options.Subjects may have, in the order in
 // which they are measured.
@@ -196,6 +201,15 @@ func (o Options) withDefaults() (Options, digest.Function, error) {
 	}
 	if o.MemoryBytes < 2*mib || o.MemoryBytes%mib != 0 {
 		return o, 0, fmt.Errorf("memory_bytes %d is not a number of MiB from 2 on", o.MemoryBytes)
+	}
+	if o.LoadCalls == 0 {
+		o.LoadCalls = 10_000
+	}
+	if o.LoadConnections == 0 {
+		o.LoadConnections = 1000
+	}
+	if o.LoadCalls < 1 || o.LoadCalls > 100_000 || o.LoadConnections < 1 || o.LoadConnections > 100_000 {
+		return o, 0, fmt.Errorf("load_calls %d or load_connections %d is not between 1 and 100000", o.LoadCalls, o.LoadConnections)
 	}
 	if len(o.Concurrency) == 0 {
 		o.Concurrency = []int{16, 64}

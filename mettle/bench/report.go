@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -48,6 +50,12 @@ type Result struct {
 	// HandOffMS is how long jobs waited for a worker, of the subject fleet only.
 	HandOffMS *Latency `json:"hand_off_ms,omitempty"`
 
+	// QuietLatencyMS is LatencyMS before the flood, FloodCalls how many calls that had
+	// at once, and FloodStatuses how those ended that did; of the subject load only.
+	QuietLatencyMS *Latency          `json:"quiet_latency_ms,omitempty"`
+	FloodCalls     int               `json:"flood_calls,omitempty"`
+	FloodStatuses  map[string]uint64 `json:"flood_statuses,omitempty"`
+
 	// OverheadMS is what an action took on its worker without the command itself,
 	// by the timestamps in its metadata; nil where it has none.
 	OverheadMS *Latency `json:"overhead_ms,omitempty"`
@@ -88,7 +96,9 @@ type ServerUsage struct {
 	CPUMS         float64 `json:"cpu_ms_per_op"`                    // of the server itself
 	ChildrenCPUMS float64 `json:"children_cpu_ms_per_op,omitempty"` // of the actions, by process id only
 	RSSBytes      float64 `json:"rss_bytes"`                        // at the end
-	// PeakRSSBytes is the most that was seen, of the subject memory only.
+	// RSSBeforeBytes is what there was before, of the subject load only.
+	RSSBeforeBytes float64 `json:"rss_before_bytes,omitempty"`
+	// PeakRSSBytes is the most that was seen, of the subjects memory and load only.
 	PeakRSSBytes float64 `json:"peak_rss_bytes,omitempty"`
 	// Goroutines, by metrics only, before the measurement and after it.
 	GoroutinesBefore float64 `json:"goroutines_before,omitempty"`
@@ -157,6 +167,9 @@ func (r *Report) writeTable(w io.Writer) error {
 		head := fmt.Sprintf("%s %s, clients: %d:", res.Subject, res.Case, res.Clients)
 		if res.Subject == "latency" && res.LatencyMS != nil && res.Floor != nil {
 			fmt.Fprintf(&b, "%s p50 is %.2f ms, %.2f ms over the floor's\n", head, res.LatencyMS.P50, res.OverFloorP50MS)
+		}
+		if res.FloodCalls > 0 {
+			fmt.Fprintf(&b, "%s quiet p50 was %.2f ms; the flood's calls that ended: %s\n", head, res.QuietLatencyMS.P50, statuses(res.FloodStatuses))
 		}
 		if res.Skipped != "" {
 			fmt.Fprintf(&b, "%s %s\n", head, res.Skipped)
@@ -258,6 +271,7 @@ func serverColumns(number func(string, func(*Result) float64) func(*Result) stri
 		{"p99", latency(overhead, func(l *Latency) float64 { return l.P99 })},
 		{"server cpu", server("%.3f", func(s *ServerUsage) float64 { return s.CPUMS })},
 		{"children cpu", server("%.3f", func(s *ServerUsage) float64 { return s.ChildrenCPUMS })},
+		{"rss before", server("%.1f", func(s *ServerUsage) float64 { return s.RSSBeforeBytes / mib })},
 		{"rss MiB", server("%.1f", func(s *ServerUsage) float64 { return s.RSSBytes / mib })},
 		{"peak rss MiB", server("%.1f", func(s *ServerUsage) float64 { return s.PeakRSSBytes / mib })},
 		{"goroutines before", server("%.0f", func(s *ServerUsage) float64 { return s.GoroutinesBefore })},
@@ -275,4 +289,16 @@ func figure(v float64) string {
 		return fmt.Sprintf("%.0f", v)
 	}
 	return fmt.Sprintf("%.4g", v)
+}
+
+// statuses are those of calls and how many had each.
+func statuses(counts map[string]uint64) string {
+	if len(counts) == 0 {
+		return "none"
+	}
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		parts = append(parts, fmt.Sprintf("%d %s", counts[name], name))
+	}
+	return strings.Join(parts, ", ")
 }

@@ -33,6 +33,8 @@ type scenario struct {
 	once          bool    // each client does one op, however long it takes
 	// waits, where it is not nil, gets how long each op's job waited for a worker.
 	waits *waits
+	// flood, where it is not nil, is what goes on beside the op, which is prepareGood's.
+	flood *flood
 	// prepare puts what the op needs into the server. It is nil for the
 	// subject floor, whose op is the floor's own.
 	prepare func(context.Context, *client) (op, error)
@@ -42,7 +44,7 @@ type scenario struct {
 }
 
 // isFloor reports whether the scenario measures the machine alone.
-func (s *scenario) isFloor() bool { return s.prepare == nil && s.prepareEach == nil }
+func (s *scenario) isFloor() bool { return s.flood == nil && s.prepare == nil && s.prepareEach == nil }
 
 // make is prepare or prepareEach.
 func (s *scenario) make(ctx context.Context, c *client) (before, op op, err error) {
@@ -77,6 +79,9 @@ func (r *runner) run(ctx context.Context, plan []scenario) *Report {
 
 // measure runs one scenario.
 func (r *runner) measure(ctx context.Context, s scenario) (res Result) {
+	if s.flood != nil {
+		return r.flooded(ctx, s)
+	}
 	res = Result{Subject: s.subject, Case: s.name, Clients: s.clients, Unit: s.unit}
 	if err := r.floors.refuses(ctx, s.floor); err != nil {
 		res.Skipped = err.Error()
