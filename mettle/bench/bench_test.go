@@ -59,9 +59,30 @@ func TestRun_allSubjects(t *testing.T) {
 		}
 		checkResult(t, &r)
 	}
-	want := slices.DeleteFunc(bench.Subjects(), func(s string) bool { return s == "memory" })
+	want := slices.DeleteFunc(bench.Subjects(), func(s string) bool { return s == "memory" || s == "load" })
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("subjects (-want +got):\n%s", d)
+	}
+}
+
+// Another client's calls are measured during a flood, and its own are counted.
+func TestRun_load(t *testing.T) {
+	o := quick(newFake().start(t), "load")
+	o.LoadCalls, o.LoadConnections, o.ServerPIDs = 3, 3, []int{os.Getpid()}
+	for _, flood := range []string{"FindMissing", "Read not taken", "without a word"} {
+		o.LoadFloods = flood
+		rep, err := run(t, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rep.Results {
+			if r.Ops == 0 || r.LatencyMS == nil || r.QuietLatencyMS == nil || r.FloodCalls != 3 || r.Server == nil || r.Server.PeakRSSBytes == 0 {
+				t.Errorf("%s: figures are absent: %+v", r.Case, r)
+			}
+		}
+		if flood == "FindMissing" && rep.Results[0].FloodStatuses["OK"] == 0 {
+			t.Errorf("the flood's calls ended with %v, want some OK", rep.Results[0].FloodStatuses)
+		}
 	}
 }
 
