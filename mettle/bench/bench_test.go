@@ -80,9 +80,6 @@ func TestRun_load(t *testing.T) {
 				t.Errorf("%s: figures are absent: %+v", r.Case, r)
 			}
 		}
-		if flood == "FindMissing" && rep.Results[0].FloodStatuses["OK"] == 0 {
-			t.Errorf("the flood's calls ended with %v, want some OK", rep.Results[0].FloodStatuses)
-		}
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -220,16 +219,12 @@ func holdConnections(_ context.Context, o Options, like *client) (op, func(), er
 // holdSilent has each op make a connection and say nothing: where the server
 // speaks TLS, its handshake is not begun.
 func holdSilent(_ context.Context, o Options, _ *client) (op, func(), error) {
-	addr := o.Remote
-	if strings.Contains(addr, "://") {
-		u, err := url.Parse(addr)
-		if err != nil {
-			return nil, nil, err
-		}
-		if u.Host == "" {
-			return nil, nil, fmt.Errorf("%w: there are no connections from outside to %s", errSkip, o.Remote)
-		}
-		addr = u.Host
+	scheme, addr, ok := strings.Cut(o.Remote, "://")
+	switch {
+	case !ok:
+		addr = o.Remote
+	case scheme == "unix" || scheme == "dns":
+		return nil, nil, fmt.Errorf("%w: %s is no host and port", errSkip, o.Remote)
 	}
 	var dialer net.Dialer
 	return func(ctx context.Context, _ uint64) error {
