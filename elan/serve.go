@@ -194,7 +194,7 @@ func (s *server) wireAdmin() error {
 		return err
 	}
 	s.admin, err = metrics.New(metrics.Options{
-		Name: "elan", Registry: s.registry, Ready: s.ready, Notes: notes(s.storage), Pages: figures.Pages(), Tables: figures.Tables, Logger: s.log,
+		Name: "elan", Version: version, Registry: s.registry, Ready: s.ready, Notes: notes(s.storage), Pages: figures.Pages(), Tables: figures.Tables, Logger: s.log,
 	})
 	return err
 }

@@ -37,6 +37,8 @@ const (
 type Options struct {
 	// Name stands on the index page. Default: "admin".
 	Name string
+	// Version is the program's, for the index page. "": it is not told.
+	Version string
 	// Registry is what /metrics shows. Default: a NewRegistry.
 	Registry *prometheus.Registry
 	// Ready tells whether the process can take work; its error is shown by
@@ -57,19 +59,20 @@ type Options struct {
 
 // A Server answers the operator's HTTP requests. It is safe for concurrent use.
 type Server struct {
-	name  string
-	reg   *prometheus.Registry
-	ready func(context.Context) error
-	notes func() []string
-	pages []Page
-	table func(context.Context) ([]Table, error)
-	index *template.Template
-	log   *slog.Logger
+	name    string
+	version string
+	reg     *prometheus.Registry
+	ready   func(context.Context) error
+	notes   func() []string
+	pages   []Page
+	table   func(context.Context) ([]Table, error)
+	index   *template.Template
+	log     *slog.Logger
 }
 
 // New returns a Server. It starts nothing, and fails never with valid Options.
 func New(o Options) (*Server, error) {
-	s := &Server{name: o.Name, reg: o.Registry, ready: o.Ready, notes: o.Notes, pages: o.Pages, table: o.Tables, log: o.Logger}
+	s := &Server{name: o.Name, version: o.Version, reg: o.Registry, ready: o.Ready, notes: o.Notes, pages: o.Pages, table: o.Tables, log: o.Logger}
 	var err error
 	if s.index, err = parseIndex(); err != nil {
 		return nil, err

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 const (
@@ -17,6 +19,14 @@ const (
 	// hundreds.
 	maxMessages = 1024
 )
+
+// traceAttrs are the trace that something is part of, if somebody records it.
+func traceAttrs(ctx context.Context) []slog.Attr {
+	if sc := trace.SpanContextFromContext(ctx); sc.IsSampled() {
+		return []slog.Attr{slog.String("trace_id", sc.TraceID().String())}
+	}
+	return nil
+}
 
 // handler adds to log lines what they are about, by their context, and drops those
 // that are repeated too often.

@@ -54,6 +54,11 @@ func (s *Server) serveIndex(w http.ResponseWriter, r *http.Request) {
 			page.Trouble = err.Error()
 		}
 	}
+	process, err := processTable(s.reg, s.version)
+	if err != nil {
+		page.Trouble = err.Error()
+	}
+	page.Tables = append(page.Tables, process)
 	// To memory first: an error must not follow half a page.
 	var b bytes.Buffer
 	if err := s.index.Execute(&b, page); err != nil {

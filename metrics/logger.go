@@ -13,8 +13,9 @@ import (
 // if wanted ("info+2"). Empty strings mean text and info. The error names the
 // value that is neither.
 //
-// Lines whose context is that of a call tell of it what Attrs does, and what the
-// fields give for their context. Of what is logged over and over, at info and
+// Lines whose context is that of a call tell of it what Attrs does, its trace_id
+// where it is part of a trace that is recorded, and what the fields give for their
+// context. Of what is logged over and over, at info and
 // above, some lines are left out: the next of that message says how many, as
 // suppressed.
 func NewLogger(w io.Writer, format, level string, fields ...func(context.Context) []slog.Attr) (*slog.Logger, error) {
@@ -26,7 +27,7 @@ func NewLogger(w io.Writer, format, level string, fields ...func(context.Context
 		}
 		o.Level = l
 	}
-	h := &handler{fields: append([]func(context.Context) []slog.Attr{Attrs}, fields...), repeats: &repeats{seen: map[string]*repeated{}}}
+	h := &handler{fields: append([]func(context.Context) []slog.Attr{Attrs, traceAttrs}, fields...), repeats: &repeats{seen: map[string]*repeated{}}}
 	switch format {
 	case "", "text":
 		h.Handler = slog.NewTextHandler(w, o)

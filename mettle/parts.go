@@ -150,7 +150,7 @@ func (a *adminPage) serve(ctx context.Context, ready func(context.Context) error
 		return err
 	}
 	admin, err := metrics.New(metrics.Options{
-		Name: a.name, Registry: a.registry, Ready: ready, Notes: notes, Pages: figures.Pages(), Tables: a.tables(figures), Logger: a.log,
+		Name: a.name, Version: version, Registry: a.registry, Ready: ready, Notes: notes, Pages: figures.Pages(), Tables: a.tables(figures), Logger: a.log,
 	})
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -60,10 +61,12 @@ func (f poolFlags) platforms(log *slog.Logger) (*platform.Set, error) {
 func (a *adminPage) tables(figures *overview.Overview) func(context.Context) ([]metrics.Table, error) {
 	return func(ctx context.Context) ([]metrics.Table, error) {
 		tables, err := figures.Tables(ctx)
+		actions, gatherErr := actionTables(a.registry)
+		tables = append(actions, tables...)
 		if a.api != nil {
 			tables = append([]metrics.Table{poolTable(a.api.Pools())}, tables...)
 		}
-		return tables, err
+		return tables, errors.Join(err, gatherErr)
 	}
 }
 
@@ -84,10 +87,14 @@ func poolTable(pools []api.Pool) metrics.Table {
 				workers = append(workers, fmt.Sprintf("(and %d %s)", more.n, more.what))
 			}
 		}
+		queued := fmt.Sprintf("queued here %d", p.Queued)
+		if p.Oldest > 0 {
+			queued += fmt.Sprintf(" (the longest for %v)", p.Oldest.Round(time.Second))
+		}
 		t.Rows = append(t.Rows, metrics.Row{
 			Name: p.Name,
-			Value: fmt.Sprintf("workers %s, slots %d, running %d, queued here %d, executing for clients here %d",
-				strings.Join(workers, " "), p.Slots, p.Running, p.Queued, p.Executing),
+			Value: fmt.Sprintf("workers %s, slots %d, running %d, %s, executing for clients here %d",
+				strings.Join(workers, " "), p.Slots, p.Running, queued, p.Executing),
 			Note: strings.Join(props, " "),
 		})
 	}

@@ -24,7 +24,7 @@ import (
 //nolint:gochecknoglobals // an immutable table
 var logKeys = []string{
 	"time", "level", "msg", "error", "suppressed", // of every line
-	"request", "caller", "operation", "digest", "instance", "invocation", "action_id", // of what it is about
+	"request", "caller", "operation", "digest", "instance", "invocation", "action_id", "trace_id", // of what it is about
 	"service", "method", "code", "duration", "peer", "tool", "correlated_invocations", "target", "mnemonic", "resource", // of calls
 	"store", "call", "digests", "tier", "blobs", "bytes", "root", // of stores
 	"files", "size_bytes", "wanted_bytes", "used_bytes", "path", "objects", "corrupt",
