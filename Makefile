@@ -41,7 +41,8 @@ fmt: ## format all Go files, and sort their imports
 	$(TOOL) golangci-lint fmt ./...
 
 # Each package's test binary is built once, with the counters that guide the fuzzer.
-# What a target finds is kept as a seed in its testdata/fuzz, and named at the end.
+# What a target finds is kept as a seed in its testdata/fuzz, and named at the end. That
+# a worker is late when the time is up is no failure, though go calls it one.
 fuzz: ## run each fuzz target that matches FUZZ (.) for FUZZTIME (5s), FUZZJOBS (1) at a time
 	@set -e; bin="$(CURDIR)/bin/fuzz"; mkdir -p "$$bin"; rm -f "$$bin/failed"; \
 	grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's,^\./,,; s,/[^/]*:func , ,' | sort -u | grep -E -- '$(FUZZ)' >"$$bin/targets"; \
@@ -50,6 +51,7 @@ fuzz: ## run each fuzz target that matches FUZZ (.) for FUZZTIME (5s), FUZZJOBS 
 	done; \
 	xargs -P $(FUZZJOBS) -L 1 sh -c 'cd "$$1" && out=$$("$$0/$$(echo "$$1" | tr / _).test" -test.run="^\$$" -test.fuzz="^$$2\$$" \
 		-test.fuzztime=$(FUZZTIME) -test.fuzzcachedir="$$0/cache/$$1" -test.parallel=$(FUZZPARALLEL) 2>&1) \
+		|| { echo "$$out" | grep -q "^ *context deadline exceeded" && ! echo "$$out" | grep -q "Failing input"; } \
 		&& echo "$$1 $$2: $$(echo "$$out" | sed -n "s/.*execs: \([0-9]*\) .*/\1/p" | tail -1) executions" \
 		|| { echo "$$out"; echo "$$1 $$2: FAILED"; echo "$$1 $$2" >>"$$0/failed"; }' "$$bin" <"$$bin/targets"; \
 	if [ -e "$$bin/failed" ]; then echo "failed:"; cat "$$bin/failed"; exit 1; fi; \

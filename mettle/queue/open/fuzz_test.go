@@ -15,6 +15,7 @@ func FuzzParseURL(f *testing.F) {
 		f.Add(s, "project/prefix?attempts=3&pools=a,b&bands=false")
 	}
 	f.Add("gcppubsub://", "%zz")
+	f.Add("/", "0")
 	f.Add("nats://", "h:99999999")
 	f.Fuzz(func(t *testing.T, scheme, rest string) {
 		const password = "s3cr3t"

@@ -71,12 +71,8 @@ func ParseURL(s string) (*URL, error) {
 // redact is an address without who we are and without settings.
 func redact(scheme, rest string) string {
 	rest, _, _ = strings.Cut(rest, "?")
-	hosts, path, found := strings.Cut(rest, "/")
-	hosts = hosts[strings.LastIndexByte(hosts, '@')+1:]
-	if found {
-		path = "/" + path
-	}
-	return scheme + hosts + path
+	// Also behind a slash: a password can have one, and neither host nor prefix an @.
+	return scheme + rest[strings.LastIndexByte(rest, '@')+1:]
 }
 
 func parseNATS(s, text string) (*URL, error) {
