@@ -110,7 +110,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", s.serveReady)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/cmdline", serveCommandLine)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("POST /debug/pprof/symbol", pprof.Symbol)
@@ -119,7 +119,7 @@ func (s *Server) Handler() http.Handler {
 		mux.Handle("GET "+p.Path, p.Handler)
 	}
 	mux.HandleFunc("GET /{$}", s.serveIndex)
-	return mux
+	return guarded(mux)
 }
 
 func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {

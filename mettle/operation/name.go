@@ -1,9 +1,10 @@
 package operation
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
 	"strings"
 	"time"
@@ -38,14 +39,17 @@ type Name struct {
 	// Created is when the client asked, in whole microseconds. Results that
 	// are older do not answer a request with SkipCacheLookup.
 	Created time.Time
-	// Random tells apart operations that have all else in common.
+	// Random tells apart operations that have all else in common. Nobody can guess it:
+	// who knows the name may wait for the operation, and cancel it.
 	Random uint64
 }
 
 // NewName completes n to a name that nobody else has: it sets Created and Random.
 func NewName(n Name) Name {
 	n.Created = time.UnixMicro(time.Now().UnixMicro())
-	n.Random = rand.Uint64() //nolint:gosec // tells operations apart; it is no secret
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	n.Random = binary.LittleEndian.Uint64(b[:])
 	return n
 }
 
