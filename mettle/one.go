@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 
@@ -127,9 +128,20 @@ func (c *oneCmd) report(out io.Writer, resp *repb.ExecuteResponse, root string) 
 	fmt.Fprintf(os.Stderr, "mettle: the input root, as the action left it, is %s\n", root)
 	if s := resp.GetStatus(); s.GetCode() != 0 {
 		listOutputs(result)
-		return errors.New(s.GetMessage())
+		return errors.New(why(resp))
 	}
 	return reportResult(result)
+}
+
+// why says what kept an action from its end: the status, and the note that its worker
+// made, as that of a timeout, whose status says the same for all.
+func why(resp *repb.ExecuteResponse) string {
+	status := resp.GetStatus().GetMessage()
+	// The last line of the message tells where it ran.
+	if note, _, noted := strings.Cut(resp.GetMessage(), "\n"); noted {
+		status += ": " + note
+	}
+	return status
 }
 
 // reportResult prints what the command made and how it ended, and returns that.

@@ -158,7 +158,7 @@ func (c *getOperationCmd) Run(ctx context.Context, out io.Writer, parent *operat
 			return fmt.Errorf("the response: %w", err)
 		}
 		if st := res.GetStatus(); st.GetCode() != 0 {
-			fmt.Fprintf(out, "status  %s: %s\n", codes.Code(st.GetCode()), st.GetMessage()) //nolint:gosec // a status code
+			fmt.Fprintf(out, "status  %s: %s\n", codes.Code(st.GetCode()), why(res)) //nolint:gosec // a status code
 		}
 		if r := res.GetResult(); r != nil {
 			fmt.Fprintf(out, "exit_code  %d\ncached_result  %v\n", r.GetExitCode(), res.GetCachedResult())
