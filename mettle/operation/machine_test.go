@@ -18,7 +18,7 @@ import (
 //	new               a new machine
 //	step              events, one a line:
 //	  accept [skip] | hit RESPONSE | miss | published | publish-failed ERROR
-//	  executing ATTEMPT WORKER [METADATA [STDOUT_STREAM [STDERR_STREAM]]] | requeued ATTEMPT | completed ATTEMPT WORKER RESPONSE
+//	  executing ATTEMPT WORKER [METADATA [STDOUT_STREAM [STDERR_STREAM]]] | requeued ATTEMPT | completed ATTEMPT WORKER RESPONSE | unheard-of ATTEMPT WORKER
 //	  join | leave | timer | cancel | withdrawn [ATTEMPT] | taken-over | took-over
 func TestMachine_transcripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/machine", func(t *testing.T, path string) {
@@ -99,6 +99,8 @@ func parseEvent(f []string) (operation.Event, error) {
 		return update(queuepb.Update_COMPLETED), nil
 	case "unspecified":
 		return update(queuepb.Update_STAGE_UNSPECIFIED), nil
+	case "unheard-of":
+		return update(queuepb.Update_Stage(99)), nil
 	case "join":
 		return operation.Event{Kind: operation.Joined}, nil
 	case "leave":
