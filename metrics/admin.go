@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 )
 
 const (
@@ -29,6 +30,9 @@ const (
 	// readyTimeout bounds one readiness check: a probe that gets no answer is
 	// counted as failed, but says less than an error does.
 	readyTimeout = 5 * time.Second
+	// maxConns is how many connections are served at once; more wait until one of
+	// these ends, which the timeouts see to.
+	maxConns = 256
 	// shutdownTimeout is how long requests in flight may take after ctx ends.
 	shutdownTimeout = 2 * time.Second
 )
@@ -158,7 +162,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		BaseContext:       func(net.Listener) context.Context { return requests },
 	}
 	served := make(chan error, 1) // one value, so that the goroutine never waits for its reader
-	go func() { served <- h.Serve(l) }()
+	go func() { served <- h.Serve(netutil.LimitListener(l, maxConns)) }()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve admin pages on %v: %w", l.Addr(), err)

@@ -100,8 +100,9 @@ type Streams struct {
 	// not the other way round.
 	mu    sync.Mutex
 	byID  map[string]*stream
-	ended list.List // of *stream, the oldest first
-	bytes int64     // in all streams, and on their way to them
+	ended list.List      // of *stream, the oldest first
+	bytes int64          // in all streams, and on their way to them
+	open  map[string]int // those that have not ended, by owner
 }
 
 // New checks the options. The caller ends it by Shutdown.
@@ -110,20 +111,27 @@ func New(o Options) (*Streams, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Streams{o: o, server: rand.Text()[:serverLen], closed: make(chan struct{}), byID: map[string]*stream{}}
+	s := &Streams{o: o, server: rand.Text()[:serverLen], closed: make(chan struct{}), byID: map[string]*stream{}, open: map[string]int{}}
 	s.metrics, err = newMetrics(o.Registerer, s)
 	return s, err
 }
 
 // Create makes a stream of an instance. Readers are told the name, and nobody but
 // the writer the other one. Where there is no room for it, the error wraps ErrFull.
-func (s *Streams) Create(_ context.Context, parent string) (name, writeName string, err error) {
+func (s *Streams) Create(ctx context.Context, parent string) (name, writeName string, err error) {
+	return s.CreateFor(ctx, "", parent)
+}
+
+// CreateFor is Create for an owner, any string that names one, who may have half of
+// MaxStreams that have not ended, so that nobody takes all; but "" may.
+func (s *Streams) CreateFor(_ context.Context, owner, parent string) (name, writeName string, err error) {
 	if err := resource.CheckInstance(parent); err != nil {
 		return "", "", fmt.Errorf("parent of a log stream: %w", err)
 	}
 	st := &stream{
 		name:    resource.LogStreamName{Parent: parent, ID: s.server + "-" + rand.Text()},
 		token:   rand.Text(),
+		owner:   owner,
 		heard:   time.Now(),
 		changed: make(chan struct{}),
 	}
@@ -131,6 +139,11 @@ func (s *Streams) Create(_ context.Context, parent string) (name, writeName stri
 	if s.isClosed() {
 		s.mu.Unlock()
 		return "", "", ErrClosed
+	}
+	if most := max(1, s.o.MaxStreams/2); owner != "" && s.open[owner] >= most {
+		s.mu.Unlock()
+		s.metrics.refused.Inc()
+		return "", "", fmt.Errorf("%w: you have %d that have not ended", ErrFull, most)
 	}
 	var dropped *stream
 	if len(s.byID) >= s.o.MaxStreams {
@@ -141,6 +154,7 @@ func (s *Streams) Create(_ context.Context, parent string) (name, writeName stri
 		}
 	}
 	s.byID[st.name.ID] = st
+	s.open[owner]++
 	// Under mu, which its end needs too.
 	st.timer = time.AfterFunc(s.o.WriterTimeout, func() { s.timeout(st) })
 	s.mu.Unlock()

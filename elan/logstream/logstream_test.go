@@ -371,3 +371,33 @@ func BenchmarkStreams_Append(b *testing.B) {
 		}
 	}
 }
+
+// One owner may not have all streams, and has room again when one of its ends.
+func TestStreams_CreateFor_share(t *testing.T) {
+	s, err := logstream.New(logstream.Options{MaxStreams: 6})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Shutdown()
+	var last string
+	for range 3 {
+		if _, last, err = s.CreateFor(t.Context(), "greedy", "i"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := s.CreateFor(t.Context(), "greedy", "i"); !errors.Is(err, logstream.ErrFull) {
+		t.Errorf("the fourth of six: %v, want ErrFull", err)
+	}
+	if _, _, err := s.CreateFor(t.Context(), "other", "i"); err != nil {
+		t.Errorf("another's first: %v", err)
+	}
+	if err := s.Finish(t.Context(), last, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.CreateFor(t.Context(), "greedy", "i"); err != nil {
+		t.Errorf("one more when one has ended: %v", err)
+	}
+	if _, _, err := s.Create(t.Context(), "i"); err != nil {
+		t.Errorf("one of nobody's: %v", err)
+	}
+}

@@ -71,6 +71,9 @@ func (s *Streams) endLocked(st *stream, err error) {
 		return
 	}
 	st.ended, st.err = true, err
+	if s.open[st.owner]--; s.open[st.owner] <= 0 {
+		delete(s.open, st.owner)
+	}
 	st.place = s.ended.PushBack(st)
 	st.timer.Reset(s.o.Keep)
 	st.tell()

@@ -18,6 +18,7 @@ const chunkBytes = 32 << 10
 type stream struct {
 	name  resource.LogStreamName
 	token string
+	owner string
 	timer *time.Timer   // calls timeout
 	place *list.Element // in Streams.ended, guarded by Streams.mu
 

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 
 	logpb "github.com/bazelbuild/remote-apis/build/bazel/remote/logstream/v1"
 	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	gstatus "google.golang.org/grpc/status"
 
 	"github.com/mettle-build/mettle/elan/gate"
@@ -27,16 +29,34 @@ const logChunk = 64<<10 - 64
 // ByteStream, and are neither stored nor hashed.
 type logStreamServer struct {
 	logpb.UnimplementedLogStreamServiceServer
-	logs *logstream.Streams
+	logs   *logstream.Streams
+	caller func(context.Context) (name, via string) // nil: nobody knows
 }
 
 // CreateLogStream makes a stream, whose parent is an instance name.
 func (s *logStreamServer) CreateLogStream(ctx context.Context, req *logpb.CreateLogStreamRequest) (*logpb.LogStream, error) {
-	name, writeName, err := s.logs.Create(ctx, req.GetParent())
+	name, writeName, err := s.logs.CreateFor(ctx, s.owner(ctx), req.GetParent())
 	if err != nil {
 		return nil, logStatus(nil, err)
 	}
 	return &logpb.LogStream{Name: name, WriteResourceName: writeName}, nil
+}
+
+// owner is whom the streams are counted for that the call of ctx makes: a machine,
+// and who calls from there. API servers call for many.
+func (s *logStreamServer) owner(ctx context.Context) string {
+	owner := "?"
+	if s.caller != nil {
+		owner, _ = s.caller(ctx)
+	}
+	if p, ok := peer.FromContext(ctx); ok {
+		host, _, err := net.SplitHostPort(p.Addr.String())
+		if err != nil {
+			host = p.Addr.String()
+		}
+		owner += "@" + host
+	}
+	return owner
 }
 
 // isLog reports whether a name is that of a log stream, as far as there are some.

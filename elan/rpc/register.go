@@ -197,7 +197,7 @@ func Register(s grpc.ServiceRegistrar, o Options) error {
 		registerAssets(s, o.Assets)
 	}
 	if o.LogStreams != nil {
-		logpb.RegisterLogStreamServiceServer(s, &logStreamServer{logs: o.LogStreams})
+		logpb.RegisterLogStreamServiceServer(s, &logStreamServer{logs: o.LogStreams, caller: o.Caller})
 	}
 	s.RegisterService(byteStreamService(), &byteStreamServer{o: o, codec: codec, uploads: newUploads(o)})
 	return nil
