@@ -10,6 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding/gzip"
 
 	"github.com/mettle-build/mettle/elan/gate"
 )
@@ -93,7 +95,17 @@ func TestListener_passesBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := serve(t, gate.Options{}, handlers{stream: echo}, l, nil)
-	cs := open(t, s.connect(t, l.Addr().String(), ""))
+	for name, opts := range map[string][]grpc.CallOption{"plain": nil, "gzip": {grpc.UseCompressor(gzip.Name)}} {
+		t.Run(name, func(t *testing.T) { passesBytes(t, s.connect(t, l.Addr().String(), ""), opts) })
+	}
+}
+
+func passesBytes(t *testing.T, conn *grpc.ClientConn, opts []grpc.CallOption) {
+	t.Helper()
+	cs, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, streamMethod, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, size := range []int{0, 1, 70_000, 3 << 20, 5} {
 		sent := &message{Value: make([]byte, size)}
 		for i := range sent.Value {
