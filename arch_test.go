@@ -112,7 +112,7 @@ var arrows = map[string][]string{
 //
 //nolint:gochecknoglobals // an immutable table
 var edges = []string{
-	"elan", "elan/flags", "elan/gate", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/conform", "mettle/doctor", "mettle/e2e", "metrics", "metrics/tracing", "metrics/tracing/tracingtest", "creds",
+	"elan", "elan/flags", "elan/gate", "elan/rpc", "elan/relay", "elan/client", "elan/status", "elan/wire", "mettle", "mettle/api", "mettle/bench", "mettle/conform", "mettle/doctor", "mettle/e2e", "metrics", "metrics/tracing", "metrics/tracing/tracingtest", "creds", "creds/credstest",
 	"proto/store",
 	"mettle/queue/pubsub", "mettle/queue/pubsub/pubsubtest", // Pub/Sub is called by gRPC, and a fake of it serves that
 }
