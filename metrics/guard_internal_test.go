@@ -53,3 +53,16 @@ func TestCommandLine(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+// TestWithoutSecret: a log line has nothing by which a log stream can be written.
+func TestWithoutSecret(t *testing.T) {
+	for in, want := range map[string]string{
+		"main/logstreams/id/token": "main/logstreams/...",
+		"logstreams/id":            "logstreams/...",
+		"main/blobs/abc/1":         "main/blobs/abc/1",
+	} {
+		if got := withoutSecret(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}

@@ -93,12 +93,22 @@ func about(req any) (attrs []slog.Attr) {
 		add("instance", r.GetInstanceName())
 	}
 	if r, ok := req.(interface{ GetResourceName() string }); ok {
-		add("resource", r.GetResourceName())
+		add("resource", withoutSecret(r.GetResourceName()))
 	}
 	if d := digestOf(req); d != nil {
 		add("digest", fmt.Sprintf("%.200s/%d", d.GetHash(), d.GetSizeBytes()))
 	}
 	return attrs
+}
+
+// withoutSecret is the name of a resource without what lets whoever knows it read or
+// write a log stream.
+func withoutSecret(resource string) string {
+	const logs = "logstreams/"
+	if i := strings.LastIndex(resource, logs); i >= 0 {
+		return resource[:i+len(logs)] + "..."
+	}
+	return resource
 }
 
 // logCall writes the line of one call, where somebody wants it.

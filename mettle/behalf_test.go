@@ -57,7 +57,7 @@ func TestAPI_onBehalf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // nothing is lost by it
+	defer conn.Close()
 	call := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+ciToken, wire.ActsForHeader, "root")
 	key := &repb.Digest{Hash: strings.Repeat("a", 64), SizeBytes: 1}
 	r, err := repb.NewActionCacheClient(conn).UpdateActionResult(call, &repb.UpdateActionResultRequest{

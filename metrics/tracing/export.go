@@ -51,7 +51,10 @@ func newExporter(ctx context.Context, o Options) (sdk.SpanExporter, func() error
 		return nil, nil, err
 	}
 	if u.Scheme == "http" || u.Scheme == "https" {
-		client := &http.Client{Transport: o.HTTP, Timeout: sendTimeout}
+		// The transport adds a token, which is for the collector and for nobody to whom
+		// that refers.
+		stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+		client := &http.Client{Transport: o.HTTP, Timeout: sendTimeout, CheckRedirect: stay}
 		e, err := otlptracehttp.New(ctx,
 			otlptracehttp.WithEndpointURL(o.URL),
 			otlptracehttp.WithHTTPClient(client),
