@@ -178,11 +178,18 @@ func (c *city) disturb(ended <-chan bazelResult, rng *rand.Rand) (bazelResult, m
 		victims = append(victims, c.bucket)
 	}
 	kills := map[string]int{}
+	seen, _ := c.executions()
 	for {
 		select {
 		case r := <-ended:
 			return r, kills
 		case <-time.After(time.Duration(1000+rng.IntN(3000)) * time.Millisecond):
+		}
+		// A fleet on a slow machine would not come to anything if it were disturbed by
+		// the clock alone, and the attempts of its jobs would be used up.
+		now, _ := c.executions()
+		if now == seen {
+			continue
 		}
 		some := []*server{victims[rng.IntN(len(victims))]}
 		if rng.IntN(4) == 0 { // two at once
@@ -199,6 +206,7 @@ func (c *city) disturb(ended <-chan bazelResult, rng *rand.Rand) (bazelResult, m
 		for _, s := range some {
 			s.Start()
 		}
+		seen = now
 	}
 }
 

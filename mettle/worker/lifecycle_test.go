@@ -180,7 +180,7 @@ func TestWorker_Abort_whileTheBrokerIsSilent(t *testing.T) {
 			t.Errorf("Run: %v", err)
 		}
 		f.ended <- err
-	case <-time.After(4 * time.Second):
+	case <-time.After(20 * time.Second): // a report may take half a minute
 		t.Fatal("the worker does not end")
 	}
 	if waiting, leased := f.queue.Len(); waiting != 1 || leased != 0 {

@@ -326,7 +326,7 @@ func TestBuilder_Build_bounds(t *testing.T) {
 		"shortcut": f.putMessage(t, &repb.Directory{Directories: []*repb.DirectoryNode{{Name: "long", Digest: chain}, {Name: "short", Digest: digest.Empty(digest.SHA256).Proto()}}}),
 	} {
 		start := time.Now()
-		if _, err := f.build(t, root); !errors.Is(err, tree.ErrInvalid) || time.Since(start) > 10*time.Second {
+		if _, err := f.build(t, root); !errors.Is(err, tree.ErrInvalid) || time.Since(start) > time.Minute {
 			t.Errorf("%s: %v after %v, want tree.ErrInvalid at once", name, err, time.Since(start))
 		}
 		if err := inputroot.Remove(f.dir); err != nil {
