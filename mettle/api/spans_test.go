@@ -123,7 +123,7 @@ func TestExecute_spans(t *testing.T) {
 			got[string(a.Key)] = a.Value.AsString()
 		}
 		want := map[string]string{
-			spans.KeyOperation: spans.Clip(name), spans.KeyAction: parse(req.GetActionDigest()).String(), spans.KeyInstance: "i", spans.KeyOutcome: "failed",
+			spans.KeyOperation: spans.Clip(name), spans.KeyAction: parse(req.GetActionDigest()).String(), spans.KeyInstance: "i", spans.KeyOutcome: "timeout",
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("attributes (-want +got):\n%s", diff)
