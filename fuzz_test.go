@@ -58,6 +58,7 @@ var fuzzed = map[string][]string{
 	"elan/tree.FuzzCheck":                          {"elan/blob.UnmarshalMessage", "Contents.add", "Expand", "eachDirectory"},
 	"elan/tree.FuzzScan":                           {"uvarint"},
 	"elan/wire.FuzzUnmarshal":                      {"Codec.Unmarshal", "lengthDelimited", "parseDigest", "parseVarint"},
+	"metrics.FuzzHost":                             {"ours"},
 	"metrics.FuzzRequestMetadata":                  {"ParseRequestMetadata"},
 	"metrics/tracing.FuzzOrigin":                   {"invocationOf", "ofClient", "parseUUID", "share.takes"},
 	"mettle.FuzzAddresses":                         {"isHere", "queueFlags.secrets"},
@@ -99,6 +100,9 @@ var fuzzed = map[string][]string{
 //
 //nolint:gochecknoglobals // an immutable table
 var unfuzzed = map[string]string{
+	"elan/rpc.logStreamServer.owner":               "addresses of sockets",
+	"metrics.loopback":                             "addresses of sockets",
+	"mettle/operation.NewName":                     "bytes that are random",
 	"elan/gate.lines":                              "the kernel's files",
 	"elan/gate.lower":                              "the kernel's files",
 	"mettle.queueFlags.watch":                      "the operator's own URL, which mettle/queue/open.FuzzParseURL is about",
