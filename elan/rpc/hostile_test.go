@@ -124,7 +124,8 @@ func serves(t *testing.T, good healthpb.HealthClient) {
 func TestNewServer_pingFlood(t *testing.T) {
 	p, good := hostile(t)
 	go func() {
-		for p.WritePing(false, [8]byte{}) == nil { //nolint:revive // until it is closed
+		for p.WritePing(false, [8]byte{}) == nil {
+			// Until it is closed.
 		}
 	}()
 	if said := p.closed(t); said != "too_many_pings" && said != "" { // the reset may overtake it

@@ -50,11 +50,9 @@ func (s *logStreamServer) owner(ctx context.Context) string {
 		owner, _ = s.caller(ctx)
 	}
 	if p, ok := peer.FromContext(ctx); ok {
-		host, _, err := net.SplitHostPort(p.Addr.String())
-		if err != nil {
-			host = p.Addr.String()
+		if tcp, ok := p.Addr.(*net.TCPAddr); ok {
+			owner += "@" + tcp.IP.String()
 		}
-		owner += "@" + host
 	}
 	return owner
 }
