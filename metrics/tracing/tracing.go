@@ -166,10 +166,12 @@ func (t *Tracer) Close(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
-	err := t.provider.Shutdown(ctx)
+	// Not by the provider, which ends nothing once ctx is done.
+	err := t.queue.Shutdown(ctx)
 	t.queue.cutOff()
 	if ctx.Err() != nil {
-		err = nil // it has been counted and told
+		err = nil // what was dropped has been counted, and told
 	}
+	err = errors.Join(err, t.provider.Shutdown(context.WithoutCancel(ctx)))
 	return errors.Join(err, t.close())
 }

@@ -47,7 +47,7 @@ type Collector struct {
 }
 
 // New starts a Collector on a port of loopback.
-func New(t *testing.T) *Collector {
+func New(t testing.TB) *Collector {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
