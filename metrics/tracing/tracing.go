@@ -14,10 +14,9 @@
 // and the log says so once. With no URL in the Options nothing is made, and servers
 // and connections are left as they are.
 //
-// A call of which nothing is recorded costs less than a microsecond here, a recorded
-// one some 5. The interceptors are our own since what there is for gRPC, otelgrpc,
-// looks at each message of each stream, also where nothing is recorded, and knows
-// nothing of RequestMetadata.
+// A call of which nothing is recorded makes 7 small allocations more here. The
+// interceptors are our own since what there is for gRPC, otelgrpc, makes 43 then, for
+// it looks at each message of each stream, and knows nothing of RequestMetadata.
 //
 // The mains wire it; other packages use package spans.
 //

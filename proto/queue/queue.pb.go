@@ -168,7 +168,8 @@ type Job struct {
 	Queued *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=queued,proto3" json:"queued,omitempty"`
 	// The build.bazel.remote.execution.v2.RequestMetadata of the client.
 	RequestMetadata []byte `protobuf:"bytes,11,opt,name=request_metadata,json=requestMetadata,proto3" json:"request_metadata,omitempty"`
-	// W3C trace context: traceparent, tracestate.
+	// W3C trace context: traceparent, tracestate; and published, when the job was
+	// given to the queue, as RFC 3339 has it, where the trace is recorded.
 	TraceContext map[string]string `protobuf:"bytes,12,rep,name=trace_context,json=traceContext,proto3" json:"trace_context,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The limit of a run, from the action or the server's default.
 	Timeout *durationpb.Duration `protobuf:"bytes,13,opt,name=timeout,proto3" json:"timeout,omitempty"`
