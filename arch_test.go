@@ -245,7 +245,7 @@ func goFiles(t *testing.T) []goFile {
 		name := d.Name()
 		if d.IsDir() {
 			// Modules of their own, outputs, and folders that go itself passes over.
-			if path == filepath.Join("third_party", "tools") || path == filepath.Join("third_party", "layouts") || name == "testdata" || name == "bin" || name == "plz-out" ||
+			if path == filepath.Join("third_party", "tools") || path == filepath.Join("third_party", "layouts") || path == filepath.Join("third_party", "manifests") || name == "testdata" || name == "bin" || name == "plz-out" ||
 				(path != "." && strings.HasPrefix(name, ".")) {
 				return filepath.SkipDir
 			}

@@ -9,7 +9,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -135,7 +134,7 @@ func check(out io.Writer, kind string, obj runtime.Object, levels policy.Evaluat
 		}
 	}
 	fmt.Fprintf(out, "%s/%s %s\n", kind, m.GetName(), level)
-	for _, w := range s.WarningsOnCreate(context.WithoutCancel(ctx), obj) {
+	for _, w := range s.WarningsOnCreate(ctx, obj) {
 		fmt.Fprintf(out, "%s/%s warning: %s\n", kind, m.GetName(), w)
 	}
 	return m.GetName(), nil
