@@ -23,7 +23,8 @@ import (
 )
 
 // ServerOptions are the interceptors, as options of a gRPC server. They come after
-// those that count calls, so that refused ones count, and before all others.
+// those that count calls, so that refused ones count, and before all others. What Admit
+// refuses before that only creds_refused_calls_total counts.
 func (g *Guard) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(g.unary), grpc.ChainStreamInterceptor(g.stream)}
 }
