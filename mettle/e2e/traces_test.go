@@ -2,6 +2,8 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -40,14 +42,23 @@ func executeAsBazel(t *testing.T, c connected, d digest.Digest) *repb.ExecuteRes
 	if err != nil {
 		t.Fatal(err)
 	}
-	op, err := stream.Recv()
-	if err != nil {
-		t.Fatal(err)
+	for {
+		op, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !op.GetDone() {
+			continue
+		}
+		resp := &repb.ExecuteResponse{}
+		if err := op.GetResponse().UnmarshalTo(resp); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("after the end: %v", err)
+		}
+		return resp
 	}
-	if op.GetDone() {
-		t.Fatalf("the first message is the last: %v", op)
-	}
-	return (&begun{op.GetName(), stream}).end(t)
 }
 
 // ofBuild are the spans of the one build, without what is there on a slow machine
