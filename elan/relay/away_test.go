@@ -282,11 +282,12 @@ func TestRelay_waitsNoLonger(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting
 			if err := call(t.Context(), relayTo(t, relay.Options{Wait: 10 * time.Millisecond}, gone)); gstatus.Code(err) != codes.Unavailable {
 				t.Errorf("after Options.Wait: %v, want UNAVAILABLE", err)
 			}
 			s := relayTo(t, relay.Options{Wait: time.Hour, MaxWaiting: 1}, gone)
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // a tenth of which is for the answer
+			ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second) // a tenth of which is for the answer
 			defer cancel()
 			if err := call(ctx, s); gstatus.Code(err) != codes.Unavailable {
 				t.Errorf("with a deadline: %v, want UNAVAILABLE before it", err)

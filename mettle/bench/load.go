@@ -22,7 +22,7 @@ const (
 type op func(ctx context.Context, n uint64) error
 
 // load says how an op is repeated: by so many clients, for so long or, if that
-// is sooner and maxOps is not 0, so many times.
+// is sooner and maxOps is not 0, so many times. Each does one at least.
 type load struct {
 	clients  int
 	duration time.Duration
@@ -73,7 +73,8 @@ func (l load) run(caller context.Context, seq *atomic.Uint64, f op) *tally {
 		wg.Go(func() {
 			t := &tallies[i]
 			now := time.Now()
-			for ctx.Err() == nil && now.Sub(start) < l.duration && failed.Load() < maxErrors {
+			// Each client does one op at least, however late its goroutine comes to run.
+			for first := true; ctx.Err() == nil && (first || now.Sub(start) < l.duration) && failed.Load() < maxErrors; first = false {
 				if l.maxOps > 0 && started.Add(1) > l.maxOps {
 					return
 				}

@@ -31,6 +31,10 @@ var logKeys = []string{
 	"worker", "slot", "pool", "attempt", "outcome", "exit_code", "reason", "drain_timeout", "user", // of workers
 	"queue", "server", "subject", "stage", "api", "jobs", "listener", "consumer", "status", "description", "name", // of the broker
 	"policy", "since", "for", "wait", "why", "group",
+	// Of what goes wrong on some machines alone, or with other stores and brokers.
+	"panic", "stack", "dir", "file", "mode", "offset", "failures", "issuer", "object", "segment", "segments", "records",
+	"limit", "address", "heap_bytes", "limit_bytes", "operations", "history", "attempts", "body", "stream", "subscription", "topic", "message",
+	"refused", "left_out",
 }
 
 var snakeCase = regexp.MustCompile(`^[a-z][a-z0-9]*(_[a-z0-9]+)*$`)

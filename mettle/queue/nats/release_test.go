@@ -267,7 +267,8 @@ func takeOver(t *testing.T, b *broker, l left) {
 	t.Helper()
 	open := func(name string) *nats.Queue {
 		return newQueue(t, b, func(o *nats.Options) {
-			o.Prefix, o.Name, o.LeaseTime, o.MustExist = leftPrefix, name, nats.DefaultLease, true
+			// What runs does not lapse while the machine is slow.
+			o.Prefix, o.Name, o.LeaseTime, o.MustExist = leftPrefix, name, 20*nats.DefaultLease, true
 		})
 	}
 	api, worker := open("api"), open("worker")
