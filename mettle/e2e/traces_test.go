@@ -69,12 +69,13 @@ func ofBuild(spans []tracingtest.Span) []tracingtest.Span {
 	for _, s := range spans {
 		byID[s.ID] = s
 	}
+	waited := func(s tracingtest.Span) bool { return s.Name == "cache lookup" && byID[s.Parent].Name == "attempt" }
 	slow := func(s tracingtest.Span) bool {
-		if s.Name == "cache lookup" && s.Service == "mettle-worker" {
+		if waited(s) {
 			return true
 		}
 		for p, ok := byID[s.Parent]; ok; p, ok = byID[p.Parent] {
-			if p.Name == "run" || p.Name == "cache lookup" && p.Service == "mettle-worker" {
+			if p.Name == "run" || waited(p) {
 				return true
 			}
 		}
