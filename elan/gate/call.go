@@ -3,7 +3,6 @@ package gate
 import (
 	"context"
 	"errors"
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -35,6 +34,7 @@ func (memoryError) Is(target error) bool { return target == context.Canceled }
 type conn struct {
 	client *client
 	gate   *Gate
+	ends   ends
 	calls  atomic.Int64
 	places [len(placesOf)]chan struct{} // have a value for each call of a kind that is at work
 	close  func()                       // closes it; nil: nobody can
@@ -142,10 +142,10 @@ func (g *Gate) tap(ctx context.Context, info *tap.Info) (context.Context, error)
 // connOf is the connection of a call.
 func (g *Gate) connOf(ctx context.Context) *conn {
 	if p, ok := peer.FromContext(ctx); ok {
-		if tcp, ok := p.Addr.(*net.TCPAddr); ok {
+		if e, ok := endsOf(p.Addr, p.LocalAddr); ok {
 			g.mu.RLock()
 			defer g.mu.RUnlock()
-			if c := g.conns[tcp.AddrPort()]; c != nil {
+			if c := g.conns[e]; c != nil {
 				return c
 			}
 		}

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"net/netip"
 	"regexp"
 	"runtime/debug"
@@ -133,9 +134,27 @@ type Gate struct {
 
 	// mu guards what follows. Nothing is waited for under it.
 	mu      sync.RWMutex
-	conns   map[netip.AddrPort]*conn
+	open    map[*conn]struct{}
+	conns   map[ends]*conn // the youngest one of those ends
 	clients map[netip.Addr]*client
 	refused refusals
+}
+
+// ends are the addresses of a connection. A client may have the same port for
+// connections to several addresses of the server.
+type ends struct{ client, server netip.AddrPort }
+
+// endsOf are those of a TCP connection.
+func endsOf(client, server net.Addr) (ends, bool) {
+	c, ok := client.(*net.TCPAddr)
+	if !ok {
+		return ends{}, false
+	}
+	e := ends{client: c.AddrPort()}
+	if s, ok := server.(*net.TCPAddr); ok {
+		e.server = s.AddrPort()
+	}
+	return e, true
 }
 
 // client is all connections from one address.
@@ -151,7 +170,7 @@ func New(o Options) (*Gate, error) {
 	}
 	g := &Gate{
 		o: o, log: o.Logger, methods: map[string]Kind{}, weigh: newMemory().weigh,
-		conns: map[netip.AddrPort]*conn{}, clients: map[netip.Addr]*client{},
+		open: map[*conn]struct{}{}, conns: map[ends]*conn{}, clients: map[netip.Addr]*client{},
 	}
 	g.others = newConn(g, &client{})
 	g.ticks.Store(1)
@@ -218,8 +237,8 @@ func (g *Gate) endStalled(now int64) {
 func (g *Gate) connections() []*conn {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	all := make([]*conn, 0, len(g.conns)+1)
-	for _, c := range g.conns {
+	all := make([]*conn, 0, len(g.open)+1)
+	for c := range g.open {
 		all = append(all, c)
 	}
 	return append(all, g.others)

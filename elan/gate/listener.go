@@ -25,18 +25,19 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err //nolint:wrapcheck // gRPC looks at it
 		}
-		tcp, ok := c.RemoteAddr().(*net.TCPAddr)
+		e, ok := endsOf(c.RemoteAddr(), c.LocalAddr())
 		if !ok {
 			return c, nil
 		}
-		from := tcp.AddrPort()
-		if reason := l.gate.connect(from); reason != "" {
-			l.gate.refuse(from.Addr(), reason)
+		cn := newConn(l.gate, nil)
+		cn.ends = e
+		w := watched(c, func() { l.gate.disconnect(cn) })
+		cn.close = func() { _ = w.Close() } // what it says concerns nobody
+		if reason := l.gate.connect(cn); reason != "" {
+			l.gate.refuse(e.client.Addr(), reason)
 			_ = c.Close() // nothing was sent on it
 			continue
 		}
-		w := watched(c, func() { l.gate.disconnect(from) })
-		l.gate.setClose(from, func() { _ = w.Close() }) // what it says concerns nobody
 		return w, nil
 	}
 }
@@ -48,30 +49,27 @@ const (
 )
 
 // connect takes a connection in, or returns why it may not come in.
-func (g *Gate) connect(from netip.AddrPort) (reason string) {
+func (g *Gate) connect(cn *conn) (reason string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.conns) >= g.o.MaxConnections {
+	if len(g.open) >= g.o.MaxConnections {
 		return tooMany
 	}
-	c := g.clients[from.Addr()]
+	from := cn.ends.client.Addr()
+	c := g.clients[from]
 	if c == nil {
 		c = &client{}
-		g.clients[from.Addr()] = c
+		g.clients[from] = c
 	}
 	if c.conns >= g.o.MaxConnectionsPerAddress {
 		return tooManyFromAddress
 	}
 	c.conns++
-	g.conns[from] = newConn(g, c)
+	cn.client = c
+	g.open[cn] = struct{}{}
+	// There may be one already, that the client has reset and gRPC not closed yet.
+	g.conns[cn.ends] = cn
 	return ""
-}
-
-// setClose says how a connection that was taken in is closed.
-func (g *Gate) setClose(from netip.AddrPort, f func()) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.conns[from].close = f
 }
 
 // shut closes the connection, if it can be, and counts that. Its calls end.
@@ -82,13 +80,15 @@ func (cn *conn) shut(counter prometheus.Counter) {
 	}
 }
 
-func (g *Gate) disconnect(from netip.AddrPort) {
+func (g *Gate) disconnect(cn *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	c := g.conns[from].client
-	delete(g.conns, from)
-	if c.conns--; c.conns == 0 {
-		delete(g.clients, from.Addr())
+	delete(g.open, cn)
+	if g.conns[cn.ends] == cn {
+		delete(g.conns, cn.ends)
+	}
+	if cn.client.conns--; cn.client.conns == 0 {
+		delete(g.clients, cn.ends.client.Addr())
 	}
 }
 
@@ -96,7 +96,7 @@ func (g *Gate) disconnect(from netip.AddrPort) {
 func (g *Gate) connected() int {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	return len(g.conns)
+	return len(g.open)
 }
 
 // refusals are what was refused and not yet logged.

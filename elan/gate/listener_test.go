@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -128,4 +130,62 @@ func passesBytes(t *testing.T, conn *grpc.ClientConn, opts []grpc.CallOption) {
 	if err := cs.RecvMsg(&message{}); !errors.Is(err, io.EOF) {
 		t.Error(err)
 	}
+}
+
+// Two connections may have the same address and port of the client at once: where the
+// server has several addresses, and where a client resets a connection and has the
+// next one from the same port before the server has closed the first.
+func TestListener_twoOfOnePort(t *testing.T) {
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, gate.Options{MaxConnectionsPerAddress: 2}, handlers{unary: func(context.Context) error { return nil }}, l, nil)
+	port := 0
+	dial := func(to string) net.Conn {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: port}, Control: reuseAddress}
+		c, err := d.DialContext(t.Context(), "tcp4", net.JoinHostPort(to, strconv.Itoa(l.Addr().(*net.TCPAddr).Port)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if err := c.SetReadDeadline(time.Now().Add(deadline)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 9)); err != nil { // the server's settings
+			t.Fatal(err)
+		}
+		port = c.LocalAddr().(*net.TCPAddr).Port
+		return c
+	}
+	first, second := dial("127.0.0.1"), dial("127.0.0.2")
+	if n := s.gate.Connections(); n != 2 {
+		t.Errorf("%d connections, want 2", n)
+	}
+	for i, c := range []net.Conn{first, second} {
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for from := time.Now(); s.gate.Connections() != 1-i; time.Sleep(time.Millisecond) {
+			if time.Since(from) > deadline {
+				t.Fatalf("%d connections, want %d", s.gate.Connections(), 1-i)
+			}
+		}
+	}
+	port = 0
+	dial("127.0.0.1")
+	port = 0
+	dial("127.0.0.1") // as many as the address may have: none is counted that has ended
+}
+
+// reuseAddress lets several sockets have one port.
+func reuseAddress(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
+	}); err != nil {
+		return err
+	}
+	return failed
 }
