@@ -67,7 +67,7 @@ func (c *call) audit(ctx context.Context, err error) {
 	if who != "" {
 		r.AddAttrs(slog.String("for", who))
 	}
-	r.AddAttrs(slog.String("peer", from), slog.String("method", c.method), slog.String("instance", short(c.instance)), slog.String("code", status.Code(err).String()))
+	r.AddAttrs(slog.String("peer", from), slog.String("method", short(c.method)), slog.String("instance", short(c.instance)), slog.String("code", status.Code(err).String()))
 	if err != nil {
 		r.AddAttrs(slog.String("error", short(status.Convert(err).Message())))
 	}

@@ -93,3 +93,22 @@ func TestAuditLog_rotated(t *testing.T) {
 		t.Errorf("the new file: %v, %v", info.Mode(), err)
 	}
 }
+
+// TestGuard_audit_method: methods that nobody has have names of any length, and their
+// calls are recorded as those of administrators are.
+func TestGuard_audit_method(t *testing.T) {
+	log := &lines{}
+	g, err := creds.New(creds.Options{
+		Policy: credstest.Write(t, t.TempDir(), "policy.yaml", usual()), Audit: slog.New(slog.NewJSONHandler(log, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = g.Admit(t.Context(), "/"+strings.Repeat("x", 60<<10)+"/y")
+	if got := log.String(); status.Code(err) != codes.PermissionDenied || strings.Count(got, "\n") != 1 || len(got) > 4<<10 {
+		t.Errorf("%d bytes are recorded of %v", len(got), status.Code(err))
+	}
+	if n := len(status.Convert(err).Message()); n > 1<<10 {
+		t.Errorf("the error has %d bytes", n)
+	}
+}

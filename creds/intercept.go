@@ -190,7 +190,7 @@ func (c *call) deny(where string) error {
 	for i, r := range c.rule.any {
 		need[i] = string(r)
 	}
-	return status.Errorf(codes.PermissionDenied, "%s lacks the right %s%s, which %s takes", c.id.Name, strings.Join(need, " or "), where, c.method)
+	return status.Errorf(codes.PermissionDenied, "%s lacks the right %s%s, which %.200s takes", c.id.Name, strings.Join(need, " or "), where, c.method)
 }
 
 // identify finds out who calls. Where a signature is to be checked for that, and ask is

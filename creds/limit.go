@@ -27,8 +27,7 @@ func (l limits) and(other limits) limits {
 
 // limiter holds one identity to its limits.
 type limiter struct {
-	limits  limits
-	rate    *rate.Limiter // nil: no limit
+	rate    *rate.Limiter // nil: none has been asked for
 	running int
 }
 
@@ -56,14 +55,22 @@ func (ls *limiters) of(id *Identity) *limiter {
 		l = &limiter{}
 		ls.byName[id.Name] = l
 	}
-	if l.limits != id.limits {
-		l.limits = id.limits
-		l.rate = nil
-		if r := id.limits.perSecond; r > 0 {
-			l.rate = rate.NewLimiter(rate.Limit(r), max(1, int(r)))
-		}
-	}
+	l.allow(id.limits.perSecond)
 	return l
+}
+
+// allow sets how many calls there may be in a second; 0 is no limit. What was used up
+// stays so: one caller may come by turns with tokens that have different limits.
+func (l *limiter) allow(perSecond float64) {
+	r, burst := rate.Limit(perSecond), max(1, int(perSecond))
+	switch {
+	case perSecond == 0:
+	case l.rate == nil:
+		l.rate = rate.NewLimiter(r, burst)
+	case l.rate.Limit() != r:
+		l.rate.SetLimit(r)
+		l.rate.SetBurst(burst)
+	}
 }
 
 // exceeded is a limit that a call runs into.
@@ -83,7 +90,7 @@ func (ls *limiters) enter(id *Identity) (leave func(), over *exceeded) {
 	switch {
 	case id.limits.concurrent > 0 && l.running >= id.limits.concurrent:
 		return nil, &exceeded{"concurrent_calls", time.Second}
-	case l.rate != nil && !l.rate.Allow():
+	case id.limits.perSecond > 0 && !l.rate.Allow():
 		return nil, &exceeded{"calls_per_second", time.Second}
 	}
 	l.running++
