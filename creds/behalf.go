@@ -10,8 +10,9 @@ import (
 	"github.com/mettle-build/mettle/elan/wire"
 )
 
-// maxForBytes is room for the longest name of an identity, with its subject.
-const maxForBytes = 512
+// MaxForBytes bounds the name of whom a call is for: the longest name of an identity,
+// with its subject, is shorter.
+const MaxForBytes = 512
 
 // onBehalf is the identity with the one that it acts for, where its policy lets it and
 // the call says so. From the calls of all others the header is taken, so that nobody
@@ -27,8 +28,8 @@ func onBehalf(ctx context.Context, id *Identity) (context.Context, *Identity, er
 	if !id.actsFor {
 		return ctx, id, nil
 	}
-	if name := names[0]; len(names) > 1 || name == "" || len(name) > maxForBytes || !printable(name) {
-		return nil, nil, status.Errorf(codes.Unauthenticated, "%s acts for others, and the header %s names nobody: want one name of %d bytes at most that can be printed", id.Name, wire.ActsForHeader, maxForBytes)
+	if name := names[0]; len(names) > 1 || name == "" || len(name) > MaxForBytes || !printable(name) {
+		return nil, nil, status.Errorf(codes.Unauthenticated, "%s acts for others, and the header %s names nobody: want one name of %d bytes at most that can be printed", id.Name, wire.ActsForHeader, MaxForBytes)
 	}
 	both := *id
 	both.For = names[0]

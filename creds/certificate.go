@@ -32,13 +32,31 @@ func (r *certificateRule) meets(c *x509.Certificate) bool {
 }
 
 // stillGood looks at what may have changed since the connection was made, which may
-// have been days ago.
-func (p *policy) stillGood(c *x509.Certificate, now time.Time) error {
-	if now.After(c.NotAfter) {
-		return fmt.Errorf("the client certificate of %.200q has expired: connect with a new one", certificateName(c))
+// have been days ago: one of the chains that TLS has verified is to be good as a whole.
+func (p *policy) stillGood(chains [][]*x509.Certificate, now time.Time) error {
+	var first error
+	for _, chain := range chains {
+		err := p.goodChain(chain, now)
+		if err == nil {
+			return nil
+		}
+		if first == nil {
+			first = err
+		}
 	}
-	if p.revoked[c.SerialNumber.Text(16)] {
-		return fmt.Errorf("the client certificate of %.200q is revoked in the policy of this server", certificateName(c))
+	return first
+}
+
+func (p *policy) goodChain(chain []*x509.Certificate, now time.Time) error {
+	of := ""
+	for _, c := range chain {
+		if now.After(c.NotAfter) {
+			return fmt.Errorf("the client certificate of %.200q%s has expired: connect with a new one", certificateName(chain[0]), of)
+		}
+		if len(p.revoked) > 0 && p.revoked[c.SerialNumber.Text(16)] {
+			return fmt.Errorf("the client certificate of %.200q%s is revoked in the policy of this server", certificateName(chain[0]), of)
+		}
+		of = " is of an authority whose certificate"
 	}
 	return nil
 }
@@ -58,6 +76,15 @@ func (p *policy) ofCertificate(c *x509.Certificate) *Identity {
 		id = id.join(&r.id, name)
 	}
 	return id
+}
+
+// checkCertificateName sees to it that the name can stand in logs and results, and
+// goes as a whole with calls that are made for its owner.
+func checkCertificateName(name string) error {
+	if most := MaxForBytes - maxNameBytes - 1; len(name) > most || !printable(name) {
+		return fmt.Errorf("the client certificate has the name %.200q: want %d bytes at most that can be printed", name, most)
+	}
+	return nil
 }
 
 // certificateName is what people know a certificate by.

@@ -204,7 +204,11 @@ func (g *Guard) identify(ctx context.Context, ask bool) (*Identity, error) {
 	if from != nil {
 		if info, ok := from.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
 			leaf := info.State.VerifiedChains[0][0]
-			if err := p.stillGood(leaf, time.Now()); err != nil {
+			err := p.stillGood(info.State.VerifiedChains, time.Now())
+			if err == nil {
+				err = checkCertificateName(certificateName(leaf))
+			}
+			if err != nil {
 				return nil, status.Error(codes.Unauthenticated, err.Error())
 			}
 			if id := p.ofCertificate(leaf); id != nil {

@@ -58,6 +58,17 @@ func NewAuthorityUntil(t testing.TB, name string, until time.Time) *Authority {
 	return a
 }
 
+// Under makes an authority whose certificate is signed by a. Certificates that it issues
+// are good where its PEM follows them.
+func (a *Authority) Under(name string) *Authority {
+	a.t.Helper()
+	b := &Authority{t: a.t, n: 100 * a.n}
+	b.crt, b.key, b.PEM = a.sign(&x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	})
+	return b
+}
+
 func (a *Authority) sign(c *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, string) {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

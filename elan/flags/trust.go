@@ -196,11 +196,15 @@ func (g *Guarded) Caller(ctx context.Context) (name, via string) {
 	return id.Name, ""
 }
 
-// CallerText is Caller as one text, for a server that is called next.
+// CallerText is Caller as one text, for a server that is called next: as much of it as
+// that one takes.
 func (g *Guarded) CallerText(ctx context.Context) string {
 	name, via := g.Caller(ctx)
-	if via != "" {
-		name += " via " + via
+	if via == "" {
+		return name
+	}
+	if text := name + " via " + via; len(text) <= creds.MaxForBytes {
+		return text
 	}
 	return name
 }

@@ -1,12 +1,77 @@
 package flags_test
 
 import (
+	"context"
 	"net"
 	"os"
+	"strings"
 	"testing"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/mettle-build/mettle/creds"
+	"github.com/mettle-build/mettle/creds/credstest"
 	"github.com/mettle-build/mettle/elan/flags"
+	"github.com/mettle-build/mettle/elan/wire"
 )
+
+// callers is a server that takes down what it would tell the next of who calls.
+type callers struct {
+	repb.UnimplementedCapabilitiesServer
+	guard *flags.Guarded
+	text  chan string
+}
+
+func (c *callers) GetCapabilities(ctx context.Context, _ *repb.GetCapabilitiesRequest) (*repb.ServerCapabilities, error) {
+	c.text <- c.guard.CallerText(ctx)
+	return &repb.ServerCapabilities{}, nil
+}
+
+// TestGuarded_CallerText: what one server tells the next of who calls is never more than
+// that takes, who would refuse the call for it.
+func TestGuarded_CallerText(t *testing.T) {
+	dir := t.TempDir()
+	credstest.Write(t, dir, "token", "api-0123456789abcdef")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust := flags.Trust{Policy: credstest.Write(t, dir, "policy.yaml", "identities: [{name: front, token_file: token, rights: [cas:read], acts_for: true}]")}
+	g, err := trust.Guard(flags.GuardOptions{Addr: l.Addr()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &callers{guard: g, text: make(chan string, 1)}
+	srv := grpc.NewServer(g.ServerOptions...)
+	repb.RegisterCapabilitiesServer(srv, c)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	defer func() {
+		srv.Stop()
+		<-served //nolint:errcheck // it was stopped
+	}()
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	long := strings.Repeat("x", creds.MaxForBytes)
+	for who, want := range map[string]string{"": "front", "ci": "ci via front", long: long} {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer api-0123456789abcdef")
+		if who != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, wire.ActsForHeader, who)
+		}
+		if _, err := repb.NewCapabilitiesClient(conn).GetCapabilities(ctx, &repb.GetCapabilitiesRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-c.text; got != want {
+			t.Errorf("for %.10q: %.40q of %d bytes, want %.40q", who, got, len(got), want)
+		}
+	}
+}
 
 // TestReachable: what a server prints is what a client can call.
 func TestReachable(t *testing.T) {
