@@ -151,8 +151,7 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 
 // caller names the client to the storage, where that is called in this server's name.
 func (s *apiServer) caller() func(context.Context) string {
-	own := s.cmd.storageFlags.Caller //nolint:staticcheck // other flags have the same names
-	if own.TokenFile == "" && own.TLSCert == "" {
+	if !s.cmd.ownName() {
 		return nil
 	}
 	return s.guard.CallerText

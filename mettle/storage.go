@@ -72,8 +72,11 @@ func isHere(target string) bool {
 // themselves: it is asked over connections that nobody else reads, in nobody's name.
 func (f *storageFlags) passCredentials() bool {
 	elsewhere := slices.ContainsFunc(f.targets, func(t string) bool { return !isHere(t) })
-	return f.TokenFile == "" && (f.Encrypted(f.Storage) || !elsewhere)
+	return !f.ownName() && (f.Encrypted(f.Storage) || !elsewhere)
 }
+
+// ownName reports whether the storage is called in this server's own name.
+func (f *storageFlags) ownName() bool { return f.TokenFile != "" || f.TLSCert != "" }
 
 // connect is a connection to the storage, which need not be there yet.
 func (f *storageFlags) connect(opts ...grpc.DialOption) (*grpc.ClientConn, error) {

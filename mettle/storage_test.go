@@ -14,6 +14,7 @@ import (
 	"google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/grpc"
 
+	"github.com/mettle-build/mettle/creds/credstest"
 	"github.com/mettle-build/mettle/elan/action"
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/blob/mem"
@@ -149,6 +150,35 @@ func TestStorage_compressed(t *testing.T) {
 				t.Errorf("read %d bytes, %v", len(got), err)
 			}
 			check("read")
+		})
+	}
+}
+
+// TestPassCredentials: an API server passes on what clients show of themselves where it
+// shows nothing of its own, and nobody listens. One that has a certificate calls in its
+// own name, as one with a token: the storage would ask the client's token before it.
+func TestPassCredentials(t *testing.T) {
+	t.Setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
+	dir := t.TempDir()
+	authority := credstest.NewAuthority(t, "ours")
+	cert, key := authority.Issue(dir, "api", credstest.Client("api"))
+	ca := "--storage_tls_ca=" + credstest.Write(t, dir, "ca.pem", authority.PEM)
+	token := credstest.Write(t, dir, "token", apiToken)
+	for name, tc := range map[string]struct {
+		args []string
+		want bool
+	}{
+		"on this machine":    {[]string{"--storage=localhost:1"}, true},
+		"over TLS":           {[]string{"--storage=grpcs://elan.example:1", ca}, true},
+		"without":            {[]string{"--storage=elan.example:1"}, false},
+		"with a token":       {[]string{"--storage=localhost:1", "--storage_token_file=" + token}, false},
+		"with a certificate": {[]string{"--storage=grpcs://elan.example:1", ca, "--storage_tls_client_cert=" + cert, "--storage_tls_client_key=" + key}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := parsed(t, append([]string{"api", "--http_port=-1", "--pools=default/1", "--queue=gcppubsub://project/x"}, tc.args...)...)
+			if got := c.API.passCredentials(); got != tc.want {
+				t.Errorf("clients' credentials are passed on: %v, want %v", got, tc.want)
+			}
 		})
 	}
 }
