@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -83,8 +84,8 @@ func (g *Guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	defer c.leave()
 	guarded := &guardedStream{ServerStream: ss, ctx: inner, call: &c}
 	err = h(srv, guarded)
-	if guarded.refused != nil { // whatever the handler made of it
-		return guarded.refused
+	if refused := guarded.refused.Load(); refused != nil { // whatever the handler made of it
+		return *refused
 	}
 	return err
 }
@@ -96,7 +97,7 @@ type guardedStream struct {
 	ctx     context.Context //nolint:containedctx // that of the stream, as gRPC has it
 	call    *call
 	seen    bool
-	refused error
+	refused atomic.Pointer[error] // a goroutine of the handler may receive when that has ended
 }
 
 // Context implements grpc.ServerStream.
@@ -104,15 +105,18 @@ func (s *guardedStream) Context() context.Context { return s.ctx }
 
 // RecvMsg implements grpc.ServerStream.
 func (s *guardedStream) RecvMsg(m any) error {
-	if s.refused != nil {
-		return s.refused
+	if refused := s.refused.Load(); refused != nil {
+		return *refused
 	}
 	if err := s.ServerStream.RecvMsg(m); err != nil || s.seen {
 		return err
 	}
 	s.seen = true
-	s.refused = s.call.allow(m)
-	return s.refused
+	err := s.call.allow(m)
+	if err != nil {
+		s.refused.Store(&err)
+	}
+	return err
 }
 
 // call is one call on its way.
