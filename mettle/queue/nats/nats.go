@@ -286,6 +286,9 @@ func (q *Queue) Ready(ctx context.Context) error {
 	return nil
 }
 
+// Connected reports whether there is a connection to the broker. It asks nobody.
+func (q *Queue) Connected() bool { return q.nc.IsConnected() }
+
 // enter counts a call that Close waits for.
 func (q *Queue) enter() (leave func(), err error) {
 	q.mu.Lock()

@@ -36,14 +36,17 @@ func (u *URL) Open(ctx context.Context, o Options) (queue.Broker, error) {
 	b, err := connect(ctx)
 	switch {
 	case err == nil:
-		return u.greet(ctx, b, o.Logger)
+		if b, err = u.greet(ctx, b, o.Logger); err != nil {
+			return nil, err
+		}
+		return gauge(b, o.Registerer)
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case errors.Is(err, queue.ErrRefused) || !errors.Is(err, queue.ErrUnavailable):
 		return nil, fmt.Errorf("queue %s: %w", u, err)
 	}
 	o.Logger.WarnContext(ctx, "waiting for the broker", "queue", u.text, "error", err)
-	return newWaiting(ctx, u.text, o.Logger, connect, err), nil
+	return gauge(newWaiting(ctx, u.text, o.Logger, connect, err), o.Registerer)
 }
 
 // greet asks a broker that is open for its first sign of life: some connect only
@@ -229,6 +232,18 @@ func (b *waiting) Ready(ctx context.Context) error {
 		return queue.ErrClosed
 	default:
 		return b.away()
+	}
+}
+
+// Connected reports whether the broker was reached, and the connection to it is
+// there, if it has any. It does not wait.
+func (b *waiting) Connected() bool {
+	select {
+	case <-b.up:
+		c, ok := b.inner.(connectable)
+		return !ok || c.Connected()
+	default:
+		return false
 	}
 }
 
