@@ -35,7 +35,7 @@ type conn struct {
 	client *client
 	gate   *Gate
 	ends   ends
-	calls  atomic.Int64
+	calls  atomic.Int64                 // those that count for its share
 	places [len(placesOf)]chan struct{} // have a value for each call of a kind that is at work
 	close  func()                       // closes it; nil: nobody can
 	unsent unsent
@@ -66,9 +66,11 @@ type call struct {
 	receives, sends atomic.Int64
 	queued          atomic.Bool // it waits for its turn, and its message in gRPC's buffers
 	patient         atomic.Bool
+	placed          atomic.Bool // it has one of the conn's places
 
 	prev, next *call // in the conn's list, guarded by its mu
 	ended      bool  // likewise
+	lasting    bool  // likewise: it does not count for the conn's share
 }
 
 type callKey struct{}
@@ -113,6 +115,18 @@ func callOf(ctx context.Context) *call {
 func Patient(ctx context.Context) {
 	if c := callOf(ctx); c != nil {
 		c.patient.Store(true)
+		c.lasts()
+	}
+}
+
+// lasts has a call not count for its connection's share any more: it is there for as
+// long as an action runs, and takes next to nothing.
+func (c *call) lasts() {
+	c.conn.mu.Lock()
+	defer c.conn.mu.Unlock()
+	if !c.ended && !c.lasting {
+		c.lasting = true
+		c.conn.calls.Add(-1)
 	}
 }
 
@@ -192,7 +206,9 @@ func (c *call) endLocked() {
 	} else {
 		c.conn.last = c.prev
 	}
-	c.conn.calls.Add(-1)
+	if !c.lasting {
+		c.conn.calls.Add(-1)
+	}
 	c.conn.gate.calls.Add(-1)
 }
 
@@ -207,23 +223,30 @@ func (c *call) waitsSince() int64 {
 	}
 }
 
-// stalled are the calls that wait since limit or before. Those that have ended
-// without having been handled are taken out.
-func (cn *conn) stalled(limit int64) []*call {
+// stalled are the calls that wait since limit or before, and whether there are
+// others. Those that have ended without having been handled are taken out. Those that
+// wait since lend or before have the others of the connection use their places, for
+// these may be of other clients, whose calls a proxy or an API server passes on.
+func (cn *conn) stalled(limit, lend int64) (stalled []*call, others bool) {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
-	var stalled []*call
 	for c := cn.first; c != nil; {
 		next := c.next
-		switch since := c.waitsSince(); {
+		since := c.waitsSince()
+		if since != 0 && since <= lend {
+			c.leave()
+		}
+		switch {
 		case c.ctx.Err() != nil:
 			c.endLocked()
 		case since != 0 && since <= limit && !c.patient.Load():
 			stalled = append(stalled, c)
+		default:
+			others = true
 		}
 		c = next
 	}
-	return stalled
+	return stalled, others
 }
 
 // youngest are the calls of a kind, the youngest first.
@@ -266,28 +289,37 @@ func (c *call) explain(err error) error {
 }
 
 // enter waits until the call may begin its work: until it is its turn, and the
-// client has taken what was answered before. The error is a status.
-func (c *call) enter() (leave func(), err error) {
+// client has taken what was answered before. The error is a status. After it, the
+// caller calls leave.
+func (c *call) enter() error {
 	c.receives.Store(0)
 	places := c.conn.places[c.kind]
 	if places == nil {
-		return func() {}, nil
+		return nil
 	}
 	c.queued.Store(true)
 	defer c.queued.Store(false)
 	select {
 	case places <- struct{}{}:
 	case <-c.ctx.Done():
-		return nil, c.explain(status.FromContextError(c.ctx.Err()).Err())
+		return c.explain(status.FromContextError(c.ctx.Err()).Err())
 	}
 	c.queued.Store(false)
 	c.sends.Store(c.conn.gate.ticks.Load())
 	defer c.sends.Store(0)
 	if err := c.conn.unsent.wait(c.ctx); err != nil {
 		<-places
-		return nil, c.explain(status.FromContextError(err).Err())
+		return c.explain(status.FromContextError(err).Err())
 	}
-	return func() { <-places }, nil
+	c.placed.Store(true)
+	return nil
+}
+
+// leave gives the call's place to another, if it still has one. It never waits.
+func (c *call) leave() {
+	if c.placed.CompareAndSwap(true, false) {
+		<-c.conn.places[c.kind]
+	}
 }
 
 // Registrar registers services with s so that their calls pass the gate. All are
@@ -327,16 +359,25 @@ func unary(h grpc.MethodHandler) grpc.MethodHandler {
 			return h(srv, ctx, dec, i)
 		}
 		defer c.end()
-		leave, err := c.enter()
-		if err != nil {
+		if err := c.enter(); err != nil {
 			return nil, err
 		}
-		defer leave()
+		answered := false
+		defer func() {
+			if !answered {
+				c.leave()
+			}
+		}()
 		reply, err := h(srv, ctx, func(m any) error { return c.receive(func() error { return dec(m) }) }, i)
-		if err != nil || c.kind == Small {
+		if err != nil || c.conn.places[c.kind] == nil {
 			return reply, err
 		}
-		return &wire.Counted{Message: reply, Held: c.conn.hold}, nil
+		// The next one begins when this answer counts, which gRPC encodes now.
+		answered = true
+		return &wire.Counted{Message: reply, Held: func(n int) func() {
+			defer c.leave()
+			return c.conn.holdAnswer(n)
+		}}, nil
 	}
 }
 
@@ -348,19 +389,19 @@ func streaming(h grpc.StreamHandler) grpc.StreamHandler {
 			return h(srv, ss)
 		}
 		defer c.end()
-		leave, err := c.enter()
-		if err != nil {
+		if err := c.enter(); err != nil {
 			return err
 		}
-		defer leave()
-		return c.explain(h(srv, &stream{ss, c}))
+		defer c.leave()
+		return c.explain(h(srv, &stream{ServerStream: ss, call: c}))
 	}
 }
 
 // stream notes when it waits for the client.
 type stream struct {
 	grpc.ServerStream
-	call *call
+	call     *call
+	answered bool // something was sent
 }
 
 // RecvMsg implements grpc.ServerStream.
@@ -371,7 +412,13 @@ func (s *stream) RecvMsg(m any) error {
 // SendMsg implements grpc.ServerStream.
 func (s *stream) SendMsg(m any) error {
 	s.call.sends.Store(s.call.conn.gate.ticks.Load())
-	err := s.ServerStream.SendMsg(&wire.Counted{Message: m, Held: s.call.conn.hold})
+	err := s.ServerStream.SendMsg(&wire.Counted{Message: m, Held: s.call.conn.holdPart})
 	s.call.sends.Store(0)
+	if !s.answered {
+		s.answered = true
+		if s.call.kind == Long {
+			s.call.lasts()
+		}
+	}
 	return s.call.explain(err)
 }

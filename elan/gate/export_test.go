@@ -8,6 +8,10 @@ func (g *Gate) SetWeigh(f func() int64) {
 // Calls is how many are going on.
 func (g *Gate) Calls() int64 { return g.calls.Load() }
 
+// Ticks is how many there have been, and Share what each connection may have.
+func (g *Gate) Ticks() int64 { return g.ticks.Load() }
+func (g *Gate) Share() int64 { return g.share.Load() }
+
 // Connections is how many there are.
 func (g *Gate) Connections() int { return g.connected() }
 

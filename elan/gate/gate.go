@@ -52,6 +52,9 @@ const (
 	// defaultStall is longer than what clients give a call, Bazel a minute, and what
 	// networks need to say that they are gone.
 	defaultStall = 5 * time.Minute
+	// lendTicks is how long a call that has a place may wait for its client until
+	// another one has the place.
+	lendTicks = 5
 	// tick is how often calls are looked at that wait for their clients.
 	tick = time.Second
 )
@@ -220,14 +223,17 @@ func (g *Gate) Run(ctx context.Context) error {
 // endStalled ends the calls that wait for their clients since before the limit,
 // forgets those that have ended by themselves, and closes the connections that
 // take nothing of what calls were answered: of these gRPC lets go in no other way.
+// One that has other calls, which go on, is left alone, since it may be that of an
+// API server or a proxy, one of whose clients sleeps; if memory is short it is closed.
 func (g *Gate) endStalled(now int64) {
 	limit := now - int64(g.o.Stall/tick) - 1 // a tick has begun already
 	for _, c := range g.connections() {
-		for _, call := range c.stalled(limit) {
+		stalled, others := c.stalled(limit, now-lendTicks-1)
+		for _, call := range stalled {
 			g.metrics.stalled.Inc()
 			call.cancel(errStalled)
 		}
-		if bytes, since := c.unsent.stuck(); bytes > 0 && since <= limit {
+		if bytes, since := c.unsent.stuck(); bytes > 0 && since <= limit && !others {
 			c.shut(g.metrics.stuck)
 		}
 	}

@@ -14,15 +14,18 @@ const (
 	// Tree has thousands of blobs be read, and what is found sent as the client takes
 	// it.
 	Tree
+	// Long waits for an action: once it has its first answer it is there for hours, and
+	// takes next to nothing.
+	Long
 )
 
 // placesOf are how many calls of a kind are at work at once, for one connection.
 // What is beyond waits with what its window lets it send. With a store that takes
-// 50 ms there are 1,200 batches a second. Small has no limit. Where there is less
+// 50 ms there are 1,200 batches a second. Small and Long have no limit. Where there is less
 // memory than placesMemory it is as much fewer, but minPlaces.
 //
 //nolint:gochecknoglobals // an immutable table
-var placesOf = [...]int{Small: 0, Batch: 64, Tree: 8}
+var placesOf = [...]int{Small: 0, Batch: 64, Tree: 8, Long: 0}
 
 const (
 	// placesMemory is the MaxMemoryBytes that bears all places: batches of 4 MiB take
@@ -44,5 +47,7 @@ func kinds() map[string]Kind {
 		repb.ContentAddressableStorage_BatchUpdateBlobs_FullMethodName: Batch,
 		repb.ContentAddressableStorage_BatchReadBlobs_FullMethodName:   Batch,
 		repb.ContentAddressableStorage_GetTree_FullMethodName:          Tree,
+		repb.Execution_Execute_FullMethodName:                          Long,
+		repb.Execution_WaitExecution_FullMethodName:                    Long,
 	}
 }

@@ -67,7 +67,9 @@ type served struct {
 func serve(t *testing.T, o gate.Options, h handlers, l net.Listener, weigh func() int64) *served {
 	t.Helper()
 	o.Prefix = "test"
-	gate.SetBatch(&o, batchMethod)
+	if o.Kinds == nil {
+		gate.SetBatch(&o, batchMethod)
+	}
 	g, err := gate.New(o)
 	if err != nil {
 		t.Fatal(err)

@@ -19,12 +19,20 @@ const (
 type unsent struct {
 	mu    sync.Mutex
 	bytes int64
-	taken int64         // when some of it was sent last, or there was none, in ticks
-	room  chan struct{} // closed when there is less than maxUnsent; nil: nobody waits
+	taken int64 // when some of it was sent last, or there was none, in ticks
+	// answers are those of the bytes that end a call, and for which others wait. What
+	// is of a stream is not among them: the stream waits for its client by itself, and on
+	// the connection of an API server that client is one of many.
+	answers int64
+	room    chan struct{} // closed when the answers are less than maxUnsent; nil: nobody waits
 }
 
-// hold counts a message of n bytes.
-func (cn *conn) hold(n int) (freed func()) {
+// holdAnswer and holdPart count a message of n bytes, which ends a call or is one of
+// a stream.
+func (cn *conn) holdAnswer(n int) (freed func()) { return cn.hold(n, int64(n)) }
+func (cn *conn) holdPart(n int) (freed func())   { return cn.hold(n, 0) }
+
+func (cn *conn) hold(n int, answer int64) (freed func()) {
 	if n < minCounted {
 		return nil
 	}
@@ -35,15 +43,17 @@ func (cn *conn) hold(n int) (freed func()) {
 		u.taken = cn.gate.ticks.Load()
 	}
 	u.bytes += int64(n)
-	return func() { u.free(int64(n), cn.gate.ticks.Load()) }
+	u.answers += answer
+	return func() { u.free(int64(n), answer, cn.gate.ticks.Load()) }
 }
 
-func (u *unsent) free(n, tick int64) {
+func (u *unsent) free(n, answer, tick int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.bytes -= n
+	u.answers -= answer
 	u.taken = tick
-	if u.room != nil && u.bytes < maxUnsent {
+	if u.room != nil && u.answers < maxUnsent {
 		close(u.room)
 		u.room = nil
 	}
@@ -53,7 +63,7 @@ func (u *unsent) free(n, tick int64) {
 func (u *unsent) wait(ctx context.Context) error {
 	for {
 		u.mu.Lock()
-		if u.bytes < maxUnsent {
+		if u.answers < maxUnsent {
 			u.mu.Unlock()
 			return nil
 		}

@@ -6,8 +6,9 @@ import "google.golang.org/grpc/mem"
 // a connection's is on its way. Only the Codec of this package can send it.
 type Counted struct {
 	Message any
-	// Held is called with the length of the encoded message. What it returns is called
-	// once, when the bytes are given up: they were sent, or never will be. nil: nothing.
+	// Held is called once, with the length of the encoded message, or 0 where it can't
+	// be encoded. What it returns is called once, when the bytes are given up: they were
+	// sent, or never will be. nil: nothing.
 	Held func(n int) (freed func())
 }
 
@@ -16,6 +17,7 @@ type Counted struct {
 func (c *Codec) marshalCounted(m *Counted) (mem.BufferSlice, error) {
 	data, err := c.Marshal(m.Message)
 	if err != nil {
+		m.Held(0)
 		return nil, err
 	}
 	if freed := m.Held(data.Len()); freed != nil {
