@@ -80,15 +80,21 @@ func (o Client) DialOptions() ([]grpc.DialOption, error) {
 
 // reloadedToken is what TokenFile has.
 func (o Client) reloadedToken() *reloaded[string] {
-	r := newReloaded([]string{o.TokenFile}, o.Logger, func(data [][]byte) (string, error) {
-		fields := bytes.Fields(data[0])
-		if len(fields) != 1 {
-			return "", fmt.Errorf("token file %s: there are %d words in it, want one token", o.TokenFile, len(fields))
-		}
-		return string(fields[0]), nil
-	})
+	r := newReloaded([]string{o.TokenFile}, o.Logger, func(data [][]byte) (string, error) { return tokenIn(o.TokenFile, data[0]) })
 	r.secrets = []string{o.TokenFile}
 	return r
+}
+
+// tokenIn is the token in the data of a file.
+func tokenIn(path string, data []byte) (string, error) {
+	fields := bytes.Fields(data)
+	if len(fields) != 1 {
+		return "", fmt.Errorf("token file %s: there are %d words in it, want one token", path, len(fields))
+	}
+	if i := bytes.IndexFunc(fields[0], func(r rune) bool { return r <= ' ' || r > '~' }); i >= 0 {
+		return "", fmt.Errorf("token file %s: the token has a character that no header can have, at position %d", path, i)
+	}
+	return string(fields[0]), nil
 }
 
 // handshakes are TLS whose files are read again when they change, at the next

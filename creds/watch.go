@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -24,6 +25,9 @@ type File struct {
 	Key string
 	// Opaque says that there is no certificate in it: a token, say.
 	Opaque bool
+	// Check says of an opaque file what is wrong with what is in it. nil: it is not
+	// to be empty.
+	Check func(data []byte) error
 }
 
 // Watch has metrics tell until when the certificates in files are good, whether the
@@ -43,6 +47,22 @@ func Watch(r prometheus.Registerer, files ...File) error {
 		}
 	}
 	return nil
+}
+
+// PolicyFile is that of a policy, "" for none.
+func PolicyFile(path string) File {
+	return File{Use: "policy", Path: path, Opaque: true, Check: func(data []byte) error {
+		_, err := parsePolicy(data, filepath.Dir(path))
+		return err
+	}}
+}
+
+// TokenFile is one with the token that a client sends, "" for none.
+func TokenFile(use, path string) File {
+	return File{Use: use, Path: path, Opaque: true, Check: func(data []byte) error {
+		_, err := tokenIn(path, data)
+		return err
+	}}
 }
 
 // watched collects the metrics of one file.
@@ -108,6 +128,9 @@ func (f File) notAfter() (time.Time, error) {
 	data, err := readFile(f.Path)
 	if err != nil {
 		return time.Time{}, err
+	}
+	if f.Opaque && f.Check != nil {
+		return time.Time{}, f.Check(data)
 	}
 	if f.Opaque {
 		if len(data) == 0 {

@@ -94,3 +94,31 @@ func TestWatch(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestWatch_content: a file that is there, and with which a restart would fail, can't be
+// used.
+func TestWatch_content(t *testing.T) {
+	dir := t.TempDir()
+	token, policy := credstest.Write(t, dir, "token", ""), credstest.Write(t, dir, "policy.yaml", "")
+	r := prometheus.NewPedanticRegistry()
+	if err := creds.Watch(r, creds.TokenFile("storage_token", token), creds.PolicyFile(policy), creds.PolicyFile("")); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		token, policy         string
+		wantToken, wantPolicy float64
+	}{
+		"good":          {"a-token\n", usual(), 1, 1},
+		"empty":         {" \n", "", 0, 0},
+		"of two":        {"one two", usual() + "---\n" + usual(), 0, 0},
+		"mistaken":      {"to\x01ken", "identities: [{name: a}]", 0, 0},
+		"being written": {"", usual()[:20], 0, 0},
+	} {
+		credstest.Write(t, dir, "token", tc.token)
+		credstest.Write(t, dir, "policy.yaml", tc.policy)
+		got := gauges(t, r)
+		if tok, pol := got["creds_file_usable storage_token"], got["creds_file_usable policy"]; tok != tc.wantToken || pol != tc.wantPolicy {
+			t.Errorf("%s: token %v, policy %v, want %v and %v", name, tok, pol, tc.wantToken, tc.wantPolicy)
+		}
+	}
+}

@@ -103,7 +103,7 @@ type Guarded struct {
 func (t Trust) Guard(o GuardOptions) (*Guarded, error) {
 	g := &Guarded{}
 	if err := creds.Watch(o.Registerer,
-		creds.File{Use: "server", Path: t.TLSCert, Key: t.TLSKey}, creds.File{Use: "client_ca", Path: t.TLSClientCA}, creds.File{Use: "policy", Path: t.Policy, Opaque: true},
+		creds.File{Use: "server", Path: t.TLSCert, Key: t.TLSKey}, creds.File{Use: "client_ca", Path: t.TLSClientCA}, creds.PolicyFile(t.Policy),
 	); err != nil {
 		return nil, err
 	}
@@ -259,7 +259,7 @@ func (c Caller) Dial(addr string, log *slog.Logger) (target string, opts []grpc.
 // Watch has metrics tell of the files, which are for calls of what use names.
 func (c Caller) Watch(r prometheus.Registerer, use string) error {
 	return creds.Watch(r,
-		creds.File{Use: use, Path: c.TLSCert, Key: c.TLSKey}, creds.File{Use: use + "_ca", Path: c.TLSCA}, creds.File{Use: use + "_token", Path: c.TokenFile, Opaque: true})
+		creds.File{Use: use, Path: c.TLSCert, Key: c.TLSKey}, creds.File{Use: use + "_ca", Path: c.TLSCA}, creds.TokenFile(use+"_token", c.TokenFile))
 }
 
 // Encrypted reports whether all servers of an address are called over TLS.
