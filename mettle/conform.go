@@ -44,6 +44,7 @@ func (c *conformCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) e
 		}
 		return nil
 	}
+	out = flags.PlainWriter(out) // servers say what they like
 	o := conform.Options{Instance: c.Instance, NoExecution: c.NoExecution, Parallel: c.Parallel, Timeout: c.Timeout}
 	var err error
 	if o.Platform, err = wanted(c.Platform); err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/flags"
@@ -57,7 +58,8 @@ func (c *doctorCmd) Run(ctx context.Context, out io.Writer, log *slog.Logger) er
 		}
 	}
 	o.Found = func(f doctor.Finding) {
-		fmt.Fprintf(out, "%-4s  %-22s %s\n", f.Outcome, f.What, f.Found)
+		found := strings.ReplaceAll(flags.Plain(f.Found), "\n", "\n                             ") // no line of the server's looks like one of ours
+		fmt.Fprintf(out, "%-4s  %-22s %s\n", f.Outcome, f.What, found)
 		if f.Advice != "" {
 			fmt.Fprintf(out, "      %-22s → %s\n", "", f.Advice)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/client"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/elan/flags"
 	"github.com/mettle-build/mettle/mettle/operation"
 )
 
@@ -110,7 +111,7 @@ func (w *watcher) end(ctx context.Context, op *longrunningpb.Operation) error {
 		}
 	}
 	if st := res.GetStatus(); st.GetCode() != 0 {
-		fmt.Fprintf(os.Stderr, "mettle: it ended with %s: %s\n", codes.Code(st.GetCode()), st.GetMessage()) //nolint:gosec // a status code
+		fmt.Fprintf(os.Stderr, "mettle: it ended with %s: %s\n", codes.Code(st.GetCode()), flags.Plain(st.GetMessage())) //nolint:gosec // a status code
 		return nil
 	}
 	fmt.Fprintf(os.Stderr, "mettle: the command ended with %d\n", r.GetExitCode())

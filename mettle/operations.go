@@ -83,7 +83,7 @@ func (c *listOperationsCmd) Run(ctx context.Context, out io.Writer, parent *oper
 		req.Name = *c.Instance + "/operations"
 	}
 	return parent.with(ctx, func(ops longrunningpb.OperationsClient) error {
-		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+		w := tabwriter.NewWriter(flags.PlainWriter(out), 0, 0, 2, ' ', 0) // clients choose their instances
 		for op, err := range pages(ctx, ops, req) {
 			if err != nil {
 				return errors.Join(err, w.Flush())
@@ -145,6 +145,7 @@ func (c *getOperationCmd) Run(ctx context.Context, out io.Writer, parent *operat
 		if err != nil {
 			return err
 		}
+		out = flags.PlainWriter(out)
 		s := summaryOf(op)
 		fmt.Fprintf(out, "stage   %s\nage     %s\nworker  %s\n", s.stage, s.age, s.worker)
 		if n, err := operation.ParseName(op.GetName()); err == nil {

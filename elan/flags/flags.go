@@ -154,7 +154,7 @@ func (p Program) status(err error) int {
 }
 
 func (p Program) fail(err error, status int) int {
-	fmt.Fprintf(p.Stderr, "%s: %v\n", p.Name, err)
+	fmt.Fprintf(p.Stderr, "%s: %s\n", p.Name, Plain(err.Error()))
 	if status == ExitUsage {
 		fmt.Fprintf(p.Stderr, "Run \"%s --help\" for what there is.\n", p.Name)
 	}
