@@ -105,7 +105,7 @@ identities: [{name: x, jwt: {issuer: "https://issuer", claims: {sub: ["*"]}}, ri
 	}
 	claims := fmt.Sprintf(`{"iss":"https://issuer","aud":"mettle","sub":"me","exp":%d}`, time.Now().Add(24*time.Hour).Unix())
 	good := signed(claims)
-	if _, _, err := p.verify(f.Context(), good); err != nil {
+	if _, _, err := p.verify(f.Context(), good, true); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good)
@@ -114,7 +114,7 @@ identities: [{name: x, jwt: {issuer: "https://issuer", claims: {sub: ["*"]}}, ri
 	f.Add("eyJhbGciOiJub25lIn0.eyJpc3MiOiJodHRwczovL2lzc3VlciJ9.")
 	f.Add(`{"payload":"e30","protected":"e30","signature":""}`)
 	f.Fuzz(func(t *testing.T, token string) {
-		id, _, err := p.verify(t.Context(), token)
+		id, _, err := p.verify(t.Context(), token, true)
 		if (id == nil) == (err == nil) {
 			t.Fatalf("identity %v with error %v", id, err)
 		}

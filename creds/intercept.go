@@ -197,8 +197,8 @@ func (c *call) deny(where string) error {
 	return status.Errorf(codes.PermissionDenied, "%s lacks the right %s%s, which %.200s takes", c.id.Name, strings.Join(need, " or "), where, c.method)
 }
 
-// identify finds out who calls. Where a signature is to be checked for that, and ask is
-// not set, there is neither an identity nor an error. The error is a status.
+// identify finds out who calls. Where an issuer is to be asked for that, and ask is not
+// set, there is neither an identity nor an error. The error is a status.
 func (g *Guard) identify(ctx context.Context, ask bool) (*Identity, error) {
 	p := g.policy.Load()
 	if headers := metadata.ValueFromIncomingContext(ctx, "authorization"); len(headers) > 0 {
@@ -254,16 +254,15 @@ func (g *Guard) ofToken(ctx context.Context, p *policy, headers []string, ask bo
 	if len(p.issuers) == 0 {
 		return nil, status.Error(codes.Unauthenticated, "the token is not known here")
 	}
-	if !ask {
-		return nil, nil
-	}
-	id, expiry, err := p.verify(ctx, token)
+	id, expiry, err := p.verify(ctx, token, ask)
 	switch {
 	case errors.Is(err, errUnavailable):
 		g.unavailable(ctx, err)
 		return nil, status.Errorf(codes.Unavailable, "%v now: the log of this server says why", errUnavailable)
 	case err != nil:
 		return nil, status.Error(codes.Unauthenticated, err.Error())
+	case id == nil:
+		return nil, nil
 	}
 	p.remembered.put(hash, id, now, expiry)
 	return id, nil

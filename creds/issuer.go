@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -33,6 +34,9 @@ type keys struct{ all []jose.JSONWebKey }
 
 // maxKeys bounds those of one issuer: a token without a key's name is tried with all.
 const maxKeys = 64
+
+// maxTries is how many keys are tried before a message is received.
+const maxTries = 4
 
 // parseKeys reads a key set. Those that sign nothing are left out, as those of kinds
 // that are not known here, as RFC 7517 section 5 has it.
@@ -121,6 +125,8 @@ type published struct {
 	client *http.Client
 	asks   *rate.Limiter
 	asking singleflight.Group
+	// inFlight is more than 0 while it is being asked.
+	inFlight atomic.Int32
 
 	mu   sync.Mutex // guards what follows
 	keys *keys      // nil until the issuer has answered
@@ -150,6 +156,39 @@ func checkURL(issuer, url string) error {
 	return fmt.Errorf("it refers to %.200q, want https://", url)
 }
 
+// keysFor are the keys for a token with this header. Where ask is not set they are nil
+// if the issuer is to be asked for them, or many would have to be tried: other calls of
+// the connection wait for that.
+func (i *issuer) keysFor(ctx context.Context, h jose.Header, ask bool) (k *keys, err error) {
+	if k, err = i.candidates(ctx, h, ask); !ask && len(k.of(h)) > maxTries {
+		return nil, nil //nolint:nilnil // see above
+	}
+	return k, err
+}
+
+func (i *issuer) candidates(ctx context.Context, h jose.Header, ask bool) (k *keys, err error) {
+	switch {
+	case i.asked == nil:
+		return i.keys, nil
+	case ask:
+		k, err = i.asked.to(ctx, h)
+	case i.asked.mayAsk():
+		if k, err = i.asked.known(); len(k.of(h)) == 0 {
+			return nil, nil //nolint:nilnil // it says more when it is asked
+		}
+	default:
+		k, err = i.asked.known()
+	}
+	if k == nil && err == nil {
+		k = &keys{} // none has made the signature
+	}
+	return k, err
+}
+
+// mayAsk reports whether the issuer may say more than is known: it is being asked, or
+// could be.
+func (p *published) mayAsk() bool { return p.inFlight.Load() > 0 || p.asks.Tokens() >= 1 }
+
 // to are the keys for a token with this header. The error wraps errUnavailable.
 func (p *published) to(ctx context.Context, h jose.Header) (*keys, error) {
 	if k, _ := p.known(); len(k.of(h)) > 0 {
@@ -165,6 +204,8 @@ func (p *published) to(ctx context.Context, h jose.Header) (*keys, error) {
 
 // askOnce asks unless that was done too often; it is for asking.
 func (p *published) askOnce() (any, error) {
+	p.inFlight.Add(1)
+	defer p.inFlight.Add(-1)
 	if p.asks.Allow() {
 		p.ask()
 	}

@@ -89,8 +89,10 @@ func (b *policyBuilder) jwt(n *identityNode, id Identity) error {
 	return nil
 }
 
-// verify returns the identity of a token, and when it expires.
-func (p *policy) verify(ctx context.Context, raw string) (*Identity, time.Time, error) {
+// verify returns the identity of a token, and when it expires. Where ask is not set no
+// issuer is asked, and where one would have to be there is neither an identity nor an
+// error.
+func (p *policy) verify(ctx context.Context, raw string, ask bool) (*Identity, time.Time, error) {
 	name, header, err := issuerOf(raw)
 	if err != nil {
 		return nil, time.Time{}, err
@@ -100,12 +102,15 @@ func (p *policy) verify(ctx context.Context, raw string) (*Identity, time.Time, 
 		return nil, time.Time{}, errors.New("the token is of an issuer that is not known here")
 	}
 	iss := p.issuers[at]
-	k := iss.keys
-	if iss.asked != nil {
-		if k, err = iss.asked.to(ctx, header); err != nil {
-			return nil, time.Time{}, err
-		}
+	k, err := iss.keysFor(ctx, header, ask)
+	if err != nil || k == nil {
+		return nil, time.Time{}, err
 	}
+	return p.check(ctx, iss, k, raw)
+}
+
+// check is verify where the keys are known.
+func (p *policy) check(ctx context.Context, iss *issuer, k *keys, raw string) (*Identity, time.Time, error) {
 	verifier := oidc.NewVerifier(iss.name, k, &oidc.Config{
 		SkipClientIDCheck: true, // see below: there may be several
 		// Other clocks are ahead or behind a little.
