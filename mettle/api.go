@@ -145,6 +145,7 @@ func (s *apiServer) wire(ctx context.Context) (err error) {
 		NoAssets:        c.here() && !loopback(s.listener.Addr()),
 		PassCredentials: c.passCredentials(),
 		Caller:          s.caller(),
+		Patient:         gate.Patient,
 	})
 	return err
 }

@@ -27,11 +27,22 @@ func (a *attempts) elsewhere(ctx context.Context, err error, trailer metadata.MD
 	return a.asked < wire.LogStreamAttempts
 }
 
-// readMethod's request has a resource_name.
+// The requests of both methods have a resource_name.
 const (
-	readMethod = "/google.bytestream.ByteStream/Read"
-	readName   = 1
+	readMethod  = "/google.bytestream.ByteStream/Read"
+	writeMethod = "/google.bytestream.ByteStream/Write"
+	readName    = 1
+	writeName   = 1
 )
+
+// isLogWrite reports whether an upload that begins with msg is of a log stream.
+func isLogWrite(m *method, msg *wire.Raw) bool {
+	if m.full != writeMethod {
+		return false
+	}
+	name, ok := msg.Text(writeName)
+	return ok && strings.Contains(name, "logstreams/")
+}
 
 // errDraining is the cause of a download's end by Shutdown.
 var errDraining = errors.New("the server shuts down")

@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync/atomic"
@@ -179,6 +180,47 @@ func TestRelay_logStreams(t *testing.T) {
 				if err == nil {
 					t.Errorf("%s was written to", gone)
 				}
+			}
+		})
+	}
+}
+
+// Whoever writes a log stream may be silent, and nobody else.
+func TestRelay_Patient(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		patient int32
+	}{
+		{"i/logstreams/AAAAAAAA-B/C", 1},
+		{"logstreams/AAAAAAAA-B/C", 1},
+		{"i/uploads/0b1c2d3e/blobs/e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855/0", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := started(t, (&fake{write: func(s bytestream.ByteStream_WriteServer) error {
+				for {
+					if _, err := s.Recv(); errors.Is(err, io.EOF) {
+						return s.SendAndClose(&bytestream.WriteResponse{})
+					} else if err != nil {
+						return err
+					}
+				}
+			}}).register)
+			var patient atomic.Int32
+			c := relayTo(t, relay.Options{Patient: func(context.Context) { patient.Add(1) }}, b)
+			w, err := c.streams.Write(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := w.Send(&bytestream.WriteRequest{ResourceName: tc.name}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := w.CloseAndRecv(); err != nil {
+				t.Fatal(err)
+			}
+			if n := patient.Load(); n != tc.patient {
+				t.Errorf("asked for patience %d times, want %d", n, tc.patient)
 			}
 		})
 	}

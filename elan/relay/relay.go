@@ -85,6 +85,9 @@ type Options struct {
 	// Caller names who makes the call of ctx, which the storage is told; "": nobody
 	// knows. nil: it is told of nobody. What clients say of that is never passed on.
 	Caller func(ctx context.Context) string
+	// Patient lets the client of the call of ctx be silent: a command whose log it
+	// writes may print nothing for hours. nil: nobody minds.
+	Patient func(ctx context.Context)
 	// Wait is for how long calls wait for storage that is away; 0 means a minute.
 	// A call with a deadline is answered somewhat before that in any case.
 	Wait time.Duration
@@ -148,6 +151,9 @@ func New(o Options) (*Relay, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Patient == nil {
+		o.Patient = func(context.Context) {}
 	}
 	r := &Relay{o: o, draining: make(chan struct{}), codec: grpc.ForceCodecV2(wire.NewCodec(wire.NewPool()))}
 	var err error

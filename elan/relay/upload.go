@@ -17,6 +17,11 @@ func (r *Relay) upload(ss grpc.ServerStream, m *method) error {
 	defer cancel(nil)
 	out := r.outgoing(ctx)
 	s := newSender(ss, cancel)
+	s.first = func(msg *wire.Raw) {
+		if isLogWrite(m, msg) {
+			r.o.Patient(ctx)
+		}
+	}
 	defer s.end()
 	a := attempts{r: r, m: m}
 	for {
@@ -58,6 +63,8 @@ func (r *Relay) uploadOnce(ctx context.Context, conn *grpc.ClientConn, s *sender
 type sender struct {
 	ss   grpc.ServerStream
 	fail context.CancelCauseFunc // ends the call where what the client sent is no message
+	// first is told of the client's first message.
+	first func(*wire.Raw)
 
 	// mu is held while a message is sent, so that messages stay in order. The end of
 	// the attempt ends that.
@@ -130,7 +137,7 @@ func (s *sender) drop() {
 func (s *sender) run() {
 	msg := &wire.Raw{}
 	defer msg.Free()
-	for {
+	for first := true; ; first = false {
 		err := s.ss.RecvMsg(msg)
 		if errors.Is(err, io.EOF) {
 			s.sentLast()
@@ -139,6 +146,9 @@ func (s *sender) run() {
 		if err != nil {
 			s.fail(err)
 			return
+		}
+		if first {
+			s.first(msg)
 		}
 		if !s.send(msg) {
 			return
