@@ -28,7 +28,9 @@ func (s *Server) logEnd(c *call, o outcome, err error, took time.Duration) {
 	case outcomeFailed:
 		level, message = slog.LevelInfo, "an action could not be run to its end"
 	case outcomeUnavailable:
-		level, message = slog.LevelInfo, "an action was not run by a fault of the servers"
+		if !s.isDraining() { // streams are cut then, and resumed elsewhere
+			level, message = slog.LevelInfo, "an action was not run by a fault of the servers"
+		}
 	}
 	ctx := c.stream.Context()
 	if !s.log.Enabled(ctx, level) {

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -392,6 +393,24 @@ func TestShutdown(t *testing.T) {
 		queued.err(codes.Unavailable)
 		b.executeAction(b.store.action("c")).err(codes.Unavailable)
 		b.resume(queued.name).err(codes.Unavailable)
+	})
+}
+
+// A server that is told to end cuts the streams of what goes on elsewhere: nothing has
+// failed, and its operator need not read a line about each.
+func TestShutdown_quiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log syncBuffer
+		b := newBench(t, func(o *api.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		queued := b.executeAction(b.store.action("a"))
+		queued.next()
+		b.server.Shutdown()
+		queued.err(codes.Unavailable)
+		b.executeAction(b.store.action("c")).err(codes.Unavailable)
+		synctest.Wait()
+		if got := log.String(); strings.Contains(got, "fault of the servers") {
+			t.Errorf("the log says %s", got)
+		}
 	})
 }
 
