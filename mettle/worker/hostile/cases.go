@@ -11,6 +11,7 @@ import (
 // google.rpc.Code, without gRPC.
 const (
 	invalidArgument    = 3
+	resourceExhausted  = 8
 	failedPrecondition = 9
 	internal           = 13
 )

@@ -58,6 +58,8 @@ func codeName(code int) string {
 	switch code {
 	case invalidArgument:
 		return "INVALID_ARGUMENT"
+	case resourceExhausted:
+		return "RESOURCE_EXHAUSTED"
 	case failedPrecondition:
 		return "FAILED_PRECONDITION"
 	case internal:
