@@ -164,8 +164,10 @@ func (c *Client) batched(d digest.Digest, r *repb.BatchReadBlobsResponse_Respons
 // refusesBatch reports whether err is of a server that has no batches, or finds
 // this one too large: the blobs are to be had one by one all the same.
 func refusesBatch(err error) bool {
-	switch status.Code(err) {
-	case codes.Unimplemented, codes.InvalidArgument, codes.ResourceExhausted:
+	switch s := status.Convert(err); s.Code() {
+	case codes.ResourceExhausted:
+		return askedToWait(s) == nil
+	case codes.Unimplemented, codes.InvalidArgument:
 		return true
 	}
 	return false
@@ -278,6 +280,9 @@ func (c *Client) batchCaps(ctx context.Context) (*caps, error) {
 		return known, nil
 	case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
 		return nil, fromStatus(err)
+	}
+	if busy := askedToWait(status.Convert(err)); busy != nil {
+		return nil, busy
 	}
 	return &caps{}, nil
 }

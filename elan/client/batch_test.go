@@ -273,6 +273,23 @@ func TestClient_batch_writes_refused(t *testing.T) {
 	}
 }
 
+// A server that refuses a batch, or a blob of it, for now, is not asked for the blobs
+// one by one.
+func TestClient_batches_told_to_wait(t *testing.T) {
+	b := &batcher{fail: later(t, codes.ResourceExhausted).Err()}
+	bs, ds := b.some(10, 20)
+	c := b.start(t, client.Options{})
+	_, _, err := readAll(t, c, ds)
+	wantLater(t, "ReadBatch", err)
+	wantLater(t, "WriteBatch", c.WriteBatch(t.Context(), bs))
+	if len(b.reads) != 1 || len(b.updates) != 1 || b.streams != 0 {
+		t.Errorf("%d and %d batches, %d streams, want 1, 1, 0", len(b.reads), len(b.updates), b.streams)
+	}
+	b = &batcher{refuse: later(t, codes.ResourceExhausted).Proto()}
+	bs, _ = b.some(10, 20)
+	wantLater(t, "a blob of a batch", b.start(t, client.Options{}).WriteBatch(t.Context(), bs))
+}
+
 // What elan's own server says and takes.
 func TestClient_batches_with_elan(t *testing.T) {
 	for _, from := range []int64{0, 1000} {

@@ -5,7 +5,8 @@
 // blob.BatchReader), within what the server takes at once. Large blobs travel as zstd, where that is wanted and the server offers it. The
 // client verifies nothing that it reads, as no store does, but for the length. It
 // does not try again what failed: errors are of blob's classes, by which a
-// caller knows whether to. The load generator, mettle one, and a server whose
+// caller knows whether to; a server that asks for a pause, by RetryInfo, is a
+// blob.BusyError. The load generator, mettle one, and a server whose
 // storage is another server use it.
 package client
 

@@ -21,6 +21,9 @@ func fromStatus(err error) error {
 	if !ok {
 		return err
 	}
+	if busy := askedToWait(s); busy != nil {
+		return busy
+	}
 	class := error(nil)
 	switch s.Code() {
 	case codes.OK:
@@ -44,6 +47,21 @@ func fromStatus(err error) error {
 		return fmt.Errorf("server: %w", err)
 	}
 	return fmt.Errorf("%w (server: %s: %s)", class, s.Code(), s.Message())
+}
+
+// askedToWait is what s comes to where it says when to come again: a limit on the
+// caller's calls, or the server's memory. RESOURCE_EXHAUSTED without that is a store
+// that is full, or a message that is too large. nil where it says nothing of the kind.
+func askedToWait(s *status.Status) error {
+	if s.Code() != codes.ResourceExhausted && s.Code() != codes.Unavailable {
+		return nil
+	}
+	for _, detail := range s.Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok {
+			return &blob.BusyError{Reason: fmt.Sprintf("%s: %s", s.Code(), s.Message()), After: info.GetRetryDelay().AsDuration()}
+		}
+	}
+	return nil
 }
 
 // missingBlobs reads the MISSING violations of s; nil if there are none.

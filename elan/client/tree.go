@@ -75,7 +75,9 @@ func (c *Client) readTree(ctx context.Context, req *repb.GetTreeRequest, take fu
 		c.noTrees.Store(true)
 		return "", errors.ErrUnsupported
 	case codes.ResourceExhausted, codes.InvalidArgument:
-		return "", errors.ErrUnsupported
+		if askedToWait(status.Convert(err)) == nil {
+			return "", errors.ErrUnsupported
+		}
 	}
 	if errors.Is(err, io.EOF) {
 		return token, nil

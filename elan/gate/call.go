@@ -8,11 +8,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mettle-build/mettle/elan/wire"
 )
@@ -29,6 +31,19 @@ func (memoryError) Error() string {
 
 // Is has it be a cancellation to those who look.
 func (memoryError) Is(target error) bool { return target == context.Canceled }
+
+// tryLater is how long clients are asked to wait that are refused for the memory. By
+// that they can tell it from storage that is full: RESOURCE_EXHAUSTED too.
+const tryLater = time.Second
+
+// shortOfMemory is the status of what is refused or ended for the memory.
+func shortOfMemory() error {
+	s := status.New(codes.ResourceExhausted, memoryError{}.Error())
+	if d, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(tryLater)}); err == nil {
+		s = d
+	}
+	return s.Err() //nolint:wrapcheck // it is the status
+}
 
 // conn is what is known of one connection.
 type conn struct {
@@ -145,7 +160,7 @@ func (g *Gate) tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	cn := g.connOf(ctx)
 	if cn.calls.Load() >= g.share.Load() {
 		g.metrics.turnedAway.Inc()
-		return ctx, status.Error(codes.ResourceExhausted, memoryError{}.Error())
+		return ctx, shortOfMemory()
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := &call{conn: cn, ctx: ctx, cancel: cancel, kind: kind}
@@ -283,7 +298,7 @@ func (c *call) explain(err error) error {
 	case errors.Is(cause, errStalled):
 		return status.Errorf(codes.DeadlineExceeded, "%v: %v", cause, c.conn.gate.o.Stall.Round(time.Second))
 	case errors.Is(cause, memoryError{}):
-		return status.Error(codes.ResourceExhausted, cause.Error())
+		return shortOfMemory()
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -145,6 +146,19 @@ func wantCode(t *testing.T, what string, err error, want codes.Code) {
 	if got := status.Code(err); got != want {
 		t.Errorf("%s: %v, want %v", what, err, want)
 	}
+}
+
+// wantLater wants a refusal by which a client can tell that it is not storage that is
+// full, and when to come again.
+func wantLater(t *testing.T, what string, err error) {
+	t.Helper()
+	wantCode(t, what, err, codes.ResourceExhausted)
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok && info.GetRetryDelay().AsDuration() > 0 {
+			return
+		}
+	}
+	t.Errorf("%s: %v does not say when to try again", what, err)
 }
 
 // deadline is far beyond what a step takes, also on a busy machine.

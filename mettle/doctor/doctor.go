@@ -134,7 +134,10 @@ func words(err error) string {
 
 func adviceFor(err error) string {
 	code := codes.Code(classes.Proto(err).GetCode()) //nolint:gosec // a code
+	_, busy := errors.AsType[*blob.BusyError](err)
 	switch {
+	case code == codes.ResourceExhausted || busy:
+		return "a limit is reached, of the server's disk or memory, or of the caller: the message says which"
 	case code == codes.Unauthenticated:
 		return "the server wants to know who calls: give --token_file or a client certificate; of Bazel --remote_header=authorization=\"Bearer TOKEN\" or a credential helper"
 	case code == codes.PermissionDenied:
@@ -153,8 +156,6 @@ func adviceFor(err error) string {
 		return "the server takes the call and does not answer: look at its /readyz, and at what it waits for"
 	case code == codes.FailedPrecondition, code == codes.InvalidArgument:
 		return "the message names what does not fit; properties of actions are given by --platform here, and by exec_properties in Bazel"
-	case code == codes.ResourceExhausted:
-		return "a limit is reached, of the server's disk or of the caller: the message says which"
 	}
 	return "the server's log has more"
 }

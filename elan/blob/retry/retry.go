@@ -1,7 +1,9 @@
 // Package retry is a decorator for stores that go away and return, as servers do
 // that are restarted or moved: what fails because the store can't answer
 // (blob.ErrUnavailable) is tried again, with growing, jittered pauses, for up to
-// Options.For, so that work stalls and does not fail. Nothing else is tried again.
+// Options.For, so that work stalls and does not fail. Nothing else is tried again. A
+// store that says when to come again (blob.BusyError) is left alone until then; where
+// that is beyond Options.For, the call fails at once.
 //
 // FindMissing, entries, and blobs that are read or written in one call are
 // repeated. A reader whose store breaks off goes on where it was. Of a Writer what
@@ -143,7 +145,9 @@ func (r *Retrier) again(ctx context.Context, err error, f func() error) error {
 			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 		pause := min(firstPause<<min(n, 16), maxPause)
-		pause = pause/2 + r.o.Jitter(pause/2)
+		after := min(blob.RetryAfter(err), r.o.For+time.Second) // what is longer is too long anyway
+		// Never sooner than asked for, and not all at once who were told the same.
+		pause = max(pause/2, after) + r.o.Jitter(max(pause, min(after, maxPause))/2)
 		if lasted := time.Since(since); lasted+pause > r.o.For {
 			r.givenUp.Inc()
 			return fmt.Errorf("given up after %d attempts in %v: %w", n+1, lasted.Round(time.Millisecond), err)

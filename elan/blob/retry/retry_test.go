@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -182,6 +183,45 @@ func TestStore_waitsForAnOutage(t *testing.T) {
 				}
 				if took := time.Since(start); took != 0 {
 					t.Errorf("another error was tried again for %v", took)
+				}
+			})
+		})
+	}
+}
+
+// TestStore_leftAlone: a store that says when to come again is not asked sooner, and
+// one that is full not again.
+func TestStore_leftAlone(t *testing.T) {
+	data := []byte("x")
+	d := digest.Of(digest.SHA256, data)
+	for _, tc := range []struct {
+		name   string
+		after  time.Duration
+		lasts  time.Duration
+		calls  [2]int // at least, at most, while it refuses
+		failed bool
+		took   [2]time.Duration
+	}{
+		{"for a while", 5 * time.Second, 12 * time.Second, [2]int{2, 3}, false, [2]time.Duration{12 * time.Second, 18 * time.Second}},
+		{"for less than a pause", time.Millisecond, 12 * time.Second, [2]int{8, 24}, false, [2]time.Duration{12 * time.Second, 14 * time.Second}},
+		{"for as long as there is patience", 5 * time.Second, time.Hour, [2]int{18, 25}, true, [2]time.Duration{110 * time.Second, 2 * time.Minute}},
+		{"for longer than there is patience", time.Hour, time.Hour, [2]int{1, 1}, true, [2]time.Duration{0, 0}},
+		{"for ever", math.MaxInt64, time.Hour, [2]int{1, 1}, true, [2]time.Duration{0, 0}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := &outage{until: time.Now().Add(tc.lasts), err: fmt.Errorf("x: %w", &blob.BusyError{Reason: "not so fast", After: tc.after})}
+				s := over(t, o.fault)
+				start := time.Now()
+				err := blob.ReceiveBytes(t.Context(), s, d, data)
+				if tc.failed && (!errors.Is(err, blob.ErrUnavailable) || errors.Is(err, blob.ErrFull)) || !tc.failed && err != nil {
+					t.Errorf("%v, want it to fail: %v", err, tc.failed)
+				}
+				if took := time.Since(start); took < tc.took[0] || took > tc.took[1] {
+					t.Errorf("it took %v, want %v to %v", took, tc.took[0], tc.took[1])
+				}
+				if o.calls < tc.calls[0] || o.calls > tc.calls[1] {
+					t.Errorf("%d calls, want %d to %d", o.calls, tc.calls[0], tc.calls[1])
 				}
 			})
 		})
