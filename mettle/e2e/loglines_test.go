@@ -2,11 +2,13 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"cloud.google.com/go/longrunning/autogen/longrunningpb"
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -111,13 +113,22 @@ func loggedRun(t *testing.T, conn *grpc.ClientConn) (operation string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for err == nil { // where that takes a while, it is told first that it waits
-		_, err = stream.Recv()
+	// Where that takes a while, it is told first that it waits, and then that it has ended.
+	for op := (*longrunningpb.Operation)(nil); err == nil && !op.GetDone(); {
+		if op, err = stream.Recv(); op.GetDone() {
+			resp := &repb.ExecuteResponse{}
+			err = errors.Join(op.GetResponse().UnmarshalTo(resp), status.ErrorProto(resp.GetStatus()))
+		}
 	}
 	if status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("an action that is not there: %v", err)
 	}
-	if got := stream.Trailer().Get("mettle-request"); len(got) != 1 || got[0] == "" {
+	var trailer metadata.MD
+	_, err = longrunningpb.NewOperationsClient(conn).GetOperation(ctx, &longrunningpb.GetOperationRequest{}, grpc.Trailer(&trailer))
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("the operation without a name: %v", err)
+	}
+	if got := trailer.Get("mettle-request"); len(got) != 1 || got[0] == "" {
 		t.Errorf("the client of a failed call is told that it was request %q", got)
 	}
 	return operation
