@@ -229,6 +229,14 @@ func (f *fakeServer) Execute(r *repb.ExecuteRequest, s grpc.ServerStreamingServe
 	return s.Send(&longrunningpb.Operation{Name: "op", Done: true, Result: &longrunningpb.Operation_Response{Response: resp}})
 }
 
+// WaitExecution is for operations that are done.
+func (f *fakeServer) WaitExecution(r *repb.WaitExecutionRequest, s grpc.ServerStreamingServer[longrunningpb.Operation]) error {
+	if r.GetName() != "op" {
+		return status.Errorf(codes.NotFound, "no operation %q", r.GetName())
+	}
+	return s.Send(&longrunningpb.Operation{Name: "op", Done: true})
+}
+
 func (f *fakeServer) message(hash string, m proto.Message) error {
 	b, err := f.get(hash)
 	if err != nil {

@@ -105,7 +105,11 @@ func (r *runner) flooded(ctx context.Context, s scenario) (res Result) {
 	}
 	setup, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
-	good, err := prepareGood(setup, r.client)
+	prepare := prepareGood
+	if s.prepare != nil {
+		prepare = s.prepare
+	}
+	good, err := prepare(setup, r.client)
 	if err != nil {
 		return fail(err)
 	}

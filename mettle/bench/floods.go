@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"slices"
 	"strings"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	bspb "google.golang.org/genproto/googleapis/bytestream"
-	"google.golang.org/grpc"
 
 	"github.com/mettle-build/mettle/elan/digest"
 )
@@ -29,13 +27,18 @@ const (
 	floodRead = 64 * mib
 )
 
-// kinds of floods. All calls of one go over one connection but of the last two.
+// kinds of floods. All calls of one go over one connection but of those of connections.
 func loadScenarios(o Options) []scenario {
 	of := func(name string, calls int, begin func(context.Context, Options, *client) (op, func(), error)) scenario {
 		return scenario{name: fmt.Sprintf("%d %s", calls, name), clients: 1, unit: "calls/s", perOp: 3, flood: &flood{calls: calls, begin: begin}}
 	}
 	own := func(name string, prepare func(context.Context, *client) (op, error)) scenario {
 		return of(name, o.LoadCalls, ownConnection(prepare))
+	}
+	executes := func(name string, prepare func(context.Context, *client) (op, error)) scenario {
+		s := own(name, prepare)
+		s.perOp, s.prepare = 4, prepareGoodExecute
+		return s
 	}
 	all := []scenario{
 		own("FindMissing of 4 MiB", floodFindMissing),
@@ -47,8 +50,13 @@ func loadScenarios(o Options) []scenario {
 		own("GetTree not taken", holdTree),
 		own("Write of zstd", floodZstd),
 		own("Execute", prepareTrivial),
+		executes("Execute that waits", holdExecute(o.LoadCalls)),
+		executes("WaitExecution", holdWaitExecution(o.LoadCalls)),
 		of("connections", o.LoadConnections, holdConnections),
-		of("connections without a word", o.LoadConnections, holdSilent),
+		of("connections, idle", o.LoadConnections, holdIdle),
+		of("connections without a word", o.LoadConnections, rawFlood(false, saysNothing)),
+		of("connections that stop in TLS", o.LoadConnections, rawFlood(true, stopsInTLS)),
+		of("connections that stop in the preface", o.LoadConnections, rawFlood(false, stopsInPreface)),
 	}
 	return slices.DeleteFunc(all, func(s scenario) bool { return !strings.Contains(s.name, o.LoadFloods) })
 }
@@ -191,51 +199,4 @@ func floodZstd(_ context.Context, c *client) (op, error) {
 		d, tail := blobs.blob(n % floodBlobs)
 		return c.writeZstd(ctx, d, blobs.parts(tail))
 	}, nil
-}
-
-// holdConnections has each op make a connection of its own and keep it, with one
-// call now and then.
-func holdConnections(_ context.Context, o Options, like *client) (op, func(), error) {
-	target, opts, err := dialOptions(o)
-	if err != nil {
-		return nil, nil, err
-	}
-	return func(ctx context.Context, _ uint64) error {
-		conn, err := grpc.NewClient(target, opts...)
-		if err != nil {
-			return err
-		}
-		defer conn.Close() //nolint:errcheck // changes no figure
-		for ctx.Err() == nil {
-			if _, err := repb.NewCapabilitiesClient(conn).GetCapabilities(ctx, &repb.GetCapabilitiesRequest{InstanceName: like.instance}); err != nil {
-				return err
-			}
-			pause(ctx, 20*floodPause)
-		}
-		return nil
-	}, func() {}, nil
-}
-
-// holdSilent has each op make a connection and say nothing: where the server
-// speaks TLS, its handshake is not begun.
-func holdSilent(_ context.Context, o Options, _ *client) (op, func(), error) {
-	scheme, addr, ok := strings.Cut(o.Remote, "://")
-	switch {
-	case !ok:
-		addr = o.Remote
-	case scheme == "unix" || scheme == "dns":
-		return nil, nil, fmt.Errorf("%w: %s is no host and port", errSkip, o.Remote)
-	}
-	var dialer net.Dialer
-	return func(ctx context.Context, _ uint64) error {
-		conn, err := dialer.DialContext(ctx, "tcp", addr)
-		if err != nil {
-			return err
-		}
-		stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-		defer stop()
-		_, err = io.Copy(io.Discard, conn)
-		_ = conn.Close()
-		return err
-	}, func() {}, nil
 }

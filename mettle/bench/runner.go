@@ -33,7 +33,8 @@ type scenario struct {
 	once          bool    // each client does one op, however long it takes
 	// waits, where it is not nil, gets how long each op's job waited for a worker.
 	waits *waits
-	// flood, where it is not nil, is what goes on beside the op, which is prepareGood's.
+	// flood, where it is not nil, is what goes on beside the op, which is prepareGood's
+	// where prepare is nil.
 	flood *flood
 	// prepare puts what the op needs into the server. It is nil for the
 	// subject floor, whose op is the floor's own.

@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
+	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +18,9 @@ import (
 
 // loadVar has TestElan_load be of full size: 10,000 calls, 1,000 connections.
 const loadVar = "METTLE_LOAD"
+
+// noOperations is a line of a server's metrics.
+var noOperations = regexp.MustCompile(`(?m)^mettle_operations\{.*\} 0$`)
 
 // descriptors is how many a server has open.
 func descriptors(t *testing.T, s *server) float64 {
@@ -45,12 +52,41 @@ func TestElan_load(t *testing.T) {
 		floods = []string{""} // all
 	}
 	s := startElan(t, "file://"+t.TempDir()+"?max_size=8GB", "--max_memory="+strconv.Itoa(maxMemory))
+	withstands(t, s, bench.Options{Duration: duration, LoadCalls: calls, LoadConnections: connections}, floods, ceiling)
+}
+
+// One client that executes all it can, slow actions that wait for a worker, leaves
+// the server's memory below its limit, and another client's calls succeed. When it is
+// gone, its operations are.
+func TestDual_load(t *testing.T) {
+	calls, maxMemory, duration := 300, 256<<20, 500*time.Millisecond
+	ceiling := 500 << 20
+	floods := []string{"WaitExecution"}
+	if os.Getenv(loadVar) != "" {
+		calls, maxMemory, duration = 10_000, 1<<30, 8*time.Second
+		ceiling = 2 << 30
+		floods = []string{"Execute that waits", "WaitExecution"}
+	}
+	if raceEnabled {
+		ceiling *= 3
+	}
+	s := startDual(t, storeDir(t), "--slots=1", "--abandon_after=1s", "--max_memory="+strconv.Itoa(maxMemory))
+	withstands(t, s, bench.Options{Duration: duration, LoadCalls: calls}, floods, ceiling)
+	poll(t, "the operations to be abandoned", func() bool {
+		text := s.metrics(t)
+		n := strings.Count(text, "\nmettle_operations{")
+		return n > 0 && n == len(noOperations.FindAllString(text, -1))
+	})
+}
+
+// withstands has s stand floods, with at most so many bytes of memory.
+func withstands(t *testing.T, s *server, o bench.Options, floods []string, ceiling int) {
+	t.Helper()
 	for _, flood := range floods {
 		var out bytes.Buffer
-		err := bench.Run(t.Context(), bench.Options{
-			Subjects: []string{"load"}, Remote: "grpc://" + s.Addr(), Duration: duration, JSON: true, Out: &out,
-			LoadCalls: calls, LoadConnections: connections, LoadFloods: flood, ServerPIDs: []int{s.cmd.Process.Pid},
-		})
+		o.Subjects, o.Remote, o.JSON, o.Out = []string{"load"}, "grpc://"+s.Addr(), true, &out
+		o.LoadFloods, o.ServerPIDs = flood, []int{s.cmd.Process.Pid}
+		err := bench.Run(t.Context(), o)
 		if err != nil {
 			t.Errorf("calls of the other client: %v", err)
 		}
@@ -75,4 +111,23 @@ func TestElan_load(t *testing.T) {
 			}
 		}
 	}
+}
+
+// metrics is what the server tells of itself.
+func (s *server) metrics(t *testing.T) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:"+strconv.Itoa(s.HTTPPort)+"/metrics", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
