@@ -128,6 +128,7 @@ var unfuzzed = map[string]string{
 	"elan/flags.hostOf":                            "a flag of the operator's",
 	"elan/flags.Tracing.fromEnvironment":           "the environment, which the operator sets",
 	"mettle/api.Server.logEnd":                     "a response by generated code, of which the message of its status is logged",
+	"mettle/bench.rawFlood":                        "the operator's own address",
 	"mettle/bench.dataCounter.take":                "of a server that one measures, by generated code's own functions",
 	"mettle/conform.T.decompressed":                "of a server that one tests, by a library that is fuzzed",
 	"mettle/conform.T.tree":                        "of a server that one tests, by generated code",

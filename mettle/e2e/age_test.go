@@ -59,7 +59,7 @@ func TestDual_connectionAge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // all has ended
+	defer conn.Close()
 	store, err := client.New(client.Options{Conn: conn})
 	if err != nil {
 		t.Fatal(err)
