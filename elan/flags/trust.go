@@ -115,6 +115,7 @@ func (t Trust) Guard(o GuardOptions) (*Guarded, error) {
 		g.ServerOptions = append(g.ServerOptions, grpc.Creds(tls))
 	}
 	if t.Policy == "" {
+		t.warn(o)
 		return g, nil
 	}
 	options := creds.Options{
@@ -129,12 +130,27 @@ func (t Trust) Guard(o GuardOptions) (*Guarded, error) {
 	if g.guard, err = creds.New(options); err != nil {
 		return nil, errors.Join(fmt.Errorf("--policy: %w", err), g.Close())
 	}
-	if tcp, ok := o.Addr.(*net.TCPAddr); g.guard.HasTokens() && tls == nil && !t.PlaintextTokens && (!ok || !tcp.IP.IsLoopback()) {
+	if g.guard.HasTokens() && tls == nil && !t.PlaintextTokens && !onLoopback(o.Addr) {
 		return nil, errors.Join(fmt.Errorf("--policy has tokens, and %v can be reached over a network, where they could be read on the way: give --tls_cert and --tls_key, "+
 			"or --plaintext_tokens where something in front of this server ends TLS", o.Addr), g.Close())
 	}
 	g.ServerOptions = append(g.ServerOptions, append(g.guard.ServerOptions(), grpc.ChainUnaryInterceptor(callerUnary), grpc.ChainStreamInterceptor(callerStream))...)
 	return g, nil
+}
+
+// warn says who may call a server that has no policy, where that is more than this
+// machine.
+func (t Trust) warn(o GuardOptions) {
+	if o.Logger == nil || t.TLSClientRequired || onLoopback(o.Addr) {
+		return
+	}
+	o.Logger.Warn("whoever reaches this server may do everything: --policy says who may do what", "address", o.Addr)
+}
+
+// onLoopback reports whether addr is known to be reached from this machine only.
+func onLoopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
 }
 
 // callerUnary and callerStream have log lines tell of who calls.

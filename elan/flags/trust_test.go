@@ -1,9 +1,12 @@
 package flags_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -70,6 +73,39 @@ func TestGuarded_CallerText(t *testing.T) {
 		if got := <-c.text; got != want {
 			t.Errorf("for %.10q: %.40q of %d bytes, want %.40q", who, got, len(got), want)
 		}
+	}
+}
+
+// A server that anybody may use says so, and no other does.
+func TestTrust_Guard_open(t *testing.T) {
+	tcp := func(ip string) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: 7778} }
+	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(policy, []byte("anonymous: {rights: [\"cas:read\"]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		trust flags.Trust
+		addr  net.Addr
+		want  bool
+	}{
+		"loopback":      {addr: tcp("127.0.0.1")},
+		"all addresses": {addr: tcp("::"), want: true},
+		"one address":   {addr: tcp("192.168.1.1"), want: true},
+		"a policy":      {addr: tcp("::"), trust: flags.Trust{Policy: policy}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			g, err := tc.trust.Guard(flags.GuardOptions{Addr: tc.addr, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
+			if got := strings.Contains(log.String(), "whoever reaches this server"); got != tc.want {
+				t.Errorf("warned: %v, want %v: %s", got, tc.want, log.String())
+			}
+		})
 	}
 }
 
