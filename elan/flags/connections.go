@@ -19,7 +19,7 @@ type Connections struct {
 	MaxConnectionAge         time.Duration `help:"How long a connection takes new calls, more or less a tenth; clients make a new one then, which a balancer may send to another server. 0: for ever." default:"0"`
 	MaxConnectionAgeGrace    time.Duration `help:"How long calls may still take on a connection of that age, before they are cut off; an execution that is cut off is resumed by its client." default:"24h"`
 	StallTimeout             time.Duration `help:"How long a call may wait for its client to send something, or to take something, before it ends with DEADLINE_EXCEEDED." default:"5m"`
-	MaxMemory                Size          `name:"max_memory" help:"How much memory may be in use on the heap before calls are turned away and ended, of the client that has the most of them. 0: three quarters of what the machine, or the control group, has." default:"0"`
+	MaxMemory                Size          `name:"max_memory" help:"How much memory may be in use on the heap before calls are turned away and ended, of the client that has the most of them. 0: three quarters of what the machine, or the control group, has, or GOMEMLIMIT where that is less." default:"0"`
 }
 
 // Check is for the commands' Validate.

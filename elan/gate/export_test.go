@@ -1,5 +1,7 @@
 package gate
 
+import "time"
+
 // SetWeigh has g take f for what is alive on the heap. It is called before Run is.
 func (g *Gate) SetWeigh(f func() int64) {
 	g.weigh = func(int64) (int64, bool) { return f(), true }
@@ -11,6 +13,22 @@ func (g *Gate) Calls() int64 { return g.calls.Load() }
 // Ticks is how many there have been, and Share what each connection may have.
 func (g *Gate) Ticks() int64 { return g.ticks.Load() }
 func (g *Gate) Share() int64 { return g.share.Load() }
+
+// Limit is how much memory may be in use.
+func (g *Gate) Limit() int64 { return g.o.MaxMemoryBytes }
+
+// Weigh weighs the memory of this process, the last time after a collection.
+func Weigh(limit int64, times int) (live int64, fresh int) {
+	m := newMemory()
+	for range times {
+		var now bool
+		if live, now = m.weigh(limit); now {
+			fresh++
+		}
+		m.collected, m.took = time.Time{}, 0
+	}
+	return live, fresh
+}
 
 // Connections is how many there are.
 func (g *Gate) Connections() int { return g.connected() }

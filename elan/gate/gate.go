@@ -82,7 +82,8 @@ type Options struct {
 	// AgeGrace is how long the calls of such a connection may still take. 0: 24 hours.
 	AgeGrace time.Duration
 	// MaxMemoryBytes is what may be in use on the heap before calls are ended for it.
-	// 0: three quarters of what the machine or the process's control group has.
+	// 0: three quarters of what the machine or the process's control group has, or
+	// GOMEMLIMIT, where that is less.
 	MaxMemoryBytes int64
 	// Kinds says which methods, by their full names, are more than Small. nil: those
 	// of the Remote Execution API.
@@ -109,7 +110,7 @@ func (o Options) withDefaults() (Options, error) {
 	o.Stall = cmp.Or(o.Stall, defaultStall)
 	o.MaxIdle = cmp.Or(o.MaxIdle, defaultIdle)
 	o.AgeGrace = cmp.Or(o.AgeGrace, defaultGrace)
-	o.MaxMemoryBytes = cmp.Or(o.MaxMemoryBytes, machineMemory("/")/4*3)
+	o.MaxMemoryBytes = cmp.Or(o.MaxMemoryBytes, defaultMemory())
 	if o.Kinds == nil {
 		o.Kinds = kinds()
 	}

@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,6 +29,12 @@ func fileLimit() int {
 		return 1024 // what systems have at the least
 	}
 	return int(min(l.Cur, maxDefaultConnections/3*4+1)) //nolint:gosec // bounded
+}
+
+// defaultMemory is how much memory may be in use unless somebody says. The garbage
+// collector does next to nothing else above its limit, so that this is no more.
+func defaultMemory() int64 {
+	return max(minMemory, min(machineMemory("/")/4*3, debug.SetMemoryLimit(-1)))
 }
 
 // machineMemory is how much memory there is for this process, in bytes: the

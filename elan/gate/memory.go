@@ -18,8 +18,12 @@ const (
 	// collectPart is the part of the limit at which it is looked what is alive.
 	collectPart = 90
 	// collectEvery is how often that is done at most: time for calls that were ended
-	// to give up what they have.
+	// to give up what they have. Below collectPart it is a third of the time at most while
+	// memory is short, and a tenth before, lest a large heap, of an index for instance, have
+	// the CPUs do nothing else.
 	collectEvery = 200 * time.Millisecond
+	tightPause   = 3
+	pausePart    = 10
 	// minShare is how many calls each connection may have, however short memory is.
 	minShare = 16
 	// unlimited is the share while memory is not short, and was not lately; it is
@@ -39,6 +43,8 @@ const (
 type memory struct {
 	samples   []rtmetrics.Sample
 	collected time.Time
+	took      time.Duration // the last collection
+	tight     bool          // it was too much, and is not eased yet
 }
 
 func newMemory() *memory {
@@ -56,12 +62,28 @@ func (m *memory) read() (live, used int64) {
 // collected where it may be too much; otherwise it is what was alive then.
 func (m *memory) weigh(limit int64) (live int64, fresh bool) {
 	live, used := m.read()
-	if used < limit/100*collectPart && live < limit/100*easedPart || time.Since(m.collected) < collectEvery {
+	if live < limit/100*easedPart {
+		m.tight = false
+	}
+	pause := collectEvery
+	switch {
+	case used >= limit/100*collectPart:
+	case m.tight:
+		pause = max(pause, tightPause*m.took)
+	case live >= limit/100*easedPart && used >= limit/100*shortPart:
+		pause = max(pause, pausePart*m.took)
+	default:
 		return live, false
 	}
+	if time.Since(m.collected) < pause {
+		return live, false
+	}
+	from := time.Now()
 	runtime.GC()
 	m.collected = time.Now()
+	m.took = m.collected.Sub(from)
 	live, _ = m.read()
+	m.tight = m.tight && live >= limit/100*easedPart || live >= limit/100*shortPart
 	return live, true
 }
 

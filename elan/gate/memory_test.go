@@ -5,6 +5,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -106,6 +108,44 @@ func TestGate_memoryIsShort(t *testing.T) {
 		if i := <-ended; i != -1 {
 			t.Errorf("call %d was ended", i)
 		}
+	}
+}
+
+// The garbage is collected where that may show that memory is short, and not again and
+// again where much is in use for good.
+func TestWeigh(t *testing.T) {
+	kept := make([]byte, 64<<20)
+	runtime.GC()
+	live, _ := gate.Weigh(1<<40, 1)
+	if live < int64(len(kept)) {
+		t.Fatalf("%d bytes are alive, want %d at least", live, len(kept))
+	}
+	for _, tc := range []struct {
+		name  string
+		part  int64 // of the limit that is alive, in percent
+		fresh int
+	}{
+		{"next to nothing", 10, 0},
+		{"more than where it is eased", 65, 0},
+		{"too much", 80, 5},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if _, fresh := gate.Weigh(live/tc.part*100, 5); fresh != tc.fresh {
+				t.Errorf("collected %d times, want %d", fresh, tc.fresh)
+			}
+		})
+	}
+	runtime.KeepAlive(kept)
+}
+
+func TestNew_memoryLimit(t *testing.T) {
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(300 << 20))
+	g, err := gate.New(gate.Options{Prefix: "elan"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := g.Limit(); got != 300<<20 {
+		t.Errorf("%d bytes, want what GOMEMLIMIT gives", got)
 	}
 }
 
