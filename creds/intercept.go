@@ -44,12 +44,16 @@ func (g *Guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if err := c.allow(req); err != nil {
 		return nil, err
 	}
+	err = errPanicked // to the audit log, if the handler does not return
 	resp, err = h(inner, req)
 	if caps, ok := resp.(*repb.ServerCapabilities); ok && err == nil {
 		resp = c.id.capabilities(req, caps)
 	}
 	return resp, err
 }
+
+// errPanicked is what became of a call whose handler has not returned.
+var errPanicked = status.Error(codes.Internal, "the handler panicked")
 
 // capabilities is caps as far as the caller has the rights for it: clients that are
 // told of more stop at the refusal.
@@ -83,6 +87,7 @@ func (g *Guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	}
 	defer c.leave()
 	guarded := &guardedStream{ServerStream: ss, ctx: inner, call: &c}
+	err = errPanicked // as above
 	err = h(srv, guarded)
 	if refused := guarded.refused.Load(); refused != nil { // whatever the handler made of it
 		return *refused
