@@ -2,6 +2,7 @@ package creds_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"testing"
 
@@ -25,6 +26,25 @@ func BenchmarkGuard_Admit(b *testing.B) {
 	for b.Loop() {
 		if err := g.Admit(ctx, repb.ActionCache_GetActionResult_FullMethodName); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkGuard_Admit_forged is what it takes to refuse a token that looks good but for
+// its signature.
+func BenchmarkGuard_Admit_forged(b *testing.B) {
+	dir := b.TempDir()
+	credstest.Write(b, dir, "keys.json", newSigner(b, "one").keys())
+	with := "issuers: [{issuer: https://issuer.example, audience: [mettle], jwks_file: keys.json}]" + fmt.Sprintf(jwtIdentities, "https://issuer.example")
+	g, err := creds.New(creds.Options{Policy: credstest.Write(b, dir, "policy.yaml", with), PlaintextTokens: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs("authorization", "Bearer "+newSigner(b, "one").token(map[string]any{"groups": "build"})))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := g.Admit(ctx, repb.ActionCache_GetActionResult_FullMethodName); err == nil {
+			b.Fatal("it is taken")
 		}
 	}
 }
