@@ -39,7 +39,7 @@ func (p *patient) action(ctx context.Context) bool {
 	after := time.Now()
 	switch {
 	case err != nil && ctx.Err() != nil:
-		p.add(Failure, "an action", "no worker took it: are there any, in the pool whose properties the action asks for (--platform)?", "it was %s for %v", stages, actionTimeout)
+		p.add(Failure, "an action", "no worker took it: are there any, in the pool whose properties the action asks for (--platform)?", "it was %s for %v", stages, after.Sub(before).Round(100*time.Millisecond))
 		return false
 	case err != nil:
 		return p.fail("an action", err)

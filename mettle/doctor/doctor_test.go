@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"cloud.google.com/go/longrunning/autogen/longrunningpb"
@@ -79,6 +80,11 @@ func ran(word string, at time.Time) *repb.ExecuteResponse {
 // examine looks at our own storage with an executor, and options of the server.
 func examine(t *testing.T, answer func(word string) *repb.ExecuteResponse, opts ...grpc.ServerOption) []doctor.Finding {
 	t.Helper()
+	return examineIn(t.Context(), t, answer, opts...)
+}
+
+func examineIn(ctx context.Context, t *testing.T, answer func(word string) *repb.ExecuteResponse, opts ...grpc.ServerOption) []doctor.Finding {
+	t.Helper()
 	store, err := mem.New(mem.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +120,7 @@ func examine(t *testing.T, answer func(word string) *repb.ExecuteResponse, opts 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return doctor.Examine(t.Context(), doctor.Options{Conn: conn, Store: c, BandwidthBytes: 1 << 16, SlowCall: time.Hour, NarrowBytes: 1})
+	return doctor.Examine(ctx, doctor.Options{Conn: conn, Store: c, BandwidthBytes: 1 << 16, SlowCall: time.Hour, NarrowBytes: 1})
 }
 
 // TestExamine_noTLS: whoever calls a port with TLS without it sees no more of it than
@@ -211,6 +217,29 @@ func TestExamine(t *testing.T) {
 				}
 			}
 			t.Errorf("%q with %q is not among %+v", tc.what, tc.says, got)
+		})
+	}
+}
+
+// TestExamine_waits: an action that no worker takes is said to have waited for as long
+// as it has, also where whoever asked has had enough of it.
+func TestExamine_waits(t *testing.T) {
+	for name, tc := range map[string]struct {
+		patience time.Duration
+		want     string
+	}{
+		"to its end":  {time.Hour, "for 2m0s"},
+		"interrupted": {30 * time.Second, "for 30s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), tc.patience)
+				defer cancel()
+				got := examineIn(ctx, t, func(string) *repb.ExecuteResponse { return nil })
+				if f := got[len(got)-1]; f.What != "an action" || f.Outcome != doctor.Failure || !strings.HasSuffix(f.Found, tc.want) {
+					t.Errorf("found %+v, want a failure that ends with %q", f, tc.want)
+				}
+			})
 		})
 	}
 }
