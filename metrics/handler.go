@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +35,7 @@ type handler struct {
 	slog.Handler
 	fields  []func(context.Context) []slog.Attr
 	repeats *repeats
+	with    []string // the keys of WithAttrs
 }
 
 // Handle implements slog.Handler.
@@ -54,6 +56,9 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 		return h.Handler.Handle(ctx, r)
 	}
 	said := map[string]bool{}
+	for _, key := range h.with {
+		said[key] = true
+	}
 	r.Attrs(func(a slog.Attr) bool {
 		said[a.Key] = true
 		return true
@@ -70,12 +75,19 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 
 // WithAttrs implements slog.Handler.
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &handler{Handler: h.Handler.WithAttrs(attrs), fields: h.fields, repeats: h.repeats}
+	n := *h
+	n.Handler, n.with = h.Handler.WithAttrs(attrs), slices.Clone(h.with)
+	for _, a := range attrs {
+		n.with = append(n.with, a.Key)
+	}
+	return &n
 }
 
 // WithGroup implements slog.Handler.
 func (h *handler) WithGroup(name string) slog.Handler {
-	return &handler{Handler: h.Handler.WithGroup(name), fields: h.fields, repeats: h.repeats}
+	n := *h
+	n.Handler = h.Handler.WithGroup(name)
+	return &n
 }
 
 // repeats counts messages.

@@ -239,9 +239,10 @@ func TestNewLogger_fields(t *testing.T) {
 		t.Fatal(err)
 	}
 	log.InfoContext(t.Context(), "a")
+	log.With("operation", "said before").InfoContext(t.Context(), "c")
 	log.InfoContext(t.Context(), "b", "operation", "said")
 	log.WithGroup("g").With("k", 1).InfoContext(t.Context(), "c")
-	if got := b.String(); strings.Count(got, `operation="of the context"`) != 2 || strings.Count(got, "operation=said") != 1 {
+	if got := b.String(); strings.Count(got, `operation="of the context"`) != 2 || strings.Count(got, "operation=said") != 1 || strings.Count(got, `operation="said before"`) != 1 {
 		t.Errorf("the log is %s", got)
 	}
 }
