@@ -98,6 +98,10 @@ func (h *helper) start(spec *runner.Spec) (code int, err error) {
 	return code, err
 }
 
+// maxBusy is how often a program is tried again that somebody writes to: for two
+// seconds, since a process that is just starting on a busy machine may take some.
+const maxBusy = 35
+
 // launch is start on the thread that commands begin on.
 func (h *helper) launch(spec *runner.Spec) (c child, code int, err error) {
 	attr := &syscall.ProcAttr{
@@ -125,9 +129,10 @@ func (h *helper) launch(spec *runner.Spec) (c child, code int, err error) {
 			if err == nil {
 				return child{pid: pid, pidfd: *attr.Sys.PidFD}, 0, nil
 			}
-			if errors.Is(err, unix.ETXTBSY) && busy < 5 {
-				// Somebody else on this machine writes to the program.
-				time.Sleep(time.Millisecond << busy)
+			if errors.Is(err, unix.ETXTBSY) && busy < maxBusy {
+				// Somebody else on this machine writes to the program; or is about to
+				// become another program, and has it open from the one that wrote it.
+				time.Sleep(time.Millisecond << min(busy, 6))
 				continue
 			}
 			code, err = classify(spec, path, err)

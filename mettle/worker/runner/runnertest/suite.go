@@ -291,7 +291,8 @@ func (s Subject) freshExecutables(t *testing.T) {
 				}
 				b.Spec.Args = []string{filepath.Join(b.Seen, filepath.Base(file))}
 				if res, err := b.Run(t.Context(), b.Spec); err != nil || res.ExitCode != 0 {
-					t.Errorf("Run: exit code %d, %v", res.ExitCode, err)
+					said, _ := os.ReadFile(b.Spec.Stderr)
+					t.Errorf("Run: exit code %d, %v: %s", res.ExitCode, err, said)
 					return
 				}
 			}
