@@ -1,14 +1,12 @@
 package tracing_test
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,38 +16,21 @@ import (
 	bspb "google.golang.org/genproto/googleapis/bytestream"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/mettle-build/mettle/metrics/logtest"
 	"github.com/mettle-build/mettle/metrics/tracing"
 	"github.com/mettle-build/mettle/metrics/tracing/tracingtest"
 )
-
-// lockedBuffer is a log that is read while it is written.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
 
 // watched is a tracer with its metric and its log.
 type watched struct {
 	*tracing.Tracer
 	reg *prometheus.Registry
-	log *lockedBuffer
+	log *logtest.Buffer
 }
 
 func watch(t *testing.T, o tracing.Options) watched {
 	t.Helper()
-	w := watched{reg: prometheus.NewPedanticRegistry(), log: &lockedBuffer{}}
+	w := watched{reg: prometheus.NewPedanticRegistry(), log: &logtest.Buffer{}}
 	o.Share, o.Prefix, o.Registerer, o.Logger = 1, "test", w.reg, slog.New(slog.NewTextHandler(w.log, nil))
 	w.Tracer = newTracer(t, o)
 	return w

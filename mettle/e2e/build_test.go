@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/mettle-build/mettle/metrics/logtest"
 )
 
 // TestBazel_buildsRemotely follows a user's first hour: a build, its tests, a
@@ -148,7 +150,7 @@ func TestBazel_serverKilled(t *testing.T) {
 	defer cancel()
 	args := append(b.remote(s), "--remote_retries=30", "//slow:all")
 	cmd := b.command(ctx, "build", args...)
-	log := &logBuffer{}
+	log := &logtest.Buffer{}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -199,7 +201,7 @@ func TestDual_drains(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), bazelTimeout)
 	defer cancel()
 	cmd := b.command(ctx, "build", append(b.remote(s), "--remote_retries=10", "//drain")...)
-	log := &logBuffer{}
+	log := &logtest.Buffer{}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

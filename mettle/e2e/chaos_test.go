@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mettle-build/mettle/metrics/logtest"
 	"github.com/mettle-build/mettle/mettle/queue/pubsub/pubsubtest"
 )
 
@@ -152,7 +153,7 @@ func (c *city) build(b *bazel) <-chan bazelResult {
 	ended := make(chan bazelResult, 1) // one value, and the goroutine never waits
 	ctx, cancel := context.WithTimeout(c.t.Context(), bazelTimeout)
 	cmd := b.command(ctx, "build", append(c.remote(b), "//layers:all")...)
-	log := &logBuffer{}
+	log := &logtest.Buffer{}
 	cmd.Stdout, cmd.Stderr = log, log
 	go func() {
 		defer cancel()

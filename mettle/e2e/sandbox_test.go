@@ -1,9 +1,7 @@
 package e2e_test
 
 import (
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -143,20 +141,8 @@ func TestDual_sandbox(t *testing.T) {
 		}
 	})
 	t.Run("metric", func(t *testing.T) {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:"+strconv.Itoa(s.HTTPPort)+"/metrics", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !strings.Contains(string(text), `mettle_worker_isolation_info{isolation="namespace"} 1`) {
+		text := s.metrics(t)
+		if !strings.Contains(text, `mettle_worker_isolation_info{isolation="namespace"} 1`) {
 			t.Error("no metric says that actions are isolated")
 		}
 	})

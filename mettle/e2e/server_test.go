@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -17,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mettle-build/mettle/metrics/logtest"
 	"github.com/mettle-build/mettle/mettle/queue/pubsub/pubsubtest"
 )
 
@@ -85,7 +85,7 @@ type server struct {
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when cmd has ended
 	err    error         // how cmd ended, once exited is closed
-	log    *logBuffer
+	log    *logtest.Buffer
 }
 
 // Addr is the server's gRPC address, host:port.
@@ -116,7 +116,7 @@ func start(t *testing.T, program string, args []string) *server {
 // with the test.
 func newServer(t *testing.T, program string, args []string) *server {
 	t.Helper()
-	s := &server{t: t, program: program, says: "grpc://", Port: freePort(t), HTTPPort: freePort(t), log: &logBuffer{}}
+	s := &server{t: t, program: program, says: "grpc://", Port: freePort(t), HTTPPort: freePort(t), log: &logtest.Buffer{}}
 	s.args = append(slices.Clone(args), "--http_port="+strconv.Itoa(s.HTTPPort))
 	t.Cleanup(func() {
 		s.Kill()
@@ -240,28 +240,6 @@ func freePort(t *testing.T) int {
 		}
 	}
 }
-
-// A logBuffer is a log that several goroutines write and read.
-type logBuffer struct {
-	mu  sync.Mutex // guards buf
-	buf strings.Builder
-}
-
-// Write implements io.Writer.
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-// String is all that was written so far.
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
-var _ io.Writer = (*logBuffer)(nil)
 
 // kind says what a server is: api, worker, elan, bucket, or the broker.
 func (s *server) kind() string {

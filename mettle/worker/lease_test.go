@@ -20,6 +20,7 @@ import (
 
 	"github.com/mettle-build/mettle/elan/blob"
 	"github.com/mettle-build/mettle/elan/digest"
+	"github.com/mettle-build/mettle/metrics/logtest"
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
@@ -303,7 +304,7 @@ func TestWorker_withoutIsolation(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	var log logBuffer
+	var log logtest.Buffer
 	f := newFixture(t, isBare) // a sandbox is entered from within
 	f.opts.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	if err := os.Chmod(strings.TrimSuffix(f.dir, "/work"), 0o700); err != nil { //nolint:gosec // it is 0700

@@ -19,6 +19,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"google.golang.org/grpc/codes"
 
+	"github.com/mettle-build/mettle/metrics/logtest"
 	"github.com/mettle-build/mettle/mettle/platform"
 	"github.com/mettle-build/mettle/mettle/queue/mem"
 	"github.com/mettle-build/mettle/mettle/worker"
@@ -93,7 +94,7 @@ func TestWorker_isolation_fallsBackLoudly(t *testing.T) {
 	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil { // of this namespace
 		t.Skip(err)
 	}
-	var log logBuffer
+	var log logtest.Buffer
 	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
 		o.Isolation, o.Logger = worker.Auto, slog.New(slog.NewTextHandler(&log, nil))
 	})
@@ -167,7 +168,7 @@ func rootOfOneUser(t *testing.T) {
 	} else if err := r.Close(); err != nil {
 		t.Error(err)
 	}
-	var log logBuffer
+	var log logtest.Buffer
 	f := newFixture(t, func(o *worker.Options, _ *mem.Options) {
 		o.Isolation, o.Logger = worker.Namespaces, slog.New(slog.NewTextHandler(&log, nil))
 	})

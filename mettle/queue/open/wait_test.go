@@ -1,20 +1,19 @@
 package open_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"go.uber.org/goleak"
 
+	"github.com/mettle-build/mettle/metrics/logtest"
 	"github.com/mettle-build/mettle/mettle/queue"
 	"github.com/mettle-build/mettle/mettle/queue/open"
 	"github.com/mettle-build/mettle/mettle/queue/pubsub/pubsubtest"
@@ -47,26 +46,6 @@ func startNATS(t *testing.T, port int, users ...*server.User) (url string) {
 		t.Fatal("the broker does not start")
 	}
 	return "nats://" + s.Addr().String()
-}
-
-// A lockedBuffer is a log.
-type lockedBuffer struct {
-	mu  sync.Mutex // guards buf
-	buf bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-// String is what was written.
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 func freePort(t *testing.T) int {
@@ -118,7 +97,7 @@ func passJob(t *testing.T, q queue.Broker) {
 // wait in a call as well.
 func TestURL_Open_brokerComesLater(t *testing.T) {
 	port := freePort(t)
-	log := &lockedBuffer{}
+	log := &logtest.Buffer{}
 	u := parse(t, fmt.Sprintf("nats://127.0.0.1:%d/p", port))
 	q, err := u.Open(t.Context(), open.Options{Logger: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
