@@ -63,18 +63,7 @@ func TestMetrics(t *testing.T) {
 	} {
 		lists = append(lists, metricsOver(t, trust, urls))
 	}
-	all, err := catalog.Merge(lists...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	problems, err := catalog.Lint(all, catalog.Labels())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range problems {
-		t.Error(p)
-	}
-	catalog.Golden(t, "METRICS.md", *update, metricsIntro+catalog.Markdown(all))
+	catalog.GoldenMetrics(t, "METRICS.md", *update, metricsIntro, lists...)
 }
 
 // emptyBucket answers as a bucket that is there, and has nothing.

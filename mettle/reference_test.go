@@ -77,18 +77,7 @@ func TestMetrics(t *testing.T) {
 	for _, queue := range []string{"--queue=" + startNATS(t), "--queue=gcppubsub://project/x"} {
 		lists = append(lists, apiMetrics(t, append(trust, queue, storage)...), workerMetrics(t, queue, storage))
 	}
-	all, err := catalog.Merge(append(lists, metricsElsewhere(t))...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	problems, err := catalog.Lint(all, catalog.Labels())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range problems {
-		t.Error(p)
-	}
-	catalog.Golden(t, "METRICS.md", *update, metricsIntro+catalog.Markdown(all))
+	catalog.GoldenMetrics(t, "METRICS.md", *update, metricsIntro, append(lists, metricsElsewhere(t))...)
 }
 
 // metricsElsewhere are those of METRICS.md that a machine lacks on which no action

@@ -24,3 +24,21 @@ func Golden(t testing.TB, file string, update bool, want string) {
 		t.Errorf("%s is out of date, run this test with -update (-want +got):\n%s", file, d)
 	}
 }
+
+// GoldenMetrics lints the metrics of all lists, and compares the page that has them
+// after intro as Golden does.
+func GoldenMetrics(t testing.TB, file string, update bool, intro string, lists ...[]Metric) {
+	t.Helper()
+	all, err := Merge(lists...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems, err := Lint(all, Labels())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Error(p)
+	}
+	Golden(t, file, update, intro+Markdown(all))
+}
